@@ -1,0 +1,1 @@
+"""DVC stages, each files in → files out: samples, index, caption, embed, report."""
