@@ -1,0 +1,142 @@
+"""The student: one restoration network with distilled prompts, its weights and its model card (arXiv 2603.01725).
+
+student = Student.from_pretrained("artifacts/student")
+restored = student(lq)                                # [B, 3, H, W], float32 RGB in [0, 1]
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from huggingface_hub import ModelCard, PyTorchModelHubMixin, hf_hub_download
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from student.card import model_card
+from student.fusion import Condition
+from student.model_config import ModelConfig
+from student.nafnet import NAFNet
+from student.prompts import PromptBranch, PromptPool, Prompts
+from student.restormer import Restormer
+
+WEIGHTS = "model.safetensors"
+
+
+class Student(
+    nn.Module,
+    PyTorchModelHubMixin,
+    library_name="teachonce",
+    pipeline_tag="image-to-image",
+    tags=["image-restoration"],
+    coders={ModelConfig: (lambda config: config.model_dump(mode="json"), lambda values: ModelConfig(**values))},
+):
+    """All-in-one image restoration; see `ModelConfig` for its shapes.
+
+    `save_pretrained(DIR, model_card_kwargs={"metrics": ...})`, `from_pretrained(DIR_OR_ID)` and `push_to_hub(ID)` are
+    the Hugging Face ones: config.json, model.safetensors and README.md.
+    """
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.config = config
+        self.backbone = (Restormer if config.backbone == "restormer" else NAFNet)(config)
+        if config.has_prompts:
+            self.prompts = PromptBranch(config, self.backbone.first_channels, self.backbone.deepest_channels)
+        if config.zero_init_output:
+            for parameter in self.backbone.output.parameters():
+                nn.init.zeros_(parameter)
+
+    def forward(
+        self, lq: Tensor, prompts: Prompts | None = None, return_prompts: bool = False
+    ) -> Tensor | tuple[Tensor, Prompts]:
+        """Restore `lq` [B, 3, H, W], float RGB in [0, 1], any H, W ≥ 8. The result is not clamped.
+
+        `prompts`: use these, from `encode_prompts` (of the whole image, when `lq` is a tile of it), instead of this
+        input's own. `return_prompts`: return them too, for the losses that look at them.
+        Raises ValueError on another shape.
+        """
+        first_BHWC, height, width = self._embed(lq)
+        deepest_BHWC, skips = self.backbone.encode(first_BHWC)
+        if prompts is None:
+            prompts = self._prompts(first_BHWC, deepest_BHWC)
+        residual_BHWC = self.backbone.decode(deepest_BHWC, skips, self._conditions(prompts))
+        restored = lq + residual_BHWC.permute(0, 3, 1, 2)[..., :height, :width]
+        return (restored, prompts) if return_prompts else restored
+
+    def encode_prompts(self, lq: Tensor) -> Prompts:
+        """The prompts of `lq` [B, 3, H, W] without restoring it: the encoder runs, the decoder does not.
+
+        The queries see average-pooled features, so a downscaled copy of a very large image gives similar prompts for
+        less memory.
+        """
+        first_BHWC, _, _ = self._embed(lq)
+        return self._prompts(first_BHWC, self.backbone.encode(first_BHWC)[0])
+
+    def pools(self) -> dict[str, PromptPool]:
+        """The pools that are on, by name: "task", "domain"."""
+        if not self.config.has_prompts:
+            return {}
+        pools = {"task": self.prompts.task_pool, "domain": self.prompts.domain_pool}
+        return {name: pool for name, pool in pools.items() if pool is not None}
+
+    def init_domain_pool(self, centroids_ND: Tensor) -> None:
+        """Start the domain pool at `centroids_ND` (`student.kmeans.kmeans` of the release's embeddings)."""
+        if not self.config.domain_pool:
+            raise ValueError("model.domain_pool is off: there is no domain pool to start from centroids")
+        self.prompts.domain_pool.start_from(torch.as_tensor(centroids_ND))
+
+    def _embed(self, lq: Tensor) -> tuple[Tensor, int, int]:
+        if lq.ndim != 4 or lq.shape[1] != 3 or min(lq.shape[2:]) < 8:
+            raise ValueError(f"the input must be [B, 3, H, W] with H and W of at least 8, not {list(lq.shape)}")
+        height, width = lq.shape[2:]
+        stride = self.config.stride
+        padded = F.pad(lq, (0, -width % stride, 0, -height % stride))
+        return self.backbone.embed(padded.permute(0, 2, 3, 1).contiguous()), height, width
+
+    def _prompts(self, first_BHWC: Tensor, deepest_BHWC: Tensor) -> Prompts:
+        if not self.config.has_prompts:
+            return Prompts(None, None, None)
+        return self.prompts(first_BHWC.permute(0, 3, 1, 2), deepest_BHWC.permute(0, 3, 1, 2))
+
+    def _conditions(self, prompts: Prompts) -> list[Condition]:
+        blocks = self.backbone.prompted_blocks()
+        if not self.config.has_prompts:
+            return [()] * len(blocks)
+        with torch.autocast(prompts.fused.device.type, enabled=False):  # for the reason given in PromptBranch
+            inputs = self.prompts.tokens(prompts) if self.config.fusion == "tokens" else (prompts.fused,)
+            return [block.fusion.prepare(*inputs) for block in blocks]
+
+    def generate_model_card(self, metrics: dict[str, Any] | None = None, **details: Any) -> ModelCard:
+        """The README.md of `save_pretrained`; `metrics` as in artifacts/metrics.json, `details` as extra rows."""
+        parameters = sum(p.numel() for p in self.parameters())
+        return ModelCard(model_card(self.config, parameters, metrics, details))
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        # A reader never sees half a file: write beside it, flush to disk, then rename.
+        temporary = save_directory / f".{WEIGHTS}.{os.getpid()}"
+        with open(temporary, "wb") as file:
+            file.write(save({name: tensor.contiguous() for name, tensor in self.state_dict().items()}))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, save_directory / WEIGHTS)
+
+    @classmethod
+    def _from_pretrained(
+        cls, *, model_id: str, revision: str | None, map_location: str = "cpu", strict: bool = True, **options: Any
+    ) -> "Student":
+        hub = {name: options.pop(name) for name in ("cache_dir", "force_download", "local_files_only", "token")}
+        config = options.pop("config", None)
+        if config is None:
+            raise FileNotFoundError(f"{model_id}: no config.json there; is it a folder made by save_pretrained?")
+        if os.path.isdir(model_id):
+            file = os.path.join(model_id, WEIGHTS)
+            if not os.path.isfile(file):
+                raise FileNotFoundError(f"{file}: no such file; is {model_id} a folder made by save_pretrained?")
+        else:
+            file = hf_hub_download(model_id, WEIGHTS, revision=revision, **hub)
+        student = cls(config)
+        # Strict, unlike the mixin's default, which would leave random weights where a name is missing.
+        student.load_state_dict(load_file(file, device=map_location), strict=strict)
+        return student.to(map_location).eval()
