@@ -1,0 +1,41 @@
+"""Parameters of `student.eval`: the section `eval` of params.yaml."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from student.config import Section
+
+
+class EvalConfig(Section):
+    """What is measured, with which variant of the metrics, and what is drawn."""
+
+    model: str | None = None
+    """What is measured: a model directory or hub id, or "input" for the degraded input itself; null: paths.student."""
+
+    split: str = "val"
+    """Split of the index: val for the samples, test for the recipes of the paper."""
+
+    tasks: list[str] | None = None
+    """Only these tasks; null: every task that the index has in this split."""
+
+    variant: Literal["basicsr", "basicsr_y", "promptir"] = "basicsr"
+    """How PSNR and SSIM are computed (student/metrics.py): basicsr for the multi-domain tables, promptir for 3T and 5T."""
+
+    crop_border: int = Field(0, ge=0)
+    """Pixels left out at every side before comparing; the multi-domain tables leave out none."""
+
+    extra_metrics: list[str] = []
+    """Further metrics by name, through torchmetrics: lpips, dists, ms_ssim, vif, sam, uqi, ergas."""
+
+    setting: str | None = None
+    """Setting of the paper whose numbers stand beside ours: md-6t, md-7t, md-8t, md-9t, natural-3t, natural-5t, cdd11."""
+
+    tile: Literal["off", "auto"] | int = "off"
+    """Tiles for images too large for the memory, as student.restore takes them. Off: the whole image, as papers do."""
+
+    panels: bool = True
+    """Draw before | after | gt panels with error maps for the best, the median and the worst image of every task."""
+
+    resume: bool = True
+    """Keep per-image results of the same model, inputs and metrics from an earlier run that was stopped."""
