@@ -7,9 +7,9 @@ permutation, and a 3×3 convolution sees the same memory as an ordinary channels
 """
 
 import torch
-import torch.utils.checkpoint
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint as recompute
 
 from student.fusion import Condition, GatedFusion
 
@@ -133,9 +133,7 @@ def run_blocks(blocks: nn.ModuleList, x_BHWC: Tensor, conditions: list[Condition
     for block, condition in zip(blocks, conditions, strict=True):
         if checkpoint and torch.is_grad_enabled():
             # Blocks draw no random numbers, so there is no generator state to keep.
-            x_BHWC = torch.utils.checkpoint.checkpoint(
-                block, x_BHWC, *condition, use_reentrant=False, preserve_rng_state=False
-            )
+            x_BHWC = recompute(block, x_BHWC, *condition, use_reentrant=False, preserve_rng_state=False)
         else:
             x_BHWC = block(x_BHWC, *condition)
     return x_BHWC

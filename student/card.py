@@ -26,10 +26,9 @@ def model_card(config: ModelConfig, parameters: int, metrics: dict[str, Any] | N
         "",
         "# An all-in-one image restoration student",
         "",
-        "One network for several kinds of degradation and several domains. A vision-language teacher described the clean",
-        "training images once; its descriptions were distilled into this network's prompts "
-        "(DATPRL-IR, arXiv 2603.01725).",
-        "No language model is needed to use it.",
+        "One network for several kinds of degradation and several domains. A vision-language teacher described the",
+        "clean training images once; its descriptions were distilled into this network's prompts",
+        "(DATPRL-IR, arXiv 2603.01725). No language model is needed to use it.",
         "",
         "```python",
         "from student.model import Student",

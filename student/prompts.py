@@ -145,8 +145,8 @@ class PromptBranch(nn.Module):
 
     def forward(self, first: Tensor, deepest: Tensor) -> Prompts:
         """`first` [B, C, H, W]: the first convolution's features; `deepest`: those after the last downsampling."""
-        # Under autocast this branch stays in the parameters' fp32: near-equal similarities must not tie in half precision, or the choice of prompts would depend on
-        # the precision. It is a few vectors an image, so this costs nothing.
+        # Under autocast this branch stays in the parameters' fp32: near-equal similarities must not tie in half
+        # precision, or the choice of prompts would depend on it. It is a few vectors an image and costs nothing.
         dtype = next(self.parameters()).dtype
         task = domain = None
         with torch.autocast(first.device.type, enabled=False):

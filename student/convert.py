@@ -1,0 +1,137 @@
+"""Import a published DATPRL-IR checkpoint, or write ours in the published layout.
+
+    python -m student.convert net_g_latest.pth students/md-6t
+    python -m student.convert net_g_latest.pth students/mine --task-top-k 4 --domain-top-k 6
+    python -m student.convert students/md-6t net_g_ours.pth --to-published
+
+The configuration is read from the tensors' names and shapes; top-k leaves no trace there, so name it if it is not the
+published one. Only tensors are loaded: a checkpoint with pickled code in it is refused.
+"""
+
+import argparse
+import hashlib
+import os
+import pickle
+import sys
+import zipfile
+from pathlib import Path
+
+from pydantic import ValidationError
+
+
+class ConvertError(ValueError):
+    """The conversion is not possible; the message names the file, the reason and the remedy."""
+
+
+def load_published(file: Path) -> dict:
+    """The tensors of a `.pth`: its `params_ema`, else `params`, else `state_dict` (prefix `net.` removed), else itself.
+
+    Raises ConvertError for a missing file, pickled code, or anything that is no mapping of names to tensors.
+    """
+    import torch
+
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise ConvertError(f"{file}: no such file") from None
+    except (pickle.UnpicklingError, AttributeError) as error:
+        raise ConvertError(
+            f"{file}: refused, since it holds Python objects besides tensors and loading those could run code. "
+            "If you trust it, load it where it was made and save its state_dict alone. "
+            f"({str(error).splitlines()[0]})"
+        ) from None
+    except (OSError, EOFError, RuntimeError, ValueError, zipfile.BadZipFile) as error:
+        raise ConvertError(f"{file}: is no readable PyTorch checkpoint ({str(error).splitlines()[0]})") from None
+    for key in ("params_ema", "params", "state_dict"):
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+            break
+    if not isinstance(content, dict) or not content or not all(torch.is_tensor(t) for t in content.values()):
+        raise ConvertError(f"{file}: has no tensors under params_ema, params or state_dict, nor at its top")
+    for prefix in ("module.", "net."):
+        if all(name.startswith(prefix) for name in content):
+            content = {name.removeprefix(prefix): tensor for name, tensor in content.items()}
+    return content
+
+
+def import_published(file: Path, task_top_k: int | None = None, domain_top_k: int | None = None):
+    """A published checkpoint as a `Student` in eval mode, and the names of the dead tensors left out.
+
+    Raises ConvertError, naming the tensors, for anything that is not exactly a published layout.
+    """
+    import torch
+
+    from student.model import Student
+    from student.published import NotPublished, from_published, infer_config
+
+    theirs = load_published(file)
+    try:
+        config = infer_config(theirs, task_top_k, domain_top_k)
+        with torch.device("meta"):
+            student = Student(config)
+        weights, dead = from_published(theirs, {n: t.shape for n, t in student.state_dict().items()}, config)
+    except ValidationError as error:
+        reasons = "; ".join(f"{'.'.join(map(str, e['loc']))} {e['msg']}".strip() for e in error.errors())
+        raise ConvertError(f"{file}: {reasons} (name top-k with --task-top-k and --domain-top-k)") from None
+    except NotPublished as error:
+        raise ConvertError(f"{file}: {error}") from None
+    weights = {name: tensor.float() for name, tensor in weights.items()}
+    student.load_state_dict(weights, assign=True)
+    return student.requires_grad_(True).eval(), dead
+
+
+def export_published(folder: Path, file: Path) -> int:
+    """Write the student in `folder` as `{"params": ...}` in the published layout; returns the number of tensors."""
+    import torch
+
+    from student.model import Student
+    from student.published import NotPublished, to_published
+
+    try:
+        student = Student.from_pretrained(str(folder))
+        theirs = to_published(student.state_dict(), student.config)
+    except (NotPublished, FileNotFoundError) as error:
+        raise ConvertError(f"{folder}: {error}") from None
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_name(f".{file.name}.{os.getpid()}")
+    with open(temporary, "wb") as stream:
+        torch.save({"params": theirs}, stream)
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.replace(temporary, file)
+    return len(theirs)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m student.convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("source", type=Path, help="published .pth, or with --to-published a folder of ours")
+    parser.add_argument("target", type=Path, help="folder to create, or with --to-published the .pth to write")
+    parser.add_argument("--task-top-k", type=int, metavar="K", help="default: 3")
+    parser.add_argument("--domain-top-k", type=int, metavar="K", help="default: 5 (Restormer), 3 (NAFNet)")
+    parser.add_argument("--to-published", action="store_true", help="convert ours to the published layout")
+    options = parser.parse_args(arguments)
+    try:
+        if options.target.exists() and (options.target.is_file() or any(options.target.iterdir())):
+            raise ConvertError(f"{options.target}: exists already; choose another target or remove it")
+        if options.to_published:
+            count = export_published(options.source, options.target)
+            print(f"{options.target}: {count} tensors in the published layout, the dead ones as zeros")
+            return
+        student, dead = import_published(options.source, options.task_top_k, options.domain_top_k)
+        digest = hashlib.sha256(options.source.read_bytes()).hexdigest()
+        details = {"Imported from": f"`{options.source.name}` (sha256 `{digest}`)"}
+        student.save_pretrained(options.target, model_card_kwargs=details)
+        parameters = sum(p.numel() for p in student.parameters())
+        for name in dead:
+            print(f"left out, since it cannot change the output: {name}")
+        config = student.config
+        top_k = ", ".join(f"{name} top-{pool.top_k} of {len(pool.keys_ND)}" for name, pool in student.pools().items())
+        print(f"{options.target}: {parameters / 1e6:.2f} M parameters, {config.backbone}, {config.fusion}, {top_k}")
+    except ConvertError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()
