@@ -21,10 +21,10 @@ class Shape:
     vision_width: int = 128
     vision_layers: int = 4
     text_width: int = 128
-    text_layers: int = 3
+    text_layers: int = 2
     text_mlp: int = 256
     heads: int = 4
-    vocabulary: int = 512
+    vocabulary: int = 576
 
 
 def build_processor(shape: Shape, corpus: Iterable[str]):
