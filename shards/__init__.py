@@ -1,0 +1,19 @@
+"""Caption releases: image captions and their embeddings, keyed by the sha256 of the image file.
+
+Needs numpy and pyarrow, nothing else. The format is described in shards/README.md.
+"""
+
+from shards.reader import Release, open_release
+from shards.schema import FORMAT_VERSION, DamagedRelease, ReleaseConflict, ReleaseError, UnknownImage
+from shards.writer import write_release
+
+__all__ = [
+    "FORMAT_VERSION",
+    "DamagedRelease",
+    "Release",
+    "ReleaseConflict",
+    "ReleaseError",
+    "UnknownImage",
+    "open_release",
+    "write_release",
+]

@@ -1,0 +1,274 @@
+"""Write a release: any order in, one order out, bounded memory, and the folder changes in one step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from shards import manifest as manifests
+from shards.card import Statistics, card
+from shards.external_sort import ExternalSort
+from shards.index import IndexWriter, find, words_of
+from shards.rows import alias_tables, as_vectors, feature_tables
+from shards.schema import (
+    ALIAS_SCHEMA,
+    ALIASES,
+    CARD,
+    FORMAT_VERSION,
+    INDEX,
+    MANIFEST,
+    PART,
+    SHA256,
+    ReleaseError,
+    canonical_json,
+    feature_schema,
+    group_rows,
+    sha256_json,
+)
+from shards.staging import staged
+
+
+def write_release(
+    out_dir: str | Path,
+    rows: Iterable,
+    aliases: Iterable,
+    *,
+    teacher: Mapping,
+    embedder: Mapping,
+    fingerprints: Mapping[str, str],
+    teacher_fingerprint: str,
+    dim: int,
+    apart: Sequence[str] = (),
+    extra_stats: Mapping | None = None,
+    part_bytes: int = 128 << 20,
+    memory_bytes: int = 256 << 20,
+    created_by: str = "teachonce",
+    progress: Callable[[int], object] | None = None,
+) -> dict:
+    """Write a sealed release to `out_dir` and return its manifest.
+
+    rows: in any order, read once: mappings `{image_sha256, width, height, captions: [{perspective, text, n_tokens,
+        finish_reason}], embedding: float [dim]}` (plus `embeddings: {perspective: float [dim]}` where `apart` names
+        perspectives), or pyarrow tables and record batches with those columns (`embedding_<perspective>` for the
+        ones apart). Vectors are normalised to unit length and stored as float16. Equal rows are written once.
+    aliases: (path, dataset, domain, image_sha256) tuples, mappings or tables; those of images that have no row are
+        left out and counted in the manifest as `aliases_without_row`.
+    teacher, embedder: JSON objects that identify the models. `embedder["fingerprint"]`, where given, is the identity
+        of the vectors; without it the sha256 over `teacher_fingerprint` and the whole `embedder` serves.
+    fingerprints: perspective → fingerprint of its captions; teacher_fingerprint: the one over all of them.
+    extra_stats: JSON object, kept in `manifest["stats"]["extra"]` and shown in the dataset card.
+    part_bytes: a part is closed once it has grown to this size. memory_bytes: rows held before a run goes to disk.
+    progress: called with the number of rows after each block that has been written.
+
+    Equal content gives equal bytes in every file, whatever the order of the input and `memory_bytes` (for one
+    version of pyarrow, whose name is in every parquet footer). The folder is replaced in one step at the end: a crash
+    leaves the old release or the new one. Raises ReleaseError (bad input, or `out_dir` holds something else) and
+    ReleaseConflict (one image, two contents).
+    """
+    out_dir, apart = Path(out_dir), sorted(apart)
+    _check_identity(fingerprints, teacher_fingerprint, dim, apart)
+    identity = {
+        "format_version": FORMAT_VERSION,
+        "teacher_fingerprint": teacher_fingerprint,
+        "embedding_fingerprint": embedding_fingerprint(teacher_fingerprint, embedder),
+        "fingerprints": dict(fingerprints),
+        "dim": dim,
+    }
+    with staged(out_dir) as folder:
+        spill = folder / "spill"
+        spill.mkdir()
+        sorter = ExternalSort(spill, "image_sha256", memory_bytes)
+        for table in feature_tables(rows, dim, list(fingerprints), apart):
+            sorter.add(table)
+        statistics = Statistics()
+        index = IndexWriter(spill / "index.bin")
+        parts = _write_parts(folder, sorter, identity, apart, part_bytes, statistics, index, progress)
+        if not parts:
+            raise ReleaseError(f"{out_dir}: no rows to write; a release needs at least one embedded image")
+        rows_index = index.finish(folder / INDEX)
+        n_aliases, without_row = _write_aliases(folder, spill, aliases, identity, rows_index, memory_bytes, statistics)
+        del rows_index
+        manifest = {
+            **identity,
+            "created_by": created_by,
+            "teacher": dict(teacher),
+            "embedder": dict(embedder),
+            "apart": apart,
+            "group_rows": group_rows(dim, apart),
+            "rows": sum(part["rows"] for part in parts),
+            "aliases": n_aliases,
+            "aliases_without_row": without_row,
+            "stats": {**statistics.summary(), "extra": dict(extra_stats or {})},
+            "parts": parts,
+        }
+        (folder / CARD).write_text(card(manifest), encoding="utf-8")
+        manifest["files"] = [_file(folder / name) for name in (ALIASES, INDEX, CARD)]
+        for leftover in spill.iterdir():
+            leftover.unlink()
+        spill.rmdir()
+        (folder / MANIFEST).write_bytes(manifests.dump(manifest))
+        sealed = manifests.load(folder / MANIFEST)
+    return sealed
+
+
+def embedding_fingerprint(teacher_fingerprint: str, embedder: Mapping) -> str:
+    return embedder.get("fingerprint") or sha256_json({"teacher": teacher_fingerprint, "embedder": dict(embedder)})
+
+
+def _check_identity(fingerprints: Mapping[str, str], teacher_fingerprint: str, dim: int, apart: Sequence[str]) -> None:
+    if not fingerprints:
+        raise ReleaseError("fingerprints: empty; name every perspective and the fingerprint of its captions")
+    for key, value in {**fingerprints, "teacher_fingerprint": teacher_fingerprint}.items():
+        if not SHA256.fullmatch(value):
+            raise ReleaseError(f"fingerprint of {key}: {value!r} is not a sha256 in lower-case hexadecimal")
+    unknown = [perspective for perspective in apart if perspective not in fingerprints]
+    if unknown:
+        raise ReleaseError(f"apart: perspective {unknown[0]!r} has no fingerprint; known: {sorted(fingerprints)}")
+    if dim < 1:
+        raise ReleaseError(f"dim={dim}: an embedding has at least one number")
+
+
+def _file(path: Path) -> dict:
+    return {"file": path.name, "bytes": path.stat().st_size, "sha256": manifests.file_sha256(path)}
+
+
+def _footer(identity: dict) -> dict[str, str]:
+    return {f"teachonce.{k}": v if isinstance(v, str) else canonical_json(v).decode() for k, v in identity.items()}
+
+
+def _write_parts(folder, sorter, identity, apart, part_bytes, statistics, index, progress) -> list[dict]:
+    """Row groups of exactly `group_rows` rows; only the last of the release is shorter, so parts depend on content."""
+    dim = identity["dim"]
+    schema = feature_schema(dim, apart).with_metadata(_footer(identity))
+    parts: list[dict] = []
+    part: _Part | None = None
+    written = 0
+    for group in _regroup(sorter.blocks(), group_rows(dim, apart)):
+        part = part or _Part(folder / PART.format(len(parts)), schema)
+        index.add(words_of(group.column("image_sha256")))
+        statistics.add_rows(group)
+        written += len(group)
+        if part.add(group) >= part_bytes:
+            parts.append(part.close())
+            part = None
+        if progress:
+            progress(written)
+    if part:
+        parts.append(part.close())
+    return parts
+
+
+def _regroup(blocks: Iterable[pa.Table], rows: int) -> Iterator[pa.Table]:
+    """Tables of any length → tables of exactly `rows` rows (and one rest)."""
+    held, n = [], 0
+    for block in blocks:
+        held.append(block)
+        n += len(block)
+        if n >= rows:
+            table = pa.concat_tables(held)
+            whole = n // rows * rows
+            for start in range(0, whole, rows):
+                yield table.slice(start, rows).combine_chunks()
+            held, n = [table.slice(whole)], n - whole
+    if n:
+        yield pa.concat_tables(held).combine_chunks()
+
+
+class _Part:
+    """One features-*.parquet under construction."""
+
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
+        self.path, self.schema = path, schema
+        self.sink = pa.OSFile(str(path), "wb")
+        vectors = [name for name in schema.names if name.startswith("embedding")]
+        text = [
+            "image_sha256",
+            "width",
+            "height",
+            *(f"captions.list.element.{f.name}" for f in schema.field("captions").type.value_type),
+        ]
+        self.writer = pq.ParquetWriter(
+            self.sink,
+            schema,
+            # Embeddings do not compress (zstd gains 6 % on float16) and stay plain, so that readers map them.
+            compression={**dict.fromkeys(text, "zstd"), **{f"{name}.list.element": "none" for name in vectors}},
+            use_dictionary=["captions.list.element.perspective", "captions.list.element.finish_reason"],
+            write_statistics=["image_sha256", "width", "height"],
+            write_page_checksum=True,
+            data_page_size=1 << 30,
+            data_page_version="1.0",
+        )
+        self.rows, self.first, self.last = 0, "", ""
+
+    def add(self, group: pa.Table) -> int:
+        """Write one row group; returns the file's size so far."""
+        columns = [
+            as_vectors(column.chunk(0), field.type) if field.name.startswith("embedding") else column.chunk(0)
+            for field, column in zip(self.schema, group.columns, strict=True)
+        ]
+        self.writer.write_table(pa.Table.from_arrays(columns, schema=self.schema), row_group_size=len(group))
+        self.first = self.first or columns[0][0].as_py()
+        self.last = columns[0][-1].as_py()
+        self.rows += len(group)
+        return self.sink.tell()
+
+    def close(self) -> dict:
+        self.writer.close()
+        self.sink.close()
+        described = {"rows": self.rows, "first": self.first, "last": self.last, "vectors": vector_offsets(self.path)}
+        return {**_file(self.path), **described}
+
+
+def vector_offsets(path: Path) -> dict[str, list[int]]:
+    """Vector column → first byte of the vectors in every row group, read from the parquet footer.
+
+    A column of a row group is one page, plain and uncompressed, whose values come last: they end where the column
+    chunk ends. Raises ReleaseError where the file is not laid out so.
+    """
+    footer = pq.read_metadata(path)
+    offsets: dict[str, list[int]] = {}
+    for g in range(footer.num_row_groups):
+        group = footer.row_group(g)
+        for c in range(group.num_columns):
+            column = group.column(c)
+            name, _, rest = column.path_in_schema.partition(".")
+            if not (name.startswith("embedding") and rest):
+                continue
+            if column.compression != "UNCOMPRESSED" or column.has_dictionary_page:
+                raise ReleaseError(f"{path}: {name} is compressed or dictionary-encoded; format 1 stores it plain")
+            end = column.data_page_offset + column.total_compressed_size
+            offsets.setdefault(name, []).append(end - 2 * column.num_values)
+    return offsets
+
+
+def _write_aliases(
+    folder, spill, aliases, identity, rows_index: np.ndarray, memory_bytes, statistics
+) -> tuple[int, int]:
+    """Sorted, each once, only those whose image has a row. Returns (written, left out)."""
+    sorter = ExternalSort(spill, "key", memory_bytes)
+    (spill / "aliases").mkdir()
+    sorter.folder = spill / "aliases"
+    for table in alias_tables(aliases):
+        key = pc.binary_join_element_wise(
+            *(table.column(n) for n in ("image_sha256", "dataset", "path", "domain")), "\0"
+        )
+        sorter.add(table.append_column("key", key))
+    schema = ALIAS_SCHEMA.with_metadata(_footer(identity))
+    written = left_out = 0
+    with pq.ParquetWriter(folder / ALIASES, schema, compression="zstd", write_page_checksum=True) as writer:
+        for table in _regroup(sorter.blocks(), 65536):
+            _, found = find(rows_index, words_of(table.column("image_sha256")))
+            left_out += len(table) - int(found.sum())
+            table = table.drop_columns("key").filter(pa.array(found)).cast(schema)
+            statistics.add_aliases(table)
+            writer.write_table(table)
+            written += len(table)
+    for leftover in sorter.folder.iterdir():
+        leftover.unlink()
+    sorter.folder.rmdir()
+    return written, left_out
