@@ -47,7 +47,11 @@ def _sentence_traits(source: Source, config: dict, modules: list[dict]) -> dict:
         settings = _read_json(source, f"{module['path']}/config.json") if module["path"] else None
         kind = module["type"].rsplit(".", 1)[-1]
         if kind == "Pooling":
-            modes = (key.removeprefix("pooling_mode_") for key, on in sorted(settings.items()) if on is True)
+            modes = (
+                key.removeprefix("pooling_mode_")
+                for key, on in sorted(settings.items())
+                if on is True and "mode" in key
+            )
             pooling = settings.get("pooling_mode") or "+".join(modes)
             dim = settings.get("word_embedding_dimension", settings.get("embedding_dimension", dim))
         elif kind == "Dense":
