@@ -120,9 +120,12 @@ class Captioner:
                 if not _out_of_memory(error):
                     results += self._one_by_one(chunk, perspectives, error)
                 elif len(chunk) > 1:
-                    self.batch_size = len(chunk) // 2  # remembered: later batches start from what fits
+                    self.batch_size = (len(chunk) + 1) // 2  # remembered: later batches start from what fits
                 else:
-                    raise
+                    raise MemoryError(
+                        "out of memory with one image at a time: ask fewer perspectives at once, choose "
+                        "quantization nf4, or free the device"
+                    ) from error
             if torch.cuda.is_available() and len(chunk) > self.batch_size:
                 torch.cuda.empty_cache()
         return results

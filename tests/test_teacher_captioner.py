@@ -1,0 +1,161 @@
+"""Sharing the prefix changes nothing but the time; a failure costs only the image that caused it."""
+
+import pytest
+import torch
+from random_llava import QUESTIONS, random_pictures, save_random_llava, separate_call
+
+from teacher.captioner import Captioner, CaptionFailure
+from teacher.prefix import shared_prefix
+
+MID_SIZE = {"vision_width": 128, "vision_layers": 2, "text_width": 256, "text_layers": 4, "text_mlp": 512, "heads": 8}
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    return save_random_llava(tmp_path_factory.mktemp("llava"))
+
+
+def captioner_of(checkpoint, perspectives=QUESTIONS, quantization="none", max_new_tokens=10, **options):
+    options = {"dtype": "float32", "device": "cpu", "batch_size": 3, **options}
+    return Captioner(
+        checkpoint,
+        perspectives=perspectives,
+        quantization=quantization,
+        max_new_tokens=max_new_tokens,
+        **options,
+    )
+
+
+def assert_equal_to_separate_calls(captioner, images, max_new_tokens=10):
+    prompts = {name: QUESTIONS[name] for name in captioner.answer.ids}
+    results = captioner.caption(images)
+    seen = set()
+    for image, result in zip(images, results, strict=True):
+        assert list(result) == list(prompts)
+        for name, prompt in prompts.items():
+            tokens = separate_call(captioner, image, prompt, max_new_tokens)
+            assert result[name] == captioner.answer._caption(tokens)
+            seen.add(tuple(tokens))
+    assert len(seen) >= len(images)  # else equality would be cheap
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_equal_tokens_for_any_number_of_questions_and_a_last_partial_batch(checkpoint, number):
+    captioner = captioner_of(checkpoint, dict(list(QUESTIONS.items())[:number]))
+    assert_equal_to_separate_calls(captioner, random_pictures(4))
+
+
+def test_equal_tokens_in_nf4(checkpoint):
+    assert_equal_to_separate_calls(captioner_of(checkpoint, quantization="nf4"), random_pictures(3))
+
+
+def test_equal_tokens_on_a_mid_size_model(tmp_path):
+    directory = save_random_llava(tmp_path, gain=3.0, **MID_SIZE)
+    assert_equal_to_separate_calls(captioner_of(directory, max_new_tokens=8), random_pictures(2), max_new_tokens=8)
+
+
+def test_a_batch_of_one_equals_a_batch_of_many(checkpoint):
+    images = random_pictures(5)
+    assert captioner_of(checkpoint, batch_size=1).caption(images) == captioner_of(checkpoint, batch_size=5).caption(
+        images
+    )
+
+
+def test_some_perspectives_alone_equal_all_of_them(checkpoint):
+    captioner, images = captioner_of(checkpoint), random_pictures(2)
+    everything = captioner.caption(images)
+    for result, whole in zip(captioner.caption(images, ["viewpoint", "content"]), everything, strict=True):
+        assert result == {name: whole[name] for name in ("viewpoint", "content")}
+
+
+def test_finish_reason_tells_a_cut_caption_from_an_ended_one(checkpoint):
+    captioner = captioner_of(checkpoint)
+    full = captioner.caption(random_pictures(1))[0]["content"]
+    assert (full.n_tokens, full.finish_reason) == (10, "length")
+    tokens = separate_call(captioner, random_pictures(1)[0], QUESTIONS["content"], 10)
+    captioner.answer.end_ids = {tokens[4]}
+    ended = captioner.answer._caption(tokens)
+    assert (ended.n_tokens, ended.finish_reason) == (tokens.index(tokens[4]), "stop")
+    assert (
+        ended.text == captioner.processor.tokenizer.decode(tokens[: ended.n_tokens], skip_special_tokens=True).strip()
+    )
+
+
+class Fragile:
+    """The real generator, except that it runs out of memory above `limit` images and fails on one picture."""
+
+    def __init__(self, answer, limit=99, poison=None, message="bad kernel"):
+        self.answer, self.limit, self.poison, self.message, self.sizes = answer, limit, poison, message, []
+        self.statistics = answer.statistics
+
+    def __call__(self, pixels, names=None):
+        self.sizes.append(len(pixels))
+        if len(pixels) > self.limit:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        if self.poison is not None and any(torch.equal(image, self.poison) for image in pixels):
+            raise RuntimeError(self.message)
+        return self.answer(pixels, names)
+
+
+def test_out_of_memory_halves_the_batch_and_remembers(checkpoint):
+    captioner, images = captioner_of(checkpoint, batch_size=8), random_pictures(7)
+    expected = captioner.caption(images)
+    captioner.answer = Fragile(captioner.answer, limit=2)
+    assert captioner.caption(images) == expected
+    assert captioner.answer.sizes == [7, 4, 2, 2, 2, 1]
+    assert captioner.batch_size == 2
+
+
+def test_one_image_too_large_for_the_memory_says_what_to_do(checkpoint):
+    captioner = captioner_of(checkpoint)
+    captioner.answer = Fragile(captioner.answer, limit=0)
+    with pytest.raises(MemoryError, match="one image at a time.*quantization"):
+        captioner.caption(random_pictures(2))
+
+
+def test_one_bad_image_costs_only_itself(checkpoint):
+    captioner, images = captioner_of(checkpoint), random_pictures(3)
+    expected = captioner.caption(images)
+    captioner.answer = Fragile(captioner.answer, poison=captioner.preprocess(images[1]))
+    results = captioner.caption(images)
+    assert results[1] == CaptionFailure("RuntimeError: bad kernel")
+    assert [results[0], results[2]] == [expected[0], expected[2]]
+
+
+def test_a_model_that_fails_on_every_image_raises_instead_of_writing_failures(checkpoint):
+    captioner = captioner_of(checkpoint)
+    captioner.answer = Fragile(captioner.answer, poison=captioner.preprocess(random_pictures(1)[0]))
+    with pytest.raises(RuntimeError, match="bad kernel"):
+        captioner.caption(random_pictures(1) * 3)
+
+
+def test_a_strip_is_shrunk_before_it_is_padded_to_a_square(checkpoint):
+    strip = random_pictures(1)[0].resize((60_000, 2))
+    assert captioner_of(checkpoint).preprocess(strip).shape == (3, 32, 32)
+
+
+def test_padding_shows_what_a_crop_cuts_off(checkpoint):
+    wide = random_pictures(1)[0].resize((96, 32))
+    changed = wide.copy()
+    changed.paste((255, 0, 0), (0, 0, 16, 32))  # outside the central square
+    square, crop = (captioner_of(checkpoint, padding=padding).preprocess for padding in ("square", "crop"))
+    assert not torch.equal(square(wide), square(changed))
+    assert torch.equal(crop(wide), crop(changed))
+
+
+def test_statistics_count_tokens_and_waste(checkpoint):
+    captioner = captioner_of(checkpoint, batch_size=2)
+    captions = [caption for result in captioner.caption(random_pictures(3)) for caption in result.values()]
+    counts = captioner.statistics
+    assert (counts.images, counts.captions) == (3, 9)
+    assert counts.tokens == sum(caption.n_tokens + (caption.finish_reason == "stop") for caption in captions)
+    lengths = [len(ids) for ids in captioner.answer.ids.values()]
+    assert counts.wasted_prompt_tokens == 3 * sum(max(lengths) - length for length in lengths)
+    prefix = shared_prefix(list(captioner.answer.ids.values()))
+    assert counts.prompt_tokens == 3 * (prefix + sum(length - prefix for length in lengths))
+    assert all(seconds > 0 for seconds in counts.seconds.values())
+
+
+@pytest.mark.parametrize("sequences, length", [([[1, 2, 3], [1, 2, 4]], 2), ([[1, 2], [1, 2, 3]], 1), ([[5, 6]], 1)])
+def test_the_shared_prefix_leaves_every_question_a_token(sequences, length):
+    assert shared_prefix(sequences) == length
