@@ -26,7 +26,7 @@ class ModelConfig(Section):
     """Blocks per level; its length sets the number of downsamplings. They see no prompt."""
     latent_blocks: PositiveInt = 8
     """Blocks at the lowest resolution."""
-    decoder_blocks: Blocks = (4, 6, 6)
+    decoder_blocks: Blocks = (6, 6, 4)
     """Blocks per level, finest first, like `encoder_blocks`."""
     refinement_blocks: Annotated[int, Field(ge=0)] = 4
     """Restormer's extra blocks at full resolution. NAFNet has none: set 0."""
