@@ -87,6 +87,8 @@ class TrainConfig(Section):
     """Steps between validations; 0 turns them off."""
     val_images: Annotated[int, Field(ge=0)] = 8
     """Validation images per dataset; 0 takes all."""
+    val_crop: PositiveInt = 512
+    """Validation inside training sees at most this many pixels a side, from the middle."""
     log_every: PositiveInt = 100
     max_bad_steps: PositiveInt = 10
     """Consecutive steps with a non-finite loss or gradient, each of them skipped, after which training stops."""
@@ -109,7 +111,7 @@ class TrainConfig(Section):
 
 EXECUTION_KEYS = frozenset(
     "stop_at_step max_minutes channels_last compile num_workers cache_images cache_dir save_every keep_last val_every "
-    "val_images log_every max_bad_steps trackers on_changed init_from".split()
+    "val_images val_crop log_every max_bad_steps trackers on_changed init_from".split()
 )
 """Keys of `TrainConfig` that do not make it another run. `init_from` is replaced by the weights' sha256."""
 

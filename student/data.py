@@ -1,0 +1,207 @@
+"""Training pairs: index rows joined with the teacher's priors, cropped, turned and degraded by (seed, sample, epoch).
+
+B batch, P patch side, D prompt dim. Images are float32 RGB in [0, 1], CHW, unless a docstring says otherwise.
+"""
+
+import hashlib
+import zlib
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from shards import Release, ReleaseError, open_release
+from student.degradations import DegradationSpec, degrade
+from student.image_cache import FreshImages, TrainDataError, as_float
+from student.sampler import Draw
+
+COLUMNS = "dataset domain task split gt_path lq_path degradation gt_sha256 width height status".split()
+TAIL_BYTES = 4096
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """The usable rows of one split of the index; the columns of one row are `pairs.gt_path[row]` and so on."""
+
+    dataset: np.ndarray
+    domain: np.ndarray
+    task: np.ndarray
+    gt_path: np.ndarray
+    lq_path: np.ndarray
+    """None where the input is made on the fly by `degradation`."""
+    degradation: np.ndarray
+    """JSON of a `DegradationSpec`, or None."""
+    gt_sha256: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    @cached_property
+    def by_dataset(self) -> dict[str, np.ndarray]:
+        """Row numbers of each dataset."""
+        return {str(name): np.flatnonzero(self.dataset == name) for name in sorted(set(self.dataset))}
+
+    @cached_property
+    def labels(self) -> dict[str, tuple[list[str], np.ndarray]]:
+        """ "task" and "domain": the sorted names, and each row's number among them."""
+        return {
+            pool: (sorted(set(column)), np.unique(column.astype(str), return_inverse=True)[1].astype(np.int64))
+            for pool, column in (("task", self.task), ("domain", self.domain))
+        }
+
+    @property
+    def files(self) -> list[str]:
+        """Every image file that training reads."""
+        return sorted({*self.gt_path, *(path for path in self.lq_path if path is not None)})
+
+    def describe(self, row: int) -> str:
+        return f"{self.dataset[row]}: {self.lq_path[row] or self.gt_path[row]}"
+
+
+def read_pairs(index: str | Path, split: str) -> Pairs:
+    """The rows with status "ok" of one split, ordered by dataset and path; raises `TrainDataError`."""
+    import pyarrow.parquet as parquet
+
+    try:
+        table = parquet.read_table(index, columns=COLUMNS)
+    except FileNotFoundError:
+        raise TrainDataError(f"{index}: no such index; run python -m pipeline.index (or dvc repro index)") from None
+    except (OSError, ValueError) as error:
+        raise TrainDataError(f"{index}: not a readable index: {' '.join(str(error).split())}") from None
+    keep = [
+        s == split and ok == "ok" for s, ok in zip(*(table[c].to_pylist() for c in ("split", "status")), strict=True)
+    ]
+    table = table.filter(keep).sort_by([(column, "ascending") for column in ("dataset", "gt_path", "lq_path")])
+    names = Pairs.__dataclass_fields__
+    return Pairs(**{name: np.array(table[name].to_pylist(), dtype=object) for name in names})
+
+
+def read_release(path: str | Path) -> Release:
+    """The caption release; raises `TrainDataError` when there is none."""
+    try:
+        return open_release(path)
+    except (OSError, ReleaseError) as error:
+        raise TrainDataError(f"{path}: {error}; run python -m pipeline.embed, or set train.losses.align: 0") from None
+
+
+def data_fingerprint(pairs: Pairs, release: Release | None) -> str:
+    """sha256 of everything that training reads: rows, clean images, inputs and priors.
+
+    The index holds no hash of the inputs; theirs is taken from size, head and tail (the tail of a PNG holds the
+    checksums of all its pixels), so that inputs which were made anew under the same names are noticed cheaply.
+    """
+    digest = hashlib.sha256()
+    with ThreadPoolExecutor(16) as threads:
+        tails = list(threads.map(_file_key, pairs.lq_path))
+    for row, tail in enumerate(tails):
+        columns = (pairs.dataset, pairs.domain, pairs.task, pairs.gt_sha256, pairs.lq_path, pairs.degradation)
+        digest.update(repr([*(column[row] for column in columns), tail]).encode())
+    if release is not None:
+        digest.update(repr([part["sha256"] for part in release.manifest["parts"]]).encode())
+    return digest.hexdigest()
+
+
+def _file_key(path: str | None) -> str | None:
+    if path is None:
+        return None
+    try:
+        with open(path, "rb") as file:
+            head = file.read(256)
+            size = file.seek(0, 2)
+            file.seek(max(0, size - TAIL_BYTES))
+            return hashlib.sha256(b"%d" % size + head + file.read()).hexdigest()
+    except OSError as error:
+        raise TrainDataError(f"{path}: {error.strerror}; run the index stage again") from None
+
+
+class PairDataset(Dataset):
+    """Batches of training crops. `dataset.__getitems__(draws)` is what a `DataLoader` with `collate_fn=whole` calls.
+
+    A batch: lq, gt [B, 3, P, P]; prior [B, D] and has_prior [B] (all False without a release); task, domain [B] label
+    numbers; row [B]. What a draw gives is a function of (seed, clean image, dataset, epoch) alone.
+    """
+
+    def __init__(
+        self,
+        pairs: Pairs,
+        release: Release | None,
+        patch_size: int,
+        seed: int,
+        augment: bool = True,
+        images: Any = None,
+    ):
+        self.pairs, self.release, self.patch_size, self.seed, self.augment = pairs, release, patch_size, seed, augment
+        self.images = images or FreshImages()
+        self.specs = {text: DegradationSpec.model_validate_json(text) for text in set(pairs.degradation) if text}
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitems__(self, draws: Sequence[Draw]) -> dict[str, torch.Tensor]:
+        crops = [self.crop(draw) for draw in draws]
+        rows = np.array([draw.row for draw in draws])
+        prior, found = np.zeros((len(rows), 1), np.float32), np.zeros(len(rows), bool)
+        if self.release is not None:
+            prior, found = self.release.lookup([self.pairs.gt_sha256[row] for row in rows])
+        return {
+            "lq": torch.from_numpy(np.stack([lq for lq, _ in crops])),
+            "gt": torch.from_numpy(np.stack([gt for _, gt in crops])),
+            "prior": torch.from_numpy(np.array(prior, dtype=np.float32)),
+            "has_prior": torch.from_numpy(np.array(found, dtype=bool)),
+            **{pool: torch.from_numpy(numbers[rows]) for pool, (_, numbers) in self.pairs.labels.items()},
+            "row": torch.from_numpy(rows),
+        }
+
+    def crop(self, draw: Draw) -> tuple[np.ndarray, np.ndarray]:
+        """The aligned crops (lq, gt) of one draw, [3, P, P]."""
+        row, pairs = draw.row, self.pairs
+        key = [self.seed, int(pairs.gt_sha256[row][:15], 16), zlib.crc32(pairs.dataset[row].encode()), draw.epoch]
+        rng = np.random.default_rng(key)
+        images = [self.images[pairs.gt_path[row]]]
+        if pairs.lq_path[row] is not None:
+            images.append(self.images[pairs.lq_path[row]])
+            if images[0].shape != images[1].shape:
+                raise TrainDataError(
+                    f"{pairs.lq_path[row]}: {images[1].shape[2]}x{images[1].shape[1]} pixels, its gt "
+                    f"{images[0].shape[2]}x{images[0].shape[1]}; run the index stage again"
+                )
+        top, left = (int(rng.integers(max(side - self.patch_size, 0) + 1)) for side in images[0].shape[1:])
+        flip, turns = (bool(rng.integers(2)), int(rng.integers(4))) if self.augment else (False, 0)
+        gt, *rest = (self._window(image, top, left, flip, turns) for image in images)
+        lq = rest[0] if rest else self.degraded(gt, self.specs[pairs.degradation[row]], rng)
+        return lq, gt
+
+    def _window(self, image: np.ndarray, top: int, left: int, flip: bool, turns: int) -> np.ndarray:
+        size = self.patch_size
+        window = image[:, top : top + size, left : left + size]
+        missing = [(0, 0), *((0, size - side) for side in window.shape[1:])]
+        if any(after for _, after in missing):
+            window = np.pad(window, missing, mode="symmetric")
+        window = np.rot90(window[:, :, ::-1] if flip else window, turns, axes=(1, 2))
+        return as_float(np.ascontiguousarray(window))
+
+    @staticmethod
+    def degraded(gt: np.ndarray, spec: DegradationSpec, rng: np.random.Generator) -> np.ndarray:
+        """The input [3, H, W] that `spec` makes of a clean image."""
+        lq = degrade(gt.transpose(1, 2, 0), spec, rng)
+        return np.ascontiguousarray(lq.transpose(2, 0, 1), dtype=np.float32)
+
+    def whole_image(self, row: int) -> tuple[np.ndarray, np.ndarray]:
+        """(lq, gt) of one row uncropped, [3, H, W], for validation: a degradation is seeded by the file's name."""
+        pairs = self.pairs
+        gt = as_float(self.images[pairs.gt_path[row]])
+        if pairs.lq_path[row] is not None:
+            return as_float(self.images[pairs.lq_path[row]]), gt
+        rng = np.random.default_rng(zlib.crc32(Path(pairs.gt_path[row]).name.encode()))
+        return self.degraded(gt, self.specs[pairs.degradation[row]], rng), gt
+
+
+def whole(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The collate function: `PairDataset` makes whole batches itself (and worker processes can pickle this name)."""
+    return batch

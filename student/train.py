@@ -1,0 +1,126 @@
+"""Train the student on an index and a caption release, with Accelerate.
+
+    accelerate launch student/train.py                                  # as params.yaml says; goes on where it stopped
+    accelerate launch student/train.py --dry-run                        # print the plan and exit
+    accelerate launch student/train.py --set train.max_steps=2000 --set train.batch_size=8
+    accelerate launch student/train.py --init-from artifacts/student-before     # fine-tune a released student
+
+Writes config.json, model.safetensors, README.md, log.jsonl, curves/ and checkpoints/ into paths.student.
+SIGTERM and Ctrl-C save a checkpoint and exit; so does train.max_minutes. docs/training.md tells the rest.
+"""
+
+import argparse
+import math
+import sys
+import time
+from typing import Any
+
+from student.config import ParamsError, add_params_arguments, read_params
+from student.train_config import TrainConfig
+
+
+def main(argv: list[str] | None = None) -> int:
+    begun = time.monotonic()
+    parser = argparse.ArgumentParser(
+        prog="train.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_params_arguments(parser)
+    parser.add_argument("--dry-run", action="store_true", help="print the plan and exit")
+    parser.add_argument("--init-from", metavar="DIR", help="start from the weights of this student (train.init_from)")
+    args = parser.parse_args(argv)
+    # Heavy imports wait until --help has been answered.
+    from student.checkpoint import CheckpointError
+    from student.image_cache import TrainDataError
+    from student.train_guard import TrainingStopped
+    from student.train_setup import open_job
+
+    try:
+        job = open_job(read_params(args.params, args.overrides), args.init_from)
+        return dry_run(job) if args.dry_run else train(job, begun)
+    except (ParamsError, TrainDataError, CheckpointError, TrainingStopped) as error:
+        print(f"train: {error}", file=sys.stderr)
+        return 1
+
+
+def dry_run(job: Any) -> int:
+    """Print what `train` would do."""
+    import os
+
+    from student.checkpoint import Checkpoints, differing_keys, read_meta
+    from student.train_plan import plan
+    from student.train_run import make_batches
+
+    latest = Checkpoints(job.paths.student).latest()
+    same = latest is not None and not differing_keys(read_meta(latest)["identity"], job.identity)
+    start = read_meta(latest)["step"] if same else 0
+    batches = make_batches(job, start, 0, int(os.environ.get("WORLD_SIZE", 1)))
+    if int(os.environ.get("RANK", 0)) == 0:
+        print(plan(job.config, job.model, job.pairs, job.val, job.count_priors(), batches, start))
+    return 0
+
+
+def lr_at(step: int, config: TrainConfig) -> float:
+    """Learning rate of the update that follows `step` updates: linear warm-up, then a cosine to `min_lr`."""
+    if step < config.warmup_steps:
+        return config.lr * (step + 1) / config.warmup_steps
+    progress = (step - config.warmup_steps) / (config.max_steps - config.warmup_steps)
+    return config.min_lr + (config.lr - config.min_lr) * (1 + math.cos(math.pi * progress)) / 2
+
+
+def train(job: Any, begun: float) -> int:
+    """Train to the last step, or until asked to stop; returns the exit code."""
+    from student.train_guard import suspects
+    from student.train_log import Progress
+    from student.train_run import Run
+
+    config, run = job.config, Run(job, begun)
+    if run.already_done():
+        run.say(f"already at step {run.start} of {config.max_steps}: nothing to do")
+        return 0
+    run.build()
+    accelerator, model, optimizer, done = run.accelerator, run.model, run.optimizer, run.start
+
+    with Progress(run.start, run.last, run.main).running() as progress:
+        for step in range(run.start, run.last):
+            # ---- one step: one update, from grad_accumulation micro-batches ----
+            lapse, lr = time.monotonic(), lr_at(step, config)
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            parts, suspected = [], []
+            for micro in range(config.grad_accumulation):
+                batch = run.next_batch(step, micro)
+                with accelerator.accumulate(model):
+                    restored, prompts = model(batch["lq"], return_prompts=True)
+                    losses = run.losses(batch, restored, prompts)
+                    accelerator.backward(losses.total)
+                parts.append(losses)
+                suspected.append((batch["row"], suspects(batch, restored)))
+            grad_norm = accelerator.clip_grad_norm_(model.parameters(), config.clip_norm)
+            means, norm, stop = run.agree(parts, grad_norm)
+            if run.is_good(step, means, norm, suspected):
+                optimizer.step()
+                if run.average:
+                    run.average.update(step)
+            optimizer.zero_grad()
+            done = step + 1
+            run.count(time.monotonic() - lapse)
+            # ---- end of the step ----
+
+            row = None
+            if done % config.log_every == 0 or done == run.last:
+                row = run.log_row(done, lr, means, norm)
+            best = run.val is not None and (done % config.val_every == 0 or done == run.last) and run.validate(done)
+            if best or done % config.save_every == 0:
+                run.save(done)
+            progress.advance(done, row)
+            if stop:
+                break
+
+    run.save(done)
+    run.publish(done)
+    run.finish(done, begun)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

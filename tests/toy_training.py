@@ -1,0 +1,136 @@
+"""A tiny real training set-up for tests: PNG pairs, an index, a caption release, and a student of 50 k parameters."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as parquet
+from PIL import Image
+
+from shards import write_release
+
+ROOT = Path(__file__).resolve().parents[1]
+DIM = 32
+DATASETS = {
+    "natural_denoising": ("natural", "denoising", 7),
+    "natural_deraining": ("natural", "deraining", 5),
+    "medical_denoising": ("medical", "denoising", 4),
+}
+MODEL = {
+    "width": 8, "encoder_blocks": [1, 1], "latent_blocks": 1, "decoder_blocks": [1, 1], "refinement_blocks": 0,
+    "heads": [1, 2, 4], "task_pool_size": 4, "task_top_k": 2, "domain_pool_size": 4, "domain_top_k": 2,
+    "prompt_dim": None,
+}  # fmt: skip
+TRAIN = {
+    "max_steps": 12, "batch_size": 6, "patch_size": 16, "lr": 1e-3, "mixed_precision": "no", "num_workers": 0,
+    "cache_images": "memory", "save_every": 4, "val_every": 6, "val_images": 1, "log_every": 1, "trackers": [],
+}  # fmt: skip
+
+
+def make_data(folder: Path, datasets: dict = DATASETS, seed: int = 0) -> None:
+    """index.parquet, release/ and the images under `folder`; gt of "deraining" on disk, of "denoising" on the fly."""
+    rows, priors = [], {}
+    for name, (domain, task, count) in datasets.items():
+        rng = np.random.default_rng([seed, len(name), count])
+        for split, number in (("train", count), ("val", 2)):
+            for i in range(number):
+                gt_path = folder / name / split / "gt" / f"{i}.png"
+                lq_path = folder / name / split / "lq" / f"{i}.png" if task == "deraining" else None
+                gt = smooth_image(rng, 24 + 4 * (i % 3), 20 + 4 * (i % 2))
+                save_png(gt_path, gt)
+                if lq_path:
+                    save_png(lq_path, gt * 0.6 + 0.2)
+                sha256 = hashlib.sha256(gt_path.read_bytes()).hexdigest()
+                direction = np.eye(DIM)[sorted({d for d, _, _ in datasets.values()}).index(domain)]
+                priors[sha256] = direction + 0.1 * rng.standard_normal(DIM)
+                rows.append(index_row(name, domain, task, split, gt_path, lq_path, sha256, gt.shape))
+    parquet.write_table(pa.Table.from_pylist(rows), folder / "index.parquet")
+    write_priors(folder / "release", priors)
+
+
+def smooth_image(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
+    """[H, W, 3] in [0, 1]: a few waves, so that there is something to restore."""
+    y, x = (side[..., None] for side in np.mgrid[:height, :width])
+    frequency, phase = rng.uniform(0.1, 0.6, (2, 3)), rng.uniform(0, 6, 3)
+    return 0.5 + 0.4 * np.sin(y * frequency[0] + x * frequency[1] + phase)
+
+
+def save_png(path: Path, image: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.round(image * 255).astype(np.uint8)).save(path)
+
+
+def index_row(dataset, domain, task, split, gt_path, lq_path, sha256, shape, sigma=25) -> dict:
+    degradation = None if lq_path else json.dumps({"kind": "gaussian_noise", "sigma": sigma})
+    return {
+        "dataset": dataset, "domain": domain, "task": task, "split": split, "gt_path": str(gt_path),
+        "lq_path": str(lq_path) if lq_path else None, "degradation": degradation, "gt_sha256": sha256,
+        "width": shape[1], "height": shape[0], "mode": "RGB", "status": "ok", "error": None,
+    }  # fmt: skip
+
+
+def write_priors(folder: Path, priors: dict[str, np.ndarray]) -> None:
+    """A release whose embeddings are `priors`, sha256 → [D]."""
+    rows = [
+        {
+            "image_sha256": sha256, "width": 20, "height": 24, "embedding": vector / np.linalg.norm(vector),
+            "captions": [{"perspective": "content", "text": "waves", "n_tokens": 1, "finish_reason": "eos"}],
+        }
+        for sha256, vector in priors.items()
+    ]  # fmt: skip
+    write_release(
+        folder, rows, [], teacher={"model": "toy"}, embedder={"model": "toy"}, fingerprints={"content": "0" * 64},
+        teacher_fingerprint="0" * 64, dim=len(next(iter(priors.values()))),
+    )  # fmt: skip
+
+
+def params(folder: Path, model: dict | None = None, **train) -> dict:
+    """Parameters as `read_params` returns them, reading and writing under `folder`."""
+    paths = {"index": folder / "index.parquet", "release": folder / "release", "student": folder / "student"}
+    section = TRAIN | {"cache_dir": str(folder / "cache")} | train
+    return {"paths": {key: str(path) for key, path in paths.items()}, "model": MODEL | (model or {}), "train": section}
+
+
+def write_params(folder: Path, name: str = "params.yaml", model: dict | None = None, **train) -> Path:
+    file = folder / name
+    file.write_text(json.dumps(params(folder, model, **train)))  # JSON is YAML
+    return file
+
+
+def launch(file: Path, *arguments: str, processes: int = 1, wait: bool = True, **env: str):
+    """Start student/train.py as a user does, alone or as so many gloo processes; its output when `wait`."""
+    command = [sys.executable]
+    if processes > 1:
+        command += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    command += [str(ROOT / "student" / "train.py"), "--params", str(file), *arguments]
+    # `accelerate launch --cpu --num_processes 2` quietly runs one process (Accelerate 1.15); torchrun runs two.
+    environment = os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""} | env
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+    if not wait:
+        return process
+    output = process.communicate(timeout=240)[0]
+    return process.returncode, output
+
+
+def run_here(folder: Path, model: dict | None = None, **train) -> Path:
+    """Train in this process, which is quicker than `launch`; returns the student's directory."""
+    import time
+
+    from accelerate.state import AcceleratorState
+
+    from student.train import train as run
+    from student.train_setup import open_job
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    run(open_job(params(folder, model, **train)), time.monotonic())
+    return folder / "student"
+
+
+def log_rows(out: Path, key: str = "loss") -> list[dict]:
+    """The rows of log.jsonl that have `key`."""
+    return [row for line in (out / "log.jsonl").read_text().splitlines() if key in (row := json.loads(line))]
