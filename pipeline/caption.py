@@ -144,6 +144,8 @@ def run(config: CaptionConfig, store_root: Path, stores: dict[str, PerspectiveSt
     """Caption `jobs`; returns (`RunReport`, the report as a dictionary). Everything finished is on disk on return."""
     rank, world_size = process_of_many()
     report = RunReport(new_run_id(), rank, world_size)
+    for name in {name for job in jobs for name in job.perspectives}:
+        stores[name].prepare()  # a folder that cannot be written shows before the model is loaded
     pool = DecodePool(config.workers, config.image_timeout_s, config.max_pixels)
     try:
         with stop.interruptible():

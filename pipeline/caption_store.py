@@ -101,20 +101,21 @@ class PerspectiveStore:
         except FileNotFoundError:  # another process has just set it aside
             return False
 
+    def prepare(self) -> None:
+        """Make the directory and describe the fingerprint in it; raises `StoreError` where nothing can be written."""
+        path = self.directory / "fingerprint.json"
+        if not path.is_file():
+            write_atomically(path, json.dumps(self.identity, indent=2, ensure_ascii=False).encode() + b"\n")
+
     def append(self, rows: list[Mapping], run: str, provenance: Mapping) -> Path:
-        """Write `rows` as one new part; when this returns they survive a power cut."""
-        self._describe()
+        """Write `rows` as one new part; when this returns they survive a power cut. Raises `StoreError`."""
+        self.prepare()
         metadata = {"fingerprint": self.fingerprint, "identity": _json(self.identity), "provenance": _json(provenance)}
         rows = sorted(rows, key=lambda row: row["image_sha256"])
         table = pa.Table.from_pylist(rows, schema=SCHEMA.with_metadata(metadata))
         buffer = io.BytesIO()
-        pq.write_table(
-            table,
-            buffer,
-            compression="zstd",
-            write_page_checksum=True,
-            use_dictionary=["perspective", "finish_reason", "status", "run"],
-        )
+        names = ["perspective", "finish_reason", "status", "run"]
+        pq.write_table(table, buffer, compression="zstd", write_page_checksum=True, use_dictionary=names)
         content = buffer.getvalue()
         digest = hashlib.sha256(content).hexdigest()[:16]
         path = self.directory / f"part-{run}-{self._written:05d}-{digest}.parquet"
@@ -146,12 +147,6 @@ class PerspectiveStore:
                     best[row["image_sha256"]] = row
         return best
 
-    def _describe(self) -> None:
-        path = self.directory / "fingerprint.json"
-        if not path.is_file():
-            self.directory.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, json.dumps(self.identity, indent=2, ensure_ascii=False).encode() + b"\n")
-
 
 def open_stores(root: Path, identities: Mapping[str, Mapping]) -> dict[str, PerspectiveStore]:
     """Open (and check) the store of each perspective (name -> identity); raises `StoreError`."""
@@ -162,23 +157,26 @@ def open_stores(root: Path, identities: Mapping[str, Mapping]) -> dict[str, Pers
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write `content` to `path` such that a crash leaves the whole file or none."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write `content` to `path` such that a crash leaves the whole file or none; raises `StoreError`."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)  # the rename itself must survive a power cut
-    finally:
-        os.close(directory)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with temporary.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        directory = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(directory)  # the rename itself must survive a power cut
+        finally:
+            os.close(directory)
+    except OSError as error:
+        raise StoreError(f"{path}: cannot be written: {error.strerror}; what was written before is kept") from error
 
 
 def hash_ranges(n_images: int, images_per_range: int = 10_000) -> Iterator[tuple[str, str]]:

@@ -6,7 +6,7 @@ import sys
 
 import pyarrow.parquet as pq
 import pytest
-from toy_llava import Project
+from toy_project import Project
 
 from pipeline import caption as stage
 

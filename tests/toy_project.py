@@ -1,8 +1,10 @@
-"""A toy project for the stage tests: a random LLaVA of 0.3 M parameters, small images, an index, a params.yaml."""
+"""A toy project for the stage tests: a tiny random LLaVA, small images, an index, a params.yaml."""
 
+import atexit
 import functools
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -12,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
+from random_llava import save_random_llava
 
 REPOSITORY = Path(__file__).parents[1]
 INDEX_SCHEMA = pa.schema(
@@ -34,14 +37,9 @@ caption:
 @functools.cache
 def toy_checkpoint() -> Path:
     """A complete LLaVA checkpoint with random weights, made once a test session."""
-    from teacher.mini_checkpoint import Shape, build_model, build_processor
-
     directory = Path(tempfile.mkdtemp(prefix="toy-llava-"))
-    shape = Shape(image_size=32, vision_width=64, vision_layers=1, text_width=64, text_layers=1, text_mlp=128, heads=2)
-    processor = build_processor(shape, ["What is it? How bright is this image? It is dark."])
-    build_model(shape, processor).save_pretrained(directory)
-    processor.save_pretrained(directory)
-    return directory
+    atexit.register(shutil.rmtree, directory)
+    return save_random_llava(directory)
 
 
 class Project:
@@ -75,17 +73,17 @@ class Project:
     def write_index(self) -> None:
         pq.write_table(pa.Table.from_pylist(self.rows, schema=INDEX_SCHEMA), self.root / "index.parquet")
 
-    def command(self, stage: str, *arguments: str) -> list[str]:
-        return [sys.executable, "-m", f"pipeline.{stage}", *arguments]
-
     def start(self, stage: str, *arguments: str, **environment: str) -> subprocess.Popen:
         """The stage as a process of its own, as a user starts it."""
-        environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"} | environment
-        environment["PYTHONPATH"] = str(REPOSITORY)
+        return self.launch(["-m", f"pipeline.{stage}", *arguments], **environment)
+
+    def launch(self, command: list[str], **environment: str) -> subprocess.Popen:
+        """`python COMMAND` in the project."""
+        offline = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
         return subprocess.Popen(
-            self.command(stage, *arguments),
+            [sys.executable, *command],
             cwd=self.root,
-            env=environment,
+            env=os.environ | offline | environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

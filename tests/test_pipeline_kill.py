@@ -1,0 +1,132 @@
+"""Real processes, real SIGKILLs: a run may die at any moment, and the next one does exactly what is missing."""
+
+import json
+import random
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from hostile_images import make_hostile_images
+from toy_project import Project
+
+from pipeline import caption as stage
+
+OFTEN = ["--set", "caption.flush_images=4", "--set", "caption.quantization=none", "--set", "caption.max_new_tokens=4"]
+
+
+def parts(project: Project) -> list[Path]:
+    return list(project.root.glob("store/*/part-*.parquet"))
+
+
+def wait_for_parts(project: Project, process: subprocess.Popen, number: int) -> None:
+    deadline = time.monotonic() + 120
+    while len(parts(project)) < number:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def kill(process: subprocess.Popen) -> None:
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return Project(tmp_path, 300)
+
+
+def test_sigkill_loses_at_most_the_unflushed_part_and_repeats_nothing(project, capsys):
+    process = project.start("caption", *OFTEN)
+    wait_for_parts(project, process, 6)
+    kill(process)
+    kept = {part: part.read_bytes() for part in parts(project)}
+    done = len(project.store_rows()) // 2
+    assert 0 < done < 300, "killed too late to prove anything"
+    stage.main(OFTEN)
+    assert f"{300 - done} new of 300 images × 2 perspectives" in capsys.readouterr().out
+    assert len(project.captions()) == 600  # fails on a doubled row
+    assert all(part.read_bytes() == content for part, content in kept.items()), "a finished part was touched"
+
+
+def test_of_two_processes_one_dies_and_the_other_finishes(project, capsys):
+    ranks = [project.start("caption", *OFTEN, RANK=str(rank), WORLD_SIZE="2") for rank in (0, 1)]
+    wait_for_parts(project, ranks[1], 8)
+    kill(ranks[1])
+    out, error = ranks[0].communicate(timeout=120)
+    assert ranks[0].returncode == 0 and "(process 0 of 2)" in out, error
+    share = {image for image, _ in project.captions() if int(image[:8], 16) % 2 == 0}
+    assert share == {row["gt_sha256"] for row in project.rows if int(row["gt_sha256"][:8], 16) % 2 == 0}
+    done = len(project.captions()) // 2
+    stage.main(OFTEN)  # one process goes on where two stopped
+    assert f"{300 - done} new of 300 images" in capsys.readouterr().out
+    assert len(project.captions()) == 600
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_polite_signal_flushes_everything_finished(project, number):
+    process = project.start(
+        "caption", *OFTEN, "--set", "caption.flush_images=1000", "--set", "caption.flush_seconds=0.5"
+    )
+    wait_for_parts(project, process, 1)
+    process.send_signal(number)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 1
+    (line,) = [line for line in error.splitlines() if line.startswith("caption: ")]
+    assert f"stopped by {number.name}" in line and "Traceback" not in error
+    kept = len(project.captions()) // 2
+    assert 0 < kept < 300 and f": {kept} of 300 images done and kept" in line
+    assert not [path for path in project.root.glob("store/*/.*")]
+
+
+def test_hostile_files_end_with_one_row_each(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    project = Project(tmp_path, 0)
+    expected = make_hostile_images(tmp_path / "hostile")
+    shas = {project.add(f"hostile/{name}", 0, (tmp_path / "hostile" / name).read_bytes()): name for name in expected}
+    project.write_index()
+    stage.main([])
+    assert "60 new of 60 images × 2 perspectives" in capsys.readouterr().out
+    found = {}
+    for (sha256, _), (_, _, _, status, error) in project.captions().items():
+        found[shas[sha256]] = "ok" if status == "empty" else status
+        assert (error is None) == (status in ("ok", "empty"))
+    assert found == expected and len(project.captions()) == 120
+
+
+def test_accelerate_divides_the_work(project):
+    command = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "pipeline.caption", *OFTEN]
+    process = project.launch(command)
+    out, error = process.communicate(timeout=200)
+    assert process.returncode == 0, error
+    assert "(process 0 of 2)" in out and "(process 1 of 2)" in out
+    assert len(project.captions()) == 600
+    assert {json.loads(path.read_text())["rank"] for path in project.root.glob("store/runs/*.json")} == {0, 1}
+
+
+@pytest.mark.slow
+def test_twenty_kills_at_random_moments_equal_an_uninterrupted_run(tmp_path, monkeypatch):
+    """2,000 small images; every process dies somewhere between its first second and its first few hundred images."""
+    monkeypatch.chdir(tmp_path)
+    settings = [*OFTEN, "--set", "caption.flush_images=20"]
+    whole = Project(tmp_path / "whole", 2000)
+    monkeypatch.chdir(whole.root)
+    stage.main(settings)
+    killed = Project(tmp_path / "killed", 2000)
+    rng, interrupted = random.Random(0), 0
+    for _ in range(20):
+        process = killed.start("caption", *settings)
+        if rng.random() < 0.8:
+            wait_for_parts(killed, process, len(parts(killed)) + 1)
+            time.sleep(rng.uniform(0, 0.3))
+        else:
+            time.sleep(rng.uniform(0, 8))
+        kill(process)
+        interrupted += len(killed.store_rows()) < 4000
+    assert interrupted == 20
+    monkeypatch.chdir(killed.root)
+    stage.main(settings)
+    assert len(killed.captions()) == 4000 and killed.captions() == whole.captions()
