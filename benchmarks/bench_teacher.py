@@ -1,0 +1,214 @@
+"""How fast is the captioner, beside what people write? Five questions an image, fixed new tokens, one run, one model.
+
+    naive    one `generate` call a question, batch 1: encodes the image five times
+    padded   one left-padded `generate` call of all questions of a batch: still encodes and prefills it five times
+    shared   teacher.prefix: encode and prefill once, fan the KV cache out, decode all rows together
+
+    python benchmarks/bench_teacher.py --record                       # CPU, a random mid-size LLaVA, float32
+    python benchmarks/bench_teacher.py --model-shape llava-1.5-7b --random-weights --device cuda --images 64 \\
+        --new-tokens 48 --quantization nf4 nf4-dequantized int8 none --batch-sizes 8 16 32   # no download
+
+In float32 all three must give identical tokens, and the run fails if they do not. In bfloat16 greedy tokens depend on
+the batch composition, so there the share of equal rows is only reported.
+"""
+
+import argparse
+import datetime
+import os
+import subprocess
+import sys
+from pathlib import Path
+from time import perf_counter
+
+import numpy as np
+import torch
+from PIL import Image
+
+from teacher.identity import QUANTIZATIONS
+from teacher.loading import assert_precision
+from teacher.mini_answers import QUESTIONS
+from teacher.mini_checkpoint import Shape, build_model, build_processor
+from teacher.prefix import SharedPrefixGenerator
+
+PROMPTS = {name: wordings[0] for name, wordings in QUESTIONS.items()}
+SHAPES = {
+    "mid": Shape(
+        image_size=336, patch_size=14, vision_width=256, vision_layers=4, vision_mlp=512,
+        text_width=512, text_layers=8, text_mlp=1408, heads=8, vocabulary=1024,
+    ),
+    "llava-1.5-7b": Shape(
+        image_size=336, patch_size=14, vision_width=1024, vision_layers=24, vision_mlp=4096, vision_heads=16,
+        text_width=4096, text_layers=32, text_mlp=11008, heads=32, vocabulary=32064,
+    ),
+}  # fmt: skip
+
+
+def random_llava(shape: Shape, quantization: str, dtype: torch.dtype, device: str):
+    """(model, processor) with random weights, made on the device; a gain keeps the answers from being all alike."""
+    processor = build_processor(shape, PROMPTS.values())
+    torch.set_default_dtype(dtype)
+    with torch.device(device):
+        model = build_model(shape, processor)
+    torch.set_default_dtype(torch.float32)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter *= 2.0
+    quantize(model, quantization.removesuffix("-dequantized"), quantization.endswith("-dequantized"), dtype)
+    return model.eval().requires_grad_(False), processor
+
+
+def quantize(model, kind: str, dequantize: bool, dtype: torch.dtype) -> None:
+    """What `from_pretrained` does for a checkpoint, for a model that was never on disk."""
+    if kind == "none":
+        return
+    import bitsandbytes as bnb
+
+    for parent in model.model.language_model.modules():
+        for name, linear in list(parent.named_children()):
+            if type(linear) is not torch.nn.Linear:
+                continue
+            weight, shape = linear.weight.data, (linear.in_features, linear.out_features)
+            if dequantize:
+                packed, state = bnb.functional.quantize_4bit(weight, quant_type="nf4")
+                linear.weight.data = bnb.functional.dequantize_4bit(packed, state).to(dtype)
+            elif kind == "nf4":
+                layer = bnb.nn.Linear4bit(*shape, bias=False, compute_dtype=dtype, quant_type="nf4", device="meta")
+                layer.weight = bnb.nn.Params4bit(weight.cpu(), requires_grad=False, quant_type="nf4")
+                setattr(parent, name, layer.to(weight.device))
+            else:
+                layer = bnb.nn.Linear8bitLt(*shape, bias=False, has_fp16_weights=False, device="meta")
+                layer.weight = bnb.nn.Int8Params(weight.cpu(), requires_grad=False, has_fp16_weights=False)
+                setattr(parent, name, layer.to(weight.device))
+    assert_precision(model, "none" if dequantize else kind)
+
+
+def ordinary(generator: SharedPrefixGenerator, images: list, batch: int, names: list[str]) -> list:
+    """Captions by plain `generate` calls of `batch` images times `names` questions, nothing shared."""
+    processor, model = generator.processor, generator.model
+    texts = {}
+    for name in names:
+        content = [{"type": "image"}, {"type": "text", "text": PROMPTS[name]}]
+        texts[name] = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+    results = []
+    for start in range(0, len(images), batch):
+        chunk = images[start : start + batch]
+        rows = [(image, texts[name]) for image in chunk for name in names]
+        inputs = processor(
+            images=[row[0] for row in rows], text=[row[1] for row in rows], padding=True, return_tensors="pt"
+        )
+        inputs = inputs.to(model.device, model.dtype)
+        output = model.generate(**inputs, generation_config=generator.generation)[:, inputs["input_ids"].shape[1] :]
+        captions = [generator._caption(row) for row in output.tolist()]
+        results += [
+            dict(zip(names, captions[i : i + len(names)], strict=True)) for i in range(0, len(rows), len(names))
+        ]
+    return results
+
+
+def naive(generator, images):
+    answers = [ordinary(generator, images, 1, [name]) for name in PROMPTS]
+    return [{name: caption for answer in row for name, caption in answer.items()} for row in zip(*answers, strict=True)]
+
+
+def shared(generator, images, batch):
+    results = []
+    for start in range(0, len(images), batch):
+        pixels = generator.processor.image_processor(images=images[start : start + batch], return_tensors="pt")
+        results += generator(pixels["pixel_values"])
+    return results
+
+
+def timed(function, *arguments):
+    synchronize = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
+    synchronize()
+    started = perf_counter()
+    result = function(*arguments)
+    synchronize()
+    return result, perf_counter() - started
+
+
+def measure(options, quantization: str) -> list[str]:
+    """Rows of the table for one quantization mode, each method at each batch size."""
+    dtype = getattr(torch, options.dtype)
+    model, processor = random_llava(SHAPES[options.model_shape], quantization, dtype, options.device)
+    generator = SharedPrefixGenerator(model, processor, PROMPTS, options.new_tokens, min_new_tokens=options.new_tokens)
+    rng = np.random.default_rng(0)
+    images = [
+        Image.fromarray(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8)).resize((640, 480))
+        for _ in range(options.images)
+    ]
+    few = images[: options.naive_images or None]
+    shared(generator, images[:1], 1)  # warm-up
+    expected, seconds = timed(naive, generator, few)
+    base = seconds / len(few)
+    rows = [row("naive", quantization, 1, base, base, options, "")]
+    for batch in options.batch_sizes:
+        for name, function, arguments in (("padded", ordinary, (batch, list(PROMPTS))), ("shared", shared, (batch,))):
+            if torch.cuda.is_available():
+                torch.cuda.reset_peak_memory_stats()
+            some = few if name == "padded" else images
+            try:
+                captions, seconds = timed(function, generator, some, *arguments)
+            except torch.OutOfMemoryError:
+                torch.cuda.empty_cache()
+                rows.append(f"| {name} | {quantization} | {batch} | out of memory | | | | |")
+                continue
+            pairs = [(a[key], b[key]) for a, b in zip(captions, expected, strict=False) for key in PROMPTS]
+            equal = sum(a == b for a, b in pairs) / len(pairs)
+            if equal < 1 and dtype == torch.float32 and quantization != "int8":
+                sys.exit(f"bench_teacher: {name} gave other tokens than naive for {1 - equal:.1%} of the captions")
+            rows.append(row(name, quantization, batch, seconds / len(some), base, options, f"{equal:.0%}"))
+            print(rows[-1], flush=True)
+    return rows
+
+
+def row(name, quantization, batch, seconds, base, options, equal) -> str:
+    memory = f"{torch.cuda.max_memory_allocated() / 2**30:.1f} GiB" if torch.cuda.is_available() else "n/a"
+    captions = len(PROMPTS) / seconds
+    tokens = captions * options.new_tokens
+    return (
+        f"| {name} | {quantization} | {batch} | {1 / seconds:.2f} | {captions:.2f} | {tokens:.0f} "
+        f"| {memory} | {equal} | {base / seconds:.2f}x |"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model-shape", choices=SHAPES, default="mid")
+    parser.add_argument("--random-weights", action="store_true", help="always so; states it in the command")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: float32 on cpu, bfloat16 elsewhere")
+    parser.add_argument("--quantization", nargs="+", choices=QUANTIZATIONS, default=["none"])
+    parser.add_argument("--batch-sizes", nargs="+", type=int, default=[4])
+    parser.add_argument("--images", type=int, default=4)
+    parser.add_argument("--naive-images", type=int, default=0, help="images of the two slow methods (0: all)")
+    parser.add_argument("--new-tokens", type=int, default=24)
+    parser.add_argument("--record", action="store_true", help="append the table to benchmarks/RESULTS.md")
+    options = parser.parse_args()
+    options.dtype = options.dtype or ("float32" if options.device == "cpu" else "bfloat16")
+    rows = [line for mode in options.quantization for line in measure(options, mode)]
+    device = (
+        torch.cuda.get_device_name() if options.device != "cpu" else f"{os.cpu_count()} CPU cores (AMD EPYC, no GPU)"
+    )
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    table = "\n".join(
+        [
+            f"\n## bench_teacher: {options.model_shape} shape, random weights, {options.dtype}, 5 questions x "
+            f"{options.new_tokens} new tokens, {options.images} images",
+            f"{datetime.date.today()}, commit {commit or 'unknown'}, {device}, {torch.get_num_threads()} threads; "
+            f"`python benchmarks/bench_teacher.py {' '.join(sys.argv[1:])}`\n",
+            "| method | weights | batch | images/s | captions/s | tokens/s | peak memory | equal to naive | speed-up |",
+            "|---|---|---|---|---|---|---|---|---|",
+            *rows,
+            "",
+        ]
+    )
+    print(table)
+    if options.record:
+        with Path(__file__).with_name("RESULTS.md").open("a") as file:
+            file.write(table)
+
+
+if __name__ == "__main__":
+    main()
