@@ -1,0 +1,72 @@
+"""How much memory there is, and how much a forward of the student takes: what `--tile auto` is chosen from."""
+
+import weakref
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+CGROUP = Path("/sys/fs/cgroup")
+
+
+def available_bytes(device: torch.device) -> int:
+    """Bytes that can still be allocated on `device`: within the container's limit, where there is one."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    import psutil
+
+    free = psutil.virtual_memory().available
+    try:  # cgroup v2; a container that may use 4 GB still sees all of the host's memory
+        limit, used = (int((CGROUP / name).read_text()) for name in ("memory.max", "memory.current"))
+        free = min(free, limit - used)
+    except (OSError, ValueError):  # no cgroup, or no limit ("max")
+        pass
+    return max(free, 0)
+
+
+def forward_bytes_per_pixel(config: Any, side: int = 256) -> float:
+    """Peak bytes of live float32 activations per input pixel, counted over a forward that allocates and computes nothing.
+
+    The student runs on fake tensors, which have shapes but no storage, so that counting takes a second at any size and
+    is right for every backbone and configuration. Workspaces inside convolutions come on
+    top; `student.restore_engine` leaves room for them.
+    """
+    from student.model import Student
+
+    with FakeTensorMode(), torch.no_grad():
+        student = Student(config).eval()
+        image = torch.empty(1, 3, side, side)
+        with _LiveBytes() as live:
+            student(image)
+    return live.peak / side**2
+
+
+class _LiveBytes(TorchDispatchMode):
+    """Counts the bytes of all tensors that are alive at once, by watching storages come and go."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, (tuple, list)) else (result,):
+            if isinstance(tensor, torch.Tensor):
+                self._watch(tensor.untyped_storage())
+        return result
+
+    def _watch(self, storage: torch.UntypedStorage) -> None:
+        key = storage._cdata  # views share it
+        if key in self._known:
+            return
+        self._known.add(key)
+        self.now += storage.nbytes()
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self._forget, key, storage.nbytes())
+
+    def _forget(self, key: int, size: int) -> None:
+        self._known.discard(key)
+        self.now -= size

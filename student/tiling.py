@@ -1,0 +1,79 @@
+"""Cut a large image into overlapping tiles and blend the restored tiles without seams."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Axis:
+    """Tiles along one side of an image: `starts`, one `length`, and for each tile its blending weights.
+
+    `weights[i]` is `[length]` float32; over all tiles the weights of a pixel sum to 1, so that blending is a plain sum
+    and needs no second image of divisors.
+    """
+
+    starts: list[int]
+    length: int
+    weights: list[np.ndarray]
+
+
+def plan_axis(size: int, tile: int, overlap: int) -> Axis:
+    """Tiles of `tile` pixels (fewer if the side is shorter) that cover `size`, neighbours sharing at least `overlap`.
+
+    The tiles are spread evenly: none is cut short at the far end, where a narrow rest would be restored with too
+    little context. Weights fall linearly to 0 within the shared pixels. Raises ValueError if `tile <= overlap`.
+    """
+    if tile >= size:
+        return Axis([0], size, [np.ones(size, np.float32)])
+    if tile <= overlap:
+        raise ValueError(f"a tile of {tile} pixels cannot overlap its neighbour by {overlap}; use a larger tile")
+    count = -(-(size - overlap) // (tile - overlap))
+    starts = [round(i * (size - tile) / (count - 1)) for i in range(count)]
+    raw = []
+    for i, start in enumerate(starts):
+        ramp = np.ones(tile)
+        if i > 0:
+            shared = starts[i - 1] + tile - start
+            ramp[:shared] = np.minimum(ramp[:shared], (np.arange(shared) + 1) / (shared + 1))
+        if i < count - 1:
+            shared = start + tile - starts[i + 1]
+            ramp[tile - shared :] = np.minimum(ramp[tile - shared :], (np.arange(shared, 0, -1)) / (shared + 1))
+        raw.append(ramp)
+    total = np.zeros(size)
+    for start, ramp in zip(starts, raw, strict=True):
+        total[start : start + tile] += ramp
+    weights = [(ramp / total[s : s + tile]).astype(np.float32) for s, ramp in zip(starts, raw, strict=True)]
+    return Axis(starts, tile, weights)
+
+
+def plan_tiles(height: int, width: int, tile: int, overlap: int) -> Iterator[tuple[slice, slice, np.ndarray]]:
+    """Yield rows, columns and blending weights `[h, w]` of each tile, row by row."""
+    down, across = plan_axis(height, tile, overlap), plan_axis(width, tile, overlap)
+    for top, weight_y in zip(down.starts, down.weights, strict=True):
+        for left, weight_x in zip(across.starts, across.weights, strict=True):
+            rows, columns = slice(top, top + down.length), slice(left, left + across.length)
+            yield rows, columns, weight_y[:, None] * weight_x[None]
+
+
+def mosaic(image: np.ndarray, side: int, cells: int = 8) -> np.ndarray:
+    """A `[C, side, side]` sample of `[C, H, W]` at native resolution: the centre of each of `cells` x `cells` parts.
+
+    [ours] An image too large to be encoded whole chooses its prompts by this sample. The query networks average their
+    features over an 8x8 (domain) or 4x4 (task) grid first, so a sample of every grid cell estimates what they would
+    see; shrinking the image instead would hide the very degradation (noise, rain) that the prompts are chosen by.
+    Sides shorter than `side` are kept whole.
+    """
+    for axis in (1, 2):
+        image = np.concatenate(_sample_axis(image, axis, side, cells), axis)
+    return image
+
+
+def _sample_axis(image: np.ndarray, axis: int, side: int, cells: int) -> list[np.ndarray]:
+    size = image.shape[axis]
+    if size <= side:
+        return [image]
+    part = side // cells
+    starts = [round((i + 0.5) * size / cells - part / 2) for i in range(cells)]
+    return [image.take(range(start, start + part), axis) for start in starts]
