@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 import tempfile
 from pathlib import Path
@@ -92,6 +93,8 @@ def bitsandbytes_config(kind: str, dtype: torch.dtype):
     from transformers import BitsAndBytesConfig
 
     if kind == "int8":
+        # It logs "inputs will be cast" for every layer of every step unless everything is float16.
+        logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
         return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=NOT_QUANTIZED)
     # No double quantisation: it saves 0.4 bit a weight and costs 16 % of the speed (bitsandbytes' own H100 table).
     return BitsAndBytesConfig(

@@ -37,11 +37,13 @@ DEFAULT_PROMPTS = {name: wordings[0] for name, wordings in QUESTIONS.items()}
 
 def load_split(samples: Path, split: str) -> list[tuple[Image.Image, str]]:
     """Distinct clean images of `split` with their kind, from the samples' tree and its `sources.json`."""
+    if not (samples / "sources.json").is_file():
+        raise FileNotFoundError(f"{samples}/sources.json is missing; run `python -m pipeline.samples` first")
     sources = json.loads((samples / "sources.json").read_text())
     images = {}
     for path in sorted(samples.glob(f"*/{split}/gt/*.png")):
         data = path.read_bytes()
-        images.setdefault(data, (load_rgb(data), kind_of(path.relative_to(samples).as_posix(), sources)))
+        images.setdefault(data, (load_rgb(data), sources[path.relative_to(samples).as_posix()]["kind"]))
     if not images:
         raise FileNotFoundError(f"no images under {samples}/*/{split}/gt; run `python -m pipeline.samples` first")
     return list(images.values())
@@ -85,12 +87,14 @@ class Batches:
         self.processor, self.rng = processor, np.random.default_rng(seed)
         self.by_kind = {kind: [image for image, k in images if k == kind] for kind in KINDS}
         self.by_kind = {kind: found for kind, found in self.by_kind.items() if found}
+        weights = np.sqrt([len(found) for found in self.by_kind.values()])  # rare kinds more often, but not memorised
+        self.kind_shares = weights / weights.sum()
         self.ids = {name: list(question_ids(processor, dict(enumerate(q))).values()) for name, q in QUESTIONS.items()}
         self.n_prefix = shared_prefix([ids for wordings in self.ids.values() for ids in wordings])
 
     def draw(self, size: int) -> dict[str, Tensor]:
         """`pixel_values`, `input_ids`, `position_ids`, `attention_mask` `[B, 1, L, L]` and `labels`."""
-        kinds = self.rng.choice(list(self.by_kind), size)
+        kinds = self.rng.choice(list(self.by_kind), size, p=self.kind_shares)
         picks = [self.by_kind[kind][self.rng.integers(len(self.by_kind[kind]))] for kind in kinds]
         crops = [draw_crop(image, kind, self.rng, augment=True) for image, kind in zip(picks, kinds, strict=True)]
         rows = [self._row(texts) for _, texts in crops]
@@ -160,15 +164,6 @@ def held_out_accuracy(checkpoint: Path, images: list, quantization: str) -> dict
         )
         for name in QUESTIONS
     }
-
-
-def kind_of(relative_path: str, sources: dict) -> str:
-    """One of `KINDS` for an image of the samples' tree, from its task and its entry in `sources.json`."""
-    if relative_path.startswith("natural"):
-        return "photograph"
-    if relative_path.startswith("remote_sensing"):
-        return "satellite"
-    return "ct" if "ct" in json.dumps(sources.get(relative_path, "")).lower() else "mri"
 
 
 def main(arguments: list[str] | None = None) -> None:
