@@ -84,8 +84,16 @@ def caption_jobs(jobs: list[Job], pool: DecodePool, captioner, buffer: RowBuffer
     report, batch = buffer.report, []
 
     def caption_batch() -> None:
-        with stop.interruptible():
-            results = captioner.caption_pixels([image.pixels for image in batch], batch[0].job.perspectives)
+        try:
+            with stop.interruptible():
+                results = captioner.caption_pixels([image.pixels for image in batch], batch[0].job.perspectives)
+        except RuntimeError as error:
+            if "memory" not in str(error):
+                raise
+            raise CaptionError(
+                "out of memory even with one image at a time: free the device, or choose caption.quantization = nf4 or "
+                f"a smaller model; everything finished is kept ({str(error).splitlines()[0]})"
+            ) from error
         for image, result in zip(batch, results, strict=True):
             if isinstance(result, dict):
                 buffer.add(image, result, "ok", None, len(batch))

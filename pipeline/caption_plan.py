@@ -65,21 +65,20 @@ def make_plan(
     images: Mapping[str, tuple[str, ...]], stores: Mapping[str, PerspectiveStore], retry_errors: bool
 ) -> Plan:
     """Compare `images` with what `stores` hold."""
-    held = {name: store.statuses() for name, store in stores.items()}
-    jobs, missing, failed = [], Counter(dict.fromkeys(stores, 0)), Counter()
-    for sha256, paths in images.items():
-        lacking = []
-        for name in stores:
-            status = held[name].get(sha256)
+    lacking: dict[str, list[str]] = {}
+    missing, failed = dict.fromkeys(stores, 0), Counter()
+    for name, store in stores.items():  # one perspective in memory at a time: a million statuses are 200 MB
+        held = store.statuses()
+        for sha256 in images:
+            status = held.get(sha256)
             if status is None or retry_errors and status == "error":
-                lacking.append(name)
+                lacking.setdefault(sha256, []).append(name)
+                missing[name] += 1
             elif status != "ok":
                 failed[status] += 1
-        missing.update(lacking)
-        if lacking:
-            jobs.append(Job(sha256, paths, tuple(lacking)))
+    jobs = [Job(sha256, images[sha256], tuple(names)) for sha256, names in lacking.items()]
     jobs.sort(key=lambda job: (job.perspectives, job.sha256))
-    return Plan(len(images), jobs, dict(missing), failed)
+    return Plan(len(images), jobs, missing, failed)
 
 
 def earlier_rate(store_root: Path, model: str, quantization: str) -> float | None:

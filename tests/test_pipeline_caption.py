@@ -149,6 +149,33 @@ def test_a_vanished_or_changed_file_is_an_error_that_can_be_retried(project, cap
     assert "0 new of 6" in caption(), "errors are retried only when asked"
 
 
+def test_out_of_memory_keeps_what_is_finished(project, monkeypatch):
+    load = stage.load_captioner
+
+    def small_device(config):
+        captioner = load(config)
+        caption_pixels, calls = captioner.caption_pixels, []
+
+        def full_after_one_batch(*arguments):
+            calls.append(arguments)
+            if len(calls) > 1:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nIf reserved")
+            return caption_pixels(*arguments)
+
+        captioner.caption_pixels = full_after_one_batch
+        return captioner
+
+    import torch
+
+    monkeypatch.setattr(stage, "load_captioner", small_device)
+    with pytest.raises(
+        SystemExit, match="out of memory even with one image at a time.*Tried to allocate 2 GiB"
+    ) as error:
+        stage.main([])
+    assert "\n" not in str(error.value)
+    assert len(project.captions()) == 4 * 2
+
+
 def test_an_unused_model_needs_no_torch(project, caption):
     caption()
     probe = (

@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import signal
 import subprocess
 import time
@@ -36,7 +37,7 @@ def kill(process: subprocess.Popen) -> None:
 @pytest.fixture
 def project(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    return Project(tmp_path, 300)
+    return Project(tmp_path, 120)
 
 
 def test_sigkill_loses_at_most_the_unflushed_part_and_repeats_nothing(project, capsys):
@@ -45,16 +46,16 @@ def test_sigkill_loses_at_most_the_unflushed_part_and_repeats_nothing(project, c
     kill(process)
     kept = {part: part.read_bytes() for part in parts(project)}
     done = len(project.store_rows()) // 2
-    assert 0 < done < 300, "killed too late to prove anything"
+    assert 0 < done < 120, "killed too late to prove anything"
     stage.main(OFTEN)
-    assert f"{300 - done} new of 300 images × 2 perspectives" in capsys.readouterr().out
-    assert len(project.captions()) == 600  # fails on a doubled row
+    assert f"{120 - done} new of 120 images × 2 perspectives" in capsys.readouterr().out
+    assert len(project.captions()) == 240  # fails on a doubled row
     assert all(part.read_bytes() == content for part, content in kept.items()), "a finished part was touched"
 
 
 def test_of_two_processes_one_dies_and_the_other_finishes(project, capsys):
     ranks = [project.start("caption", *OFTEN, RANK=str(rank), WORLD_SIZE="2") for rank in (0, 1)]
-    wait_for_parts(project, ranks[1], 8)
+    wait_for_parts(project, ranks[1], 6)
     kill(ranks[1])
     out, error = ranks[0].communicate(timeout=120)
     assert ranks[0].returncode == 0 and "(process 0 of 2)" in out, error
@@ -62,14 +63,14 @@ def test_of_two_processes_one_dies_and_the_other_finishes(project, capsys):
     assert share == {row["gt_sha256"] for row in project.rows if int(row["gt_sha256"][:8], 16) % 2 == 0}
     done = len(project.captions()) // 2
     stage.main(OFTEN)  # one process goes on where two stopped
-    assert f"{300 - done} new of 300 images" in capsys.readouterr().out
-    assert len(project.captions()) == 600
+    assert f"{120 - done} new of 120 images" in capsys.readouterr().out
+    assert len(project.captions()) == 240
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_polite_signal_flushes_everything_finished(project, number):
     process = project.start(
-        "caption", *OFTEN, "--set", "caption.flush_images=1000", "--set", "caption.flush_seconds=0.5"
+        "caption", *OFTEN, "--set", "caption.flush_images=1000", "--set", "caption.flush_seconds=0.3"
     )
     wait_for_parts(project, process, 1)
     process.send_signal(number)
@@ -78,7 +79,7 @@ def test_a_polite_signal_flushes_everything_finished(project, number):
     (line,) = [line for line in error.splitlines() if line.startswith("caption: ")]
     assert f"stopped by {number.name}" in line and "Traceback" not in error
     kept = len(project.captions()) // 2
-    assert 0 < kept < 300 and f": {kept} of 300 images done and kept" in line
+    assert 0 < kept < 120 and f": {kept} of 120 images done and kept" in line
     assert not [path for path in project.root.glob("store/*/.*")]
 
 
@@ -97,14 +98,21 @@ def test_hostile_files_end_with_one_row_each(tmp_path, monkeypatch, capsys):
     assert found == expected and len(project.captions()) == 120
 
 
+@pytest.mark.slow
 def test_accelerate_divides_the_work(project):
-    command = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "pipeline.caption", *OFTEN]
-    process = project.launch(command)
+    # `accelerate launch --cpu --num_processes 2` quietly starts one process; with --multi_gpu's launcher there are two.
+    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    process = project.launch([*launcher, "-m", "pipeline.caption", *OFTEN], ACCELERATE_USE_CPU="1")
     out, error = process.communicate(timeout=200)
     assert process.returncode == 0, error
     assert "(process 0 of 2)" in out and "(process 1 of 2)" in out
-    assert len(project.captions()) == 600
+    assert len(project.captions()) == 240
     assert {json.loads(path.read_text())["rank"] for path in project.root.glob("store/runs/*.json")} == {0, 1}
+    process = project.launch([*launcher, "-m", "pipeline.embed"], ACCELERATE_USE_CPU="1")
+    out, error = process.communicate(timeout=200)
+    assert process.returncode == 0 and "120 rows of dim 384" in out, error
+    new = [int(number) for number in re.findall(r"embed: (\d+) new", out)]
+    assert len(new) == 2 and sum(new) == 120 and min(new) > 0
 
 
 @pytest.mark.slow
