@@ -98,7 +98,8 @@ def ordinary(generator: SharedPrefixGenerator, images: list, batch: int, names: 
             images=[row[0] for row in rows], text=[row[1] for row in rows], padding=True, return_tensors="pt"
         )
         inputs = inputs.to(model.device, model.dtype)
-        output = model.generate(**inputs, generation_config=generator.generation)[:, inputs["input_ids"].shape[1] :]
+        length, count = inputs["input_ids"].shape[1], generator.max_new_tokens
+        output = model.generate(**inputs, do_sample=False, max_new_tokens=count, min_new_tokens=count)[:, length:]
         captions = [generator._caption(row) for row in output.tolist()]
         results += [
             dict(zip(names, captions[i : i + len(names)], strict=True)) for i in range(0, len(rows), len(names))

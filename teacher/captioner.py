@@ -152,7 +152,7 @@ class Captioner:
         heads = text.num_key_value_heads or text.num_attention_heads
         head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
         per_token = 2 * text.num_hidden_layers * heads * head_dim * self.model.dtype.itemsize
-        tokens = sum(len(ids) + self.answer.generation.max_new_tokens for ids in self.answer.ids.values())
+        tokens = sum(len(ids) + self.answer.max_new_tokens for ids in self.answer.ids.values())
         free, _ = torch.cuda.mem_get_info(self.model.device)
         return max(1, min(256, int(free * 0.9 / (1.4 * per_token * tokens))))
 

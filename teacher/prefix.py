@@ -17,6 +17,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from teacher.decode import fan_out, greedy
+
 
 @dataclass(frozen=True)
 class Caption:
@@ -36,7 +38,7 @@ class Statistics:
     tokens: int = 0
     "new tokens, end tokens included"
     wasted_tokens: int = 0
-    "decoding slots spent on rows that had already ended"
+    "decoding slots taken by rows that had already ended"
     prompt_tokens: int = 0
     wasted_prompt_tokens: int = 0
     "padding between the shared prefix and shorter questions"
@@ -66,8 +68,6 @@ class SharedPrefixGenerator:
     """Greedy answers of a LLaVA `model` to fixed questions (name -> prompt) about batches of images."""
 
     def __init__(self, model, processor, prompts: Mapping[str, str], max_new_tokens: int, min_new_tokens: int = 0):
-        from transformers import GenerationConfig
-
         self.model, self.processor = model, processor
         self.ids = question_ids(processor, prompts)
         for name, ids in self.ids.items():
@@ -77,10 +77,7 @@ class SharedPrefixGenerator:
         self.end_ids = set(end if isinstance(end, list) else [end])
         pad = processor.tokenizer.pad_token_id
         self.pad_id = min(self.end_ids) if pad is None else pad
-        self.generation = GenerationConfig(
-            do_sample=False, num_beams=1, max_new_tokens=max_new_tokens, min_new_tokens=min_new_tokens or None,
-            eos_token_id=sorted(self.end_ids), pad_token_id=self.pad_id, bos_token_id=processor.tokenizer.bos_token_id,
-        )  # fmt: skip
+        self.max_new_tokens, self.min_new_tokens = max_new_tokens, min_new_tokens
         self.statistics = Statistics()
 
     @torch.inference_mode()
@@ -98,19 +95,19 @@ class SharedPrefixGenerator:
         prefix_BP = torch.tensor(sequences[0][:n_prefix], device=device).repeat(batch, 1)
         pixels_BCHW = pixels_BCHW.to(device, self.model.dtype)
         self.model.model(input_ids=prefix_BP, pixel_values=pixels_BCHW, past_key_values=cache, use_cache=True)
-        # The cache is consumed by the questions below: asked others, it would answer wrongly and without an error.
-        cache.batch_repeat_interleave(len(names))
-        prefilled = self._now()
-
         ids_QL, mask_QL = self._right_aligned(sequences, n_prefix)
-        tokens = self.model.generate(
-            input_ids=ids_QL.repeat(batch, 1),
-            attention_mask=mask_QL.repeat(batch, 1),
-            past_key_values=cache,
-            generation_config=self.generation,
-        )[:, ids_QL.shape[1] :].tolist()
+        suffix_QS = ids_QL[:, n_prefix:]
+        # The cache is consumed by these questions: asked others, it would answer wrongly and without an error.
+        cache = fan_out(cache, len(names), suffix_QS.shape[1] + self.max_new_tokens)
+        prefilled = self._now()
+        tokens, wasted = greedy(
+            self.model, cache, suffix_QS.repeat(batch, 1), mask_QL.repeat(batch, 1), end_ids=self.end_ids,
+            max_new_tokens=self.max_new_tokens, min_new_tokens=self.min_new_tokens,
+        )  # fmt: skip
         captions = [self._caption(row) for row in tokens]
-        self._count(batch, n_prefix, mask_QL, tokens, captions, prefilled - started, self._now() - prefilled)
+        self._count(batch, n_prefix, mask_QL, tokens, wasted)
+        self.statistics.seconds["prefill"] += prefilled - started
+        self.statistics.seconds["generate"] += self._now() - prefilled
         return [dict(zip(names, captions[i : i + len(names)], strict=True)) for i in range(0, len(tokens), len(names))]
 
     def _right_aligned(self, sequences: list[list[int]], n_prefix: int) -> tuple[Tensor, Tensor]:
@@ -128,17 +125,14 @@ class SharedPrefixGenerator:
         text = self.processor.tokenizer.decode(row[:n_tokens], skip_special_tokens=True).strip()
         return Caption(text, n_tokens, "stop" if n_tokens < len(row) else "length")
 
-    def _count(self, batch, n_prefix, mask_QL, tokens, captions, prefill_seconds, generate_seconds) -> None:
-        used = sum(caption.n_tokens + (caption.finish_reason == "stop") for caption in captions)
+    def _count(self, batch: int, n_prefix: int, mask_QL: Tensor, tokens: list[list[int]], wasted: int) -> None:
         counts = self.statistics
         counts.images += batch
-        counts.captions += len(captions)
-        counts.tokens += used
-        counts.wasted_tokens += sum(map(len, tokens)) - used
+        counts.captions += len(tokens)
+        counts.tokens += sum(map(len, tokens))
+        counts.wasted_tokens += wasted
         counts.prompt_tokens += batch * (n_prefix + int(mask_QL[:, n_prefix:].sum()))
         counts.wasted_prompt_tokens += batch * int((mask_QL == 0).sum())
-        counts.seconds["prefill"] += prefill_seconds
-        counts.seconds["generate"] += generate_seconds
 
     def _now(self) -> float:
         if self.model.device.type == "cuda":

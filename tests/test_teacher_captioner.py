@@ -81,6 +81,19 @@ def test_finish_reason_tells_a_cut_caption_from_an_ended_one(checkpoint):
     )
 
 
+def test_rows_that_end_leave_the_batch_and_disturb_no_other(checkpoint):
+    captioner, images = captioner_of(checkpoint, batch_size=4), random_pictures(4)
+    separate = [[separate_call(captioner, image, prompt, 10) for prompt in QUESTIONS.values()] for image in images]
+    rows = [tokens for row in separate for tokens in row]
+    captioner.answer.end_ids = {rows[0][1], rows[4][3], rows[7][6]}
+    captions = [list(result.values()) for result in captioner.caption(images)]
+    assert captions == [[captioner.answer._caption(tokens) for tokens in row] for row in separate]
+    lengths = {caption.n_tokens for row in captions for caption in row}
+    assert len(lengths) > 2
+    slots = captioner.statistics.tokens + captioner.statistics.wasted_tokens
+    assert slots < len(rows) * (max(lengths) + 1)
+
+
 class Fragile:
     """The real generator, except that it runs out of memory above `limit` images and fails on one picture."""
 
