@@ -34,7 +34,7 @@ def make_accelerator(config: TrainConfig, out: Path) -> Accelerator:
             gradient_accumulation_steps=config.grad_accumulation,
             log_with=list(config.trackers) or None,
             project_config=ProjectConfiguration(str(out), logging_dir=str(out / "trackers")),
-            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
+            kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
         )
     except (ValueError, ImportError) as error:
         raise ParamsError(f"train.mixed_precision or train.trackers: {' '.join(str(error).split())}") from None
@@ -88,6 +88,8 @@ class Run:
         """Network and data, restored from the latest checkpoint."""
         config, accelerator = self.config, self.accelerator
         student, cuda = build_student(self.job), accelerator.device.type == "cuda"
+        if config.channels_last:
+            student = student.to(memory_format=torch.channels_last)
         optimizer = torch.optim.Adam(student.parameters(), lr=config.lr, betas=config.betas, fused=cuda)
         if config.compile:
             student.compile()
@@ -126,6 +128,8 @@ class Run:
         """The next micro-batch on the device; seeds what is random in its forward pass."""
         begun = time.monotonic()
         batch = {name: rows.to(self.accelerator.device, non_blocking=True) for name, rows in next(self.batches).items()}
+        if self.config.channels_last:
+            batch["lq"] = batch["lq"].to(memory_format=torch.channels_last)
         self.seconds["wait"] += time.monotonic() - begun
         seed = np.random.SeedSequence([self.config.seed, step, micro, self.rank]).generate_state(1, np.uint64)[0]
         torch.manual_seed(int(seed >> np.uint64(1)))

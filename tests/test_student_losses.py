@@ -1,0 +1,140 @@
+"""The six losses: values known by hand, against other code, and as gradients over several processes."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from student import losses as L
+from student.model import Student
+from student.model_config import ModelConfig
+from student.train_config import LossWeights, TrainConfig
+
+SMALL = ModelConfig(
+    width=8, encoder_blocks=(1,), latent_blocks=1, decoder_blocks=(1,), refinement_blocks=0, heads=(1, 2),
+    task_pool_size=4, task_top_k=2, domain_pool_size=5, domain_top_k=2, prompt_dim=16, dropout=0, selection_noise=0,
+)  # fmt: skip
+
+
+def random(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def test_pixel_and_fft_equal_numpy():
+    restored, gt = random(2, 3, 8, 6), random(2, 3, 8, 6, seed=1)
+    assert L.loss_pixel(restored, gt).item() == pytest.approx(np.abs((restored - gt).numpy()).mean(), rel=1e-6)
+    difference = np.fft.fft2(restored.numpy()) - np.fft.fft2(gt.numpy())
+    expected = np.stack([difference.real, difference.imag]).__abs__().mean()
+    assert L.loss_fft(restored, gt).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_align_is_one_minus_cosine_over_the_rows_that_have_a_prior():
+    prompt, prior = torch.eye(3), torch.tensor([[2.0, 0, 0], [0, -1, 0], [float("nan")] * 3])
+    loss = L.loss_align(prompt, prior, torch.tensor([True, True, False]))
+    assert loss.item() == pytest.approx((0 + 2) / 2)
+    assert L.loss_align(prompt, prior, torch.zeros(3, dtype=torch.bool)).item() == 0
+
+
+def test_a_row_without_a_prior_gets_no_gradient_even_if_its_prior_is_nan():
+    prompt = random(2, 4).requires_grad_()
+    prior = torch.stack([random(4, seed=1), torch.full((4,), float("nan"))])
+    L.loss_align(prompt, prior, torch.tensor([True, False])).backward()
+    assert prompt.grad[0].abs().sum() > 0
+    assert not prompt.grad.isnan()[0].any()
+
+
+def test_diversity_is_zero_for_prompts_less_alike_than_the_margin():
+    orthogonal = torch.eye(4).reshape(4, 2, 2)
+    assert L.loss_diversity(orthogonal, 0.1).item() == 0
+    alike = torch.cat([orthogonal[:1], 3 * orthogonal[:1], orthogonal[1:2]])  # pairs: cos 1, 0, 0
+    assert L.loss_diversity(alike, 0.1).item() == pytest.approx(0.9 / 3)
+
+
+def test_balance_is_zero_for_even_use_and_log_n_for_one_prompt():
+    assert L.loss_balance(torch.zeros(5, 8)).item() == pytest.approx(0, abs=1e-6)
+    assert L.loss_balance(100 * torch.eye(8)).item() == pytest.approx(0, abs=1e-5)  # even over the batch
+    one = torch.zeros(5, 8)
+    one[:, 3] = 200
+    assert L.loss_balance(one).item() == pytest.approx(math.log(8), rel=1e-5)
+
+
+@given(st.lists(st.integers(0, 2), min_size=2, max_size=7), st.integers(0, 99))
+@settings(max_examples=40, deadline=None)
+def test_contrastive_equals_its_definition_written_as_loops(labels, seed):
+    prompt, t = random(len(labels), 5, seed=seed), 0.1
+    unit = torch.nn.functional.normalize(prompt, dim=1).double()
+    anchors = []
+    for i, label in enumerate(labels):
+        others = [j for j in range(len(labels)) if j != i]
+        positives = [j for j in others if labels[j] == label]
+        if positives:
+            scale = math.log(sum(math.exp(unit[i] @ unit[j] / t) for j in others))
+            anchors.append(-sum((unit[i] @ unit[j] / t).item() - scale for j in positives) / len(positives))
+    loss = L.loss_contrastive(prompt, torch.tensor(labels), t).item()
+    assert loss == pytest.approx(np.mean(anchors) if anchors else 0, rel=1e-4, abs=1e-5)
+
+
+def test_contrastive_falls_when_a_label_s_rows_draw_together():
+    labels = torch.tensor([0, 0, 1, 1])
+    apart = L.loss_contrastive(torch.eye(4), labels, 0.1)
+    together = L.loss_contrastive(torch.eye(2).repeat_interleave(2, 0), labels, 0.1)
+    assert together < 1e-3 < apart
+
+
+def student_losses(weights: dict[str, float], student: Student | None = None):
+    torch.manual_seed(0)
+    student, lq = student or Student(SMALL), random(4, 3, 16, 16)
+    restored, prompts = student(lq, return_prompts=True)
+    values = {name: pool.values_NLD for name, pool in student.pools().items()}
+    labels = {"task": torch.tensor([0, 1, 0, 1]), "domain": torch.tensor([0, 0, 1, 1])}
+    config = TrainConfig(losses=LossWeights(**({name: 0.0 for name in L.TERMS} | weights)))
+    found = torch.ones(4, dtype=torch.bool)
+    return student, L.compute_losses(
+        restored, random(4, 3, 16, 16, seed=2), prompts, values, labels, random(4, 16, seed=3), found, config
+    )
+
+
+@pytest.mark.parametrize("term", L.TERMS)
+def test_each_weight_moves_its_own_loss(term):
+    """Alone, it is the only one computed, scales with its weight, and a small step along its gradient lowers it."""
+    student, before = student_losses({term: 1.0})
+    assert set(before.raw) == {term}
+    before.total.backward()
+    moved = [parameter for parameter in student.parameters() if parameter.grad is not None]
+    norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in moved])
+    with torch.no_grad():
+        for parameter in moved:
+            parameter -= 0.03 * parameter.grad / norm
+    _, after = student_losses({term: 1.0}, student)
+    assert after.raw[term] < before.raw[term]
+    _, doubled = student_losses({term: 2.0})
+    assert doubled.total.item() == pytest.approx(2 * before.total.item(), rel=1e-6)
+
+
+def test_the_total_is_the_weighted_sum():
+    weights = {"pixel": 1.0, "fft": 0.1, "align": 0.7, "diversity": 1.3, "balance": 0.1, "contrastive": 0.2}
+    _, losses = student_losses(weights)
+    assert losses.total.item() == pytest.approx(sum(weights[k] * v.item() for k, v in losses.raw.items()), rel=1e-6)
+
+
+def test_terms_of_both_pools_are_the_mean_of_their_pools():
+    student, losses = student_losses({"diversity": 1.0})
+    parts = [L.loss_diversity(pool.values_NLD, 0.1).item() for pool in student.pools().values()]
+    assert len(parts) == 2
+    assert losses.raw["diversity"].item() == pytest.approx(sum(parts) / 2, rel=1e-6)
+
+
+def test_losses_are_computed_in_float32_whatever_the_network_gave():
+    assert L.loss_fft(random(1, 3, 8, 8), random(1, 3, 8, 8, seed=1)).dtype == torch.float32
+    student, lq = Student(SMALL), random(2, 3, 16, 16).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        restored, prompts = student(lq.float(), return_prompts=True)
+    values = {name: pool.values_NLD for name, pool in student.pools().items()}
+    labels = {"task": torch.tensor([0, 0]), "domain": torch.tensor([0, 0])}
+    losses = L.compute_losses(
+        restored.bfloat16(), lq, prompts, values, labels, random(2, 16), torch.ones(2, dtype=torch.bool), TrainConfig()
+    )
+    assert {value.dtype for value in losses.raw.values()} == {torch.float32}
