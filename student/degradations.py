@@ -86,7 +86,7 @@ def _gaussian_noise(gt: np.ndarray, spec: DegradationSpec, rng: np.random.Genera
 
 
 def _rician_noise(gt: np.ndarray, spec: DegradationSpec, rng: np.random.Generator) -> np.ndarray:
-    """Magnitude of a complex signal with Gaussian noise in both channels; one draw for all colour channels (MRI is gray)."""
+    """Magnitude of a complex signal with Gaussian noise in both channels; the same for all colours (MRI is gray)."""
     real, imaginary = rng.standard_normal((2, *gt.shape[:2], 1)) * (spec.sigma / 255)
     return np.hypot(gt + real, imaginary)
 
