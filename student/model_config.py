@@ -45,8 +45,9 @@ class ModelConfig(Section):
     domain_top_k: PositiveInt = 5
     prompt_len: PositiveInt = 2
     """Tokens of one prompt value."""
-    prompt_dim: Annotated[int, Field(gt=0, multiple_of=POOL_HEADS)] = 1024
-    """Dimension of keys, values and queries: the dimension of the teacher's embedding."""
+    prompt_dim: Annotated[int, Field(gt=0, multiple_of=POOL_HEADS)] | None = 1024
+    """Dimension of keys, values and queries: the dimension of the teacher's embedding. null: the trainer takes it from
+    the release."""
     pool_fusion: Literal["attention", "concat"] = "attention"
     """How the two representations become one. Without effect unless both pools are on."""
     fusion: Literal["broadcast", "modulation", "concat", "tokens"] = "broadcast"
