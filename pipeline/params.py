@@ -5,6 +5,7 @@ from pathlib import Path
 
 from pipeline.caption_config import CaptionConfig
 from pipeline.embed_config import EmbedConfig
+from pipeline.report_config import ReportConfig
 from student.config import Paths, load_section, read_params
 from student.eval_config import EvalConfig
 from student.model_config import ModelConfig
@@ -21,6 +22,7 @@ class Params:
     model: ModelConfig
     train: TrainConfig
     eval: EvalConfig
+    report: ReportConfig
 
 
 def load_all(file: Path, overrides: list[str] | tuple[str, ...] = ()) -> Params:
