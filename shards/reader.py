@@ -14,6 +14,7 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from shards import manifest as manifests
+from shards.half import to_float32
 from shards.index import find, hex_of, words_of
 from shards.schema import ALIASES, INDEX, MANIFEST, DamagedRelease, ReleaseError, UnknownImage, vector_columns
 
@@ -47,7 +48,13 @@ class Release:
         self.dim: int = manifest["dim"]
         self._index = np.load(files[INDEX], mmap_mode="r").view(np.ndarray)
         self._selected = selected  # sorted row numbers of a subset; None for all
-        self._starts = np.cumsum([0, *(part["rows"] for part in manifest["parts"])])
+        parts = manifest["parts"]
+        self.vector_columns = vector_columns(manifest["apart"])
+        self._starts = np.cumsum([0, *(part["rows"] for part in parts)])
+        # First byte of the vectors of every row group of every part, and where each part's groups begin therein.
+        self._offsets = {c: np.concatenate([part["vectors"][c] for part in parts]) for c in self.vector_columns}
+        self._groups = np.cumsum([0, *(len(part["vectors"]["embedding"]) for part in parts)])
+        self._vector = np.dtype((np.void, 2 * self.dim))
         self._maps: dict[int, np.ndarray] = {}
         self._captions: tuple[tuple[int, int], pa.Table] | None = None
 
@@ -55,7 +62,7 @@ class Release:
         return self.manifest["rows"] if self._selected is None else len(self._selected)
 
     def __contains__(self, sha256: str) -> bool:
-        return bool(self._find([sha256])[1][0])
+        return bool(self.lookup_rows([sha256])[1][0])
 
     def __repr__(self) -> str:
         return f"Release({str(self.path)!r}, {len(self)} images, dim {self.dim})"
@@ -73,14 +80,20 @@ class Release:
         Rows of unknown images are zero and their `found` is False. `column` may name a perspective kept apart
         (`embedding_<perspective>`). Raises ReleaseError if a value is no sha256.
         """
-        rows, found = self._find(sha256s)
-        out = np.empty((len(rows), self.dim), np.float32)
+        rows, found = self.lookup_rows(sha256s)
         if found.all():
-            out[...] = self._take(rows, column)
-        else:
-            out[~found] = 0
-            out[found] = self._take(rows[found], column)
+            return to_float32(self._take(rows, column)), found
+        out = np.zeros((len(rows), self.dim), np.float32)
+        out[found] = to_float32(self._take(rows[found], column))
         return out, found
+
+    def lookup_rows(self, sha256s: Iterable[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Row numbers of images: n hashes → (int64 [n], found bool [n]); arbitrary where not found."""
+        rows, found = find(self._index, words_of(sha256s))
+        if self._selected is not None:
+            at = np.minimum(np.searchsorted(self._selected, rows), len(self._selected) - 1)
+            found &= self._selected[at] == rows
+        return rows, found
 
     def vectors(self, start: int = 0, stop: int | None = None, column: str = "embedding") -> np.ndarray:
         """The vectors of rows start to stop as they are stored: float16 [stop - start, dim]."""
@@ -92,7 +105,7 @@ class Release:
 
     def record(self, sha256: str) -> dict:
         """The row of one image without its vectors: image_sha256, width, height, captions. Raises UnknownImage."""
-        rows, found = self._find([sha256])
+        rows, found = self.lookup_rows([sha256])
         if not found[0]:
             raise UnknownImage(f"{self.path}: no captions for image {sha256}")
         part = int(np.searchsorted(self._starts, rows[0], "right")) - 1
@@ -129,7 +142,7 @@ class Release:
         )
         if self._selected is None or not len(table):
             return table
-        return table.filter(pa.array(self._find(table["image_sha256"])[1]))
+        return table.filter(pa.array(self.lookup_rows(table["image_sha256"])[1]))
 
     def subset(self, dataset: str | Iterable[str] | None = None, domain: str | Iterable[str] | None = None) -> Release:
         """The same release, restricted to the images of some data sets and domains (several: any of them).
@@ -140,42 +153,31 @@ class Release:
         if not len(images):
             known = sorted({(s["domain"], s["dataset"]) for s in self.manifest["stats"]["sources"]})
             raise ReleaseError(f"{self.path}: no image of dataset={dataset!r}, domain={domain!r}; there are {known}")
-        rows, _ = self._find(images)
+        rows, _ = self.lookup_rows(images)
         return Release(self.path, self._files, self.manifest, np.sort(rows))
 
     def _rows(self) -> np.ndarray:
         return np.arange(self.manifest["rows"]) if self._selected is None else self._selected
 
-    def _find(self, sha256s: Iterable[str]) -> tuple[np.ndarray, np.ndarray]:
-        rows, found = find(self._index, words_of(sha256s))
-        if self._selected is not None:
-            at = np.minimum(np.searchsorted(self._selected, rows), len(self._selected) - 1)
-            found &= self._selected[at] == rows
-        return rows, found
-
     def _take(self, rows: np.ndarray, column: str) -> np.ndarray:
         """Rows int [n] → stored vectors float16 [n, dim]."""
-        if column not in vector_columns(self.manifest["apart"]):
-            raise ReleaseError(f"{self.path}: no column {column!r}; there are {vector_columns(self.manifest['apart'])}")
-        out = np.empty(len(rows), self._vector_dtype)
+        if column not in self.vector_columns:
+            raise ReleaseError(f"{self.path}: no column {column!r}; there are {self.vector_columns}")
         parts = np.searchsorted(self._starts, rows, "right") - 1
-        for part in np.unique(parts):
+        groups, within = np.divmod(rows - self._starts[parts], self.manifest["group_rows"])
+        first_bytes = self._offsets[column][self._groups[parts] + groups] + within * (2 * self.dim)
+        out = np.empty(len(rows), self._vector)
+        for part in set(parts.tolist()):
             mine = np.flatnonzero(parts == part)
-            groups, within = np.divmod(rows[mine] - self._starts[part], self.manifest["group_rows"])
-            first_bytes = np.asarray(self.manifest["parts"][part]["vectors"][column])
-            out[mine] = self._map(int(part))[first_bytes[groups] + within * (2 * self.dim)]
+            out[mine] = self._map(part)[first_bytes[mine]]
         return out.view(np.float16).reshape(len(rows), self.dim)
-
-    @property
-    def _vector_dtype(self) -> np.dtype:
-        return np.dtype((np.void, 2 * self.dim))
 
     def _map(self, part: int) -> np.ndarray:
         """The part's bytes as overlapping windows: element i is the vector that begins at byte i."""
         if part not in self._maps:
             whole = np.memmap(self._files[self.manifest["parts"][part]["file"]], np.uint8, "r").view(np.ndarray)
             windows = len(whole) - 2 * self.dim + 1
-            self._maps[part] = np.ndarray((windows,), self._vector_dtype, whole, strides=(1,))
+            self._maps[part] = np.ndarray((windows,), self._vector, whole, strides=(1,))
         return self._maps[part]
 
     def _parquet(self, part: int) -> pq.ParquetFile:
