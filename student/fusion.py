@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 Condition = tuple[Tensor, ...]
-"""What `prepare` hands to `forward`: per-image tensors with B first."""
+"""What `prepare` hands to `forward`. Prompts of batch size 1 serve a batch of any size: the tiles of one image."""
 
 
 class GatedFusion(nn.Module):
@@ -26,14 +26,16 @@ class GatedFusion(nn.Module):
         return feature, prompt
 
 
-def _affine(x_BHWC: Tensor, gain: Tensor, shift_BC: Tensor) -> Tensor:
-    # addcmul reads and writes the features once; its operands must share a dtype, or autocast's half features would be
-    # promoted to fp32.
-    shift = shift_BC[:, None, None].to(x_BHWC.dtype)
-    return torch.addcmul(shift, x_BHWC, gain.to(x_BHWC.dtype))
+class AffineFusion(GatedFusion):
+    """x_in = gain·x + shift, with a gain and a shift [B, 1, 1, C] (or a scalar gain) from `prepare`."""
+
+    def forward(self, x_BHWC: Tensor, gain: Tensor, shift: Tensor) -> Tensor:
+        # addcmul reads and writes the features once; its operands must share a dtype, or autocast's half features
+        # would be promoted to fp32.
+        return torch.addcmul(shift.to(x_BHWC.dtype), x_BHWC, gain.to(x_BHWC.dtype))
 
 
-class BroadcastFusion(GatedFusion):
+class BroadcastFusion(AffineFusion):
     """The published cross-attention to one prompt token, collapsed: with one token its softmax is 1 at every pixel.
 
     x_in = w_f·x + W_o(W_v LN(p)·w_p + b_v·w_p) + b_o: equal to the published formulation to rounding, without its
@@ -47,14 +49,35 @@ class BroadcastFusion(GatedFusion):
         self.out = nn.Linear(channels, channels)
 
     def prepare(self, fused_BD: Tensor) -> Condition:
+        w_feature, w_prompt = self.weights()
+        return w_feature, self.out(self.value(self.norm(fused_BD)) * w_prompt)[:, None, None]
+
+    def folded(self) -> tuple[Tensor, Tensor]:
+        """[C, D] and [C]: the same shift as one affine map of the normalised prompt, before the norm's own gain."""
         _, w_prompt = self.weights()
-        return (self.out(self.value(self.norm(fused_BD)) * w_prompt),)
+        value_CD = self.out.weight @ self.value.weight * w_prompt
+        bias_C = self.out.weight @ self.value.bias * w_prompt + self.out.bias
+        return value_CD * self.norm.weight, value_CD @ self.norm.bias + bias_C
 
-    def forward(self, x_BHWC: Tensor, shift_BC: Tensor) -> Tensor:
-        return _affine(x_BHWC, self.weights()[0], shift_BC)
+
+class FoldedFusions(nn.Module):
+    """The `prepare` of many `BroadcastFusion`s as one matrix product, for inference. Its constants are not saved."""
+
+    def __init__(self, fusions: list[BroadcastFusion]):
+        super().__init__()
+        weights, biases = zip(*(fusion.folded() for fusion in fusions), strict=True)
+        self.channels, self.eps = [len(bias) for bias in biases], fusions[0].norm.eps
+        self.register_buffer("weight", torch.cat(weights), persistent=False)
+        self.register_buffer("bias", torch.cat(biases), persistent=False)
+        self.register_buffer("gains", torch.stack([fusion.weights()[0] for fusion in fusions]), persistent=False)
+
+    def forward(self, fused_BD: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """The blocks' gains and their shifts [B, 1, 1, C]."""
+        normed_BD = F.layer_norm(fused_BD, fused_BD.shape[-1:], eps=self.eps)
+        return self.gains.unbind(), F.linear(normed_BD, self.weight, self.bias)[:, None, None].split(self.channels, -1)
 
 
-class ModulationFusion(GatedFusion):
+class ModulationFusion(AffineFusion):
     """[release] `adaptive_modulation`: x·w_f·(1 + scale·w_p) + shift·w_p, with scale and shift from a small MLP."""
 
     def __init__(self, channels: int, dim: int):
@@ -64,10 +87,7 @@ class ModulationFusion(GatedFusion):
     def prepare(self, fused_BD: Tensor) -> Condition:
         w_feature, w_prompt = self.weights()
         scale, shift = self.mlp(fused_BD).chunk(2, dim=-1)
-        return w_feature * (1 + scale * w_prompt), shift * w_prompt
-
-    def forward(self, x_BHWC: Tensor, gain_BC: Tensor, shift_BC: Tensor) -> Tensor:
-        return _affine(x_BHWC, gain_BC[:, None, None], shift_BC)
+        return (w_feature * (1 + scale * w_prompt))[:, None, None], (shift * w_prompt)[:, None, None]
 
 
 class ConcatFusion(GatedFusion):
@@ -82,13 +102,14 @@ class ConcatFusion(GatedFusion):
         self.mix = nn.Linear(2 * channels, channels)
 
     def prepare(self, fused_BD: Tensor) -> Condition:
-        _, w_prompt = self.weights()
-        prompt_BC = self.project(fused_BD) * w_prompt
-        return (F.linear(prompt_BC, self.mix.weight.chunk(2, dim=1)[1], self.mix.bias),)
+        w_feature, w_prompt = self.weights()
+        of_features, of_prompt = self.mix.weight.chunk(2, dim=1)
+        shift_BC = F.linear(self.project(fused_BD) * w_prompt, of_prompt, self.mix.bias)
+        return of_features * w_feature, shift_BC[:, None, None]
 
-    def forward(self, x_BHWC: Tensor, shift_BC: Tensor) -> Tensor:
-        mixed = F.linear(x_BHWC, self.mix.weight.chunk(2, dim=1)[0] * self.weights()[0])
-        return mixed + shift_BC[:, None, None].to(mixed.dtype)
+    def forward(self, x_BHWC: Tensor, weight_CC: Tensor, shift: Tensor) -> Tensor:
+        mixed = F.linear(x_BHWC, weight_CC.to(x_BHWC.dtype))
+        return mixed + shift.to(mixed.dtype)
 
 
 class TokenFusion(GatedFusion):
@@ -113,14 +134,14 @@ class TokenFusion(GatedFusion):
         key_BTC = self.key(tokens_BTD) * (w_prompt * w_feature * self.query.out_features**-0.5)
         value_BTC = self.value(tokens_BTD) * w_prompt
         offset_BT = key_BTC @ self.query.bias + log_weight_BT
-        return key_BTC @ self.query.weight, offset_BT, value_BTC @ self.out.weight.T
+        return w_feature, key_BTC @ self.query.weight, offset_BT[:, None], value_BTC @ self.out.weight.T
 
-    def forward(self, x_BHWC: Tensor, key_BTC: Tensor, offset_BT: Tensor, value_BTC: Tensor) -> Tensor:
+    def forward(self, x_BHWC: Tensor, gain: Tensor, key_BTC: Tensor, offset: Tensor, value_BTC: Tensor) -> Tensor:
         x_BPC, dtype = x_BHWC.flatten(1, 2), x_BHWC.dtype
-        score_BPT = torch.baddbmm(offset_BT[:, None].to(dtype), x_BPC, key_BTC.mT.to(dtype))
+        score_BPT = x_BPC @ key_BTC.mT.to(dtype) + offset.to(dtype)
         attended_BPC = score_BPT.softmax(-1).to(dtype) @ value_BTC.to(dtype)
-        x_in = torch.addcmul(self.out.bias.to(dtype), x_BPC, self.weights()[0].to(dtype)) + attended_BPC
-        return x_in.view_as(x_BHWC)
+        kept_BPC = torch.addcmul(self.out.bias.to(dtype), x_BPC, gain.to(dtype))
+        return (kept_BPC + attended_BPC).view_as(x_BHWC)
 
 
 FUSIONS = {

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from student.card import model_card
-from student.fusion import Condition
+from student.fusion import Condition, FoldedFusions
 from student.model_config import ModelConfig
 from student.nafnet import NAFNet
 from student.prompts import PromptBranch, PromptPool, Prompts
@@ -39,11 +39,14 @@ class Student(
     """
 
     def __init__(self, config: ModelConfig):
+        if config.prompt_dim is None:
+            raise ValueError("prompt_dim is null: only the trainer can take it from a release; give a number")
         super().__init__()
         self.config = config
         self.backbone = (Restormer if config.backbone == "restormer" else NAFNet)(config)
         if config.has_prompts:
             self.prompts = PromptBranch(config, self.backbone.first_channels, self.backbone.deepest_channels)
+        self.folded: FoldedFusions | None = None
         if config.zero_init_output:
             for parameter in self.backbone.output.parameters():
                 nn.init.zeros_(parameter)
@@ -87,6 +90,25 @@ class Student(
             raise ValueError("model.domain_pool is off: there is no domain pool to start from centroids")
         self.prompts.domain_pool.start_from(torch.as_tensor(centroids_ND))
 
+    @torch.no_grad()
+    def fold(self) -> "Student":
+        """Fold constants for inference: with `fusion: broadcast`, every block's shift then comes out of one matrix
+        product. Without effect on other fusions. Returns itself, in eval mode; `train()` and `load_state_dict` unfold.
+        """
+        self.eval()
+        if self.config.has_prompts and self.config.fusion == "broadcast":
+            self.folded = FoldedFusions([block.fusion for block in self.backbone.prompted_blocks()])
+        return self
+
+    def train(self, mode: bool = True) -> "Student":
+        if mode:
+            self.folded = None
+        return super().train(mode)
+
+    def load_state_dict(self, *arguments: Any, **options: Any) -> Any:
+        self.folded = None
+        return super().load_state_dict(*arguments, **options)
+
     def _embed(self, lq: Tensor) -> tuple[Tensor, int, int]:
         if lq.ndim != 4 or lq.shape[1] != 3 or min(lq.shape[2:]) < 8:
             raise ValueError(f"the input must be [B, 3, H, W] with H and W of at least 8, not {list(lq.shape)}")
@@ -104,6 +126,9 @@ class Student(
         blocks = self.backbone.prompted_blocks()
         if not self.config.has_prompts:
             return [()] * len(blocks)
+        if self.folded is not None:
+            gains, shifts = self.folded(prompts.fused)
+            return list(zip(gains, shifts, strict=True))
         with torch.autocast(prompts.fused.device.type, enabled=False):  # for the reason given in PromptBranch
             inputs = self.prompts.tokens(prompts) if self.config.fusion == "tokens" else (prompts.fused,)
             return [block.fusion.prepare(*inputs) for block in blocks]
