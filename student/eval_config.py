@@ -20,7 +20,7 @@ class EvalConfig(Section):
     """Only these tasks; null: every task that the index has in this split."""
 
     variant: Literal["basicsr", "basicsr_y", "promptir"] = "basicsr"
-    """How PSNR and SSIM are computed (student/metrics.py): basicsr as the multi-domain tables, promptir as 3T and 5T."""
+    """PSNR and SSIM (student/metrics.py): basicsr as in the multi-domain tables, promptir as 3T, 5T."""
 
     crop_border: int = Field(0, ge=0)
     """Pixels left out at every side before comparing; the multi-domain tables leave out none."""
@@ -28,8 +28,8 @@ class EvalConfig(Section):
     extra_metrics: list[str] = []
     """Further metrics by name, through torchmetrics: lpips, dists, ms_ssim, vif, sam, uqi, ergas."""
 
-    setting: str | None = None
-    """Setting of the paper whose numbers stand beside ours (student/paper.py): md-6t, natural-3t, cdd11, ..."""
+    setting: Literal["md-6t", "md-7t", "md-8t", "md-9t", "natural-3t", "natural-5t", "cdd11"] | None = None
+    """Setting of the paper whose numbers stand beside ours (student/paper.py)."""
 
     tile: Literal["off", "auto"] | int = "off"
     """Tiles for images too large for the memory, as student.restore takes them. Off: the whole image, as papers do."""

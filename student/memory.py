@@ -1,11 +1,11 @@
 """How much memory there is, and how much a forward of the student takes: what `--tile auto` is chosen from."""
 
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 CGROUP = Path("/sys/fs/cgroup")
@@ -26,21 +26,22 @@ def available_bytes(device: torch.device) -> int:
     return max(free, 0)
 
 
-def forward_bytes_per_pixel(config: Any, side: int = 256) -> float:
-    """Peak bytes of live float32 activations per input pixel, counted over a forward that allocates and computes nothing.
+@torch.no_grad()
+def forward_bytes(student: torch.nn.Module) -> Callable[[int], float]:
+    """Peak bytes of live float32 activations of a forward, as a function of the number of input pixels.
 
-    The student runs on fake tensors, which have shapes but no storage, so that counting takes a second at any size and
-    is right for every backbone and configuration. Workspaces inside convolutions come on
-    top; `student.restore_engine` leaves room for them.
+    Counted, not guessed: two small forwards, and a line through both; that is right for every backbone, configuration
+    and device. Workspaces inside convolutions come on top; `student.restore_engine` leaves room for them.
     """
-    from student.model import Student
-
-    with FakeTensorMode(), torch.no_grad():
-        student = Student(config).eval()
-        image = torch.empty(1, 3, side, side)
+    device = next(student.parameters()).device
+    sides, peaks = (64, 128), []
+    for side in sides:
+        image = torch.zeros(1, 3, side, side, device=device)
         with _LiveBytes() as live:
             student(image)
-    return live.peak / side**2
+        peaks.append(live.peak)
+    slope = (peaks[1] - peaks[0]) / (sides[1] ** 2 - sides[0] ** 2)
+    return lambda pixels: peaks[0] + slope * (pixels - sides[0] ** 2)
 
 
 class _LiveBytes(TorchDispatchMode):
@@ -50,6 +51,10 @@ class _LiveBytes(TorchDispatchMode):
         super().__init__()
         self.now = self.peak = 0
         self._known: set[int] = set()
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # torch would else import its compiler here, for ten seconds, only to keep it away from this class
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))

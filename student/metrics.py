@@ -105,19 +105,24 @@ def mean_psnr(values: Sequence[float]) -> float:
     return float(np.mean(np.minimum(values, IDENTICAL_DB)))
 
 
-def bootstrap_interval(values: Sequence[float], level: float = 0.95, resamples: int = 10_000) -> tuple[float, float]:
+def bootstrap_interval(*groups: Sequence[float], level: float = 0.95, resamples: int = 10_000) -> tuple[float, float]:
     """Percentile bootstrap interval of the mean over images (Efron 1979), seeded: equal values give equal intervals.
 
     Images are what is resampled: the interval says how far the mean would move with other images of the same kind,
-    not how far another training run would move it.
+    not how far another training run would move it. Several groups (tasks): the unweighted mean of the groups' means,
+    resampled within each group.
     """
-    data = np.asarray(values, dtype=np.float64)
-    generator = np.random.default_rng(0)
-    means = np.concatenate(  # in blocks, so that a set of 10,000 images needs no 800 MB
-        [data[generator.integers(0, len(data), (block, len(data)))].mean(1) for block in _blocks(resamples)]
+    means = np.mean(
+        [_resampled_means(np.asarray(group, np.float64), resamples, i) for i, group in enumerate(groups)], 0
     )
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
+
+
+def _resampled_means(values: np.ndarray, resamples: int, seed: int) -> np.ndarray:
+    generator = np.random.default_rng(seed)
+    blocks = _blocks(resamples)  # so that a set of 10,000 images needs no 800 MB
+    return np.concatenate([values[generator.integers(0, len(values), (n, len(values)))].mean(1) for n in blocks])
 
 
 def _blocks(total: int, size: int = 500) -> list[int]:

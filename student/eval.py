@@ -1,0 +1,222 @@
+"""Evaluate a student: PSNR and SSIM of its output and of the degraded input, tables, intervals and panels.
+
+    python -m student.eval                                       # as params.yaml says: paths.student on eval.split
+    python -m student.eval --model input                         # the degraded input as its own baseline
+    python -m student.eval --model DIR_OR_HUB_ID --split test --set eval.variant=promptir
+    torchrun --nproc_per_node 4 -m student.eval                  # images shared out over 4 processes
+
+Writes paths.metrics and, into paths.evaluation, results.json, table.md, datasets.csv, per_image.csv and panels/*.png.
+A stopped run goes on where it was: finished images are kept in paths.evaluation/finished.
+"""
+
+import argparse
+import hashlib
+import json
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from student.config import ParamsError, Paths, add_params_arguments, load_section, read_params
+from student.eval_config import EvalConfig
+
+
+class EvalError(ValueError):
+    """The evaluation cannot go on; the message is one line and names the remedy."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    started = time.perf_counter()
+    parser = argparse.ArgumentParser(
+        prog="python -m student.eval", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_params_arguments(parser)
+    parser.add_argument("--model", metavar="DIR|ID|input", help="what to measure (eval.model; default: paths.student)")
+    parser.add_argument("--split", help="split of the index (eval.split)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps (default: auto)")
+    args = parser.parse_args(argv)
+    try:
+        params = read_params(args.params, args.overrides)
+        given = {key: value for key in ("model", "split") if (value := getattr(args, key)) is not None}
+        params["eval"] = (params.get("eval") or {}) | given
+        paths, config = load_section(Paths, "paths", params), load_section(EvalConfig, "eval", params)
+    except ParamsError as error:
+        print(f"eval: {error}", file=sys.stderr)
+        return 1
+    # Heavy imports wait until --help and a typo have been answered.
+    from student.image_cache import TrainDataError
+    from student.metrics import MetricError
+    from student.restore_engine import RestoreError
+
+    try:
+        evaluate(paths, config, args.device, started)
+    except (EvalError, TrainDataError, MetricError, RestoreError) as error:
+        print(f"eval: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("eval: stopped; finished images are kept, the same command goes on", file=sys.stderr)
+        return 130
+    return 0
+
+
+def evaluate(paths: Paths, config: EvalConfig, device: str = "auto", started: float | None = None) -> dict[str, Any]:
+    """Measure and write everything; returns the content of paths.metrics (on the main process)."""
+    from accelerate import PartialState
+    from accelerate.utils import gather_object
+
+    from student.eval_tables import metrics_json
+
+    started = time.perf_counter() if started is None else started
+    state = PartialState(cpu=device == "cpu")
+    dataset, rows = _select(paths, config)
+    model = _Model(config.model or paths.student, config, state.device if state.num_processes > 1 else device)
+    folder = Path(paths.evaluation)
+    known = _finished(folder, model.identity) if config.resume else {}
+    state.wait_for_everyone()  # nobody appends before everybody has read
+    mine = rows[state.process_index :: state.num_processes]
+    measured = _measure(dataset, mine, model, config, known, folder, state)
+    merged = {record["row"]: record for part in gather_object([measured]) for record in part}
+    if not state.is_main_process:
+        return {}
+    records = [merged[row] for row in rows]
+    metrics = metrics_json(records, config.variant)
+    _write(paths, config, metrics, records, dataset, model, started)
+    return metrics
+
+
+def _select(paths: Paths, config: EvalConfig) -> tuple[Any, list[int]]:
+    """The dataset of the split and the rows to measure."""
+    from student.data import PairDataset, read_pairs
+
+    pairs = read_pairs(paths.index, config.split)
+    rows = [row for row in range(len(pairs)) if config.tasks is None or pairs.task[row] in config.tasks]
+    if config.tasks and (unknown := set(config.tasks) - set(pairs.task)):
+        have = ", ".join(sorted(set(pairs.task))) or "none"
+        raise EvalError(f"eval.tasks names {', '.join(sorted(unknown))}; split '{config.split}' has: {have}")
+    if not rows:
+        raise EvalError(f"{paths.index} has no usable row of split '{config.split}'; set eval.split or run the index")
+    return PairDataset(pairs, None, patch_size=1, seed=0), rows
+
+
+class _Model:
+    """What is measured: a student, or the identity for "input". `identity` changes whenever a result could."""
+
+    def __init__(self, name: str, config: EvalConfig, device: Any):
+        from student.restore_engine import Restorer, load_student
+
+        self.restorer, weights = None, ""
+        if name != "input":
+            student = load_student(name)
+            weights = hashlib.sha256(student.config.model_dump_json().encode())
+            for key, tensor in sorted(student.state_dict().items()):
+                weights.update(key.encode() + tensor.contiguous().numpy().tobytes())
+            weights = weights.hexdigest()
+            self.restorer = Restorer(student, device, tile=config.tile)
+        self.about = {"name": name, "weights_sha256": weights or None}
+        measured = [weights, config.variant, config.crop_border, config.tile, config.extra_metrics]
+        self.identity = hashlib.sha256(json.dumps(measured).encode()).hexdigest()[:16]
+
+    def __call__(self, lq: Any) -> Any:
+        return lq if self.restorer is None else self.restorer(lq).image
+
+
+def load_pair(dataset: Any, row: int, config: EvalConfig) -> tuple[Any, Any]:
+    """(lq, gt) of one row, [3, H, W], as the variant compares them."""
+    from student.metrics import centre_crop
+
+    lq, gt = dataset.whole_image(row)
+    if lq.shape != gt.shape:
+        sizes = [f"{image.shape[2]}x{image.shape[1]}" for image in (lq, gt)]
+        raise EvalError(f"{dataset.pairs.describe(row)}: {sizes[0]}, its gt {sizes[1]}; run the index stage again")
+    return (centre_crop(lq), centre_crop(gt)) if config.variant == "promptir" else (lq, gt)
+
+
+def _measure(
+    dataset: Any, rows: list[int], model: _Model, config: EvalConfig, known: dict, folder: Path, state: Any
+) -> list[dict]:
+    """One record an image; every finished one is on disk before the next begins."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    folder = folder / "finished"
+    folder.mkdir(parents=True, exist_ok=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
+    records = []
+    with (
+        open(folder / f"{model.identity}-{state.process_index}.jsonl", "a", encoding="utf-8") as log,
+        Progress(*columns, TimeRemainingColumn(), transient=True, disable=not state.is_main_process) as progress,
+    ):
+        bar, begun = progress.add_task("evaluating", total=len(rows), rate=""), time.perf_counter()
+        for row in rows:
+            lq, gt = load_pair(dataset, row, config)
+            key = hashlib.sha256(lq.tobytes() + gt.tobytes()).hexdigest()
+            record = known.get(key)
+            if record is None:
+                record = {"key": key} | _score(lq, gt, model, config, dataset.pairs.describe(row))
+                log.write(json.dumps(record) + "\n")
+                log.flush()
+            pairs = dataset.pairs
+            names = {column: str(getattr(pairs, column)[row]) for column in ("dataset", "task", "domain")}
+            image = str(pairs.lq_path[row] or pairs.gt_path[row])
+            records.append({"row": row, **names, "image": image, **record})
+            rate = len(records) / (time.perf_counter() - begun)
+            progress.update(bar, advance=1, rate=f"{rate:.1f} images/s")
+    return records
+
+
+def _score(lq: Any, gt: Any, model: _Model, config: EvalConfig, name: str) -> dict[str, Any]:
+    from student.metrics import SMALLEST_SSIM, MetricError, extra_metric, psnr, ssim
+
+    restored = model(lq)
+    scores: dict[str, Any] = {"height": gt.shape[1], "width": gt.shape[2]}
+    large_enough = min(gt.shape[1:]) - 2 * config.crop_border >= SMALLEST_SSIM[config.variant]
+    for suffix, image in (("", restored), ("_input", lq)):
+        try:
+            scores["psnr" + suffix] = psnr(image, gt, config.variant, config.crop_border)
+            found = ssim(image, gt, config.variant, config.crop_border) if large_enough else None
+        except MetricError as error:
+            raise EvalError(f"{name}: {error}") from None
+        scores["ssim" + suffix] = found
+        scores |= {extra + suffix: extra_metric(extra, image, gt) for extra in config.extra_metrics}
+    return scores
+
+
+def _finished(folder: Path, identity: str) -> dict[str, dict]:
+    """Records of an earlier run of the same identity, by the sha256 of the pixels that went in."""
+    records = {}
+    for file in sorted((folder / "finished").glob(f"{identity}-*.jsonl")):
+        for line in file.read_text(encoding="utf-8").splitlines():
+            try:
+                record = json.loads(line)
+                records[record["key"]] = record
+            except (json.JSONDecodeError, KeyError):  # the line that a kill cut short is measured again
+                continue
+    return records
+
+
+def _write(
+    paths: Paths, config: EvalConfig, metrics: dict, records: list, dataset: Any, model: _Model, started: float
+) -> None:
+    from student.eval_panels import write_panels
+    from student.eval_tables import markdown, per_image_csv, per_set_csv, results_json, summary, to_json, write_text
+
+    folder = Path(paths.evaluation)
+    results = results_json(records, metrics, config, model.about)
+    for name, text in (
+        ("results.json", to_json(results)),
+        ("table.md", markdown(results)),
+        ("datasets.csv", per_set_csv(results)),
+        ("per_image.csv", per_image_csv(records, config.extra_metrics)),
+    ):
+        write_text(folder / name, text)
+    shutil.rmtree(folder / "panels", ignore_errors=True)  # pictures of another run would stand among this one's
+    if config.panels:
+        write_panels(folder / "panels", records, lambda row: load_pair(dataset, row, config), model, config.variant)
+    write_text(Path(paths.metrics), to_json(metrics))
+    print(markdown(results))
+    interval = results["overall"]["psnr_gain_ci95"]
+    print(summary(metrics, config.split, interval, time.perf_counter() - started, f"{paths.metrics}, {folder}/"))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,178 @@
+"""Restore one image of any size with a student: whole, or in overlapping tiles that share one prompt.
+
+The channel attention of the backbone looks at all pixels that it is given, so a tile is never restored exactly as the
+whole image is; with the prompts shared and the overlap blended the difference stays far below what can be seen
+(benchmarks/RESULTS.md).
+"""
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from student.memory import available_bytes, forward_bytes
+from student.model import Student
+from student.prompts import Prompts
+from student.tiling import mosaic, plan_tiles
+
+Tile = Literal["off", "auto"] | int
+DTYPES = ("float32", "bfloat16", "float16")
+
+SMALLEST_SIDE = 16
+"""Shorter sides are mirrored out to this, so that even one pixel can be restored."""
+LARGEST_AUTO_TILE = {"cpu": 512}
+"""A larger tile is no faster on a CPU; on other devices 1024."""
+SMALLEST_TILE = 64
+PROMPT_SIDE = 512
+"""With a tile given by hand, images of at most so many pixels squared are encoded whole to choose their prompts."""
+USABLE = 0.5
+"""Share of the free memory to plan with; the rest is for workspaces of convolutions and for other programs."""
+
+
+class RestoreError(ValueError):
+    """The image or the model cannot be used; the message is one line and names the remedy."""
+
+
+@dataclass(frozen=True)
+class Restored:
+    """A restored image `[3, H, W]` float32 in [0, 1], the prompts it chose, and in how many tiles (1: whole)."""
+
+    image: np.ndarray
+    prompts: Prompts
+    tiles: int
+
+
+def load_student(model: str) -> Student:
+    """`Student.from_pretrained` (a directory or a hub id) with every failure as one line of `RestoreError`."""
+    try:
+        return Student.from_pretrained(str(model)).eval()
+    except Exception as error:  # file system, hub, JSON, pydantic, safetensors: each has its own errors
+        reason = " ".join(str(error).split()) or type(error).__name__
+        if len(reason) > 400:
+            reason = reason[:400] + " ..."
+        named = "" if str(model) in reason else f"{model}: "
+        raise RestoreError(
+            f"{named}{reason} (train a student with dvc repro, or give --model DIR or a hub id)"
+        ) from None
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """`auto` is CUDA, else Apple's GPU, else the CPU; raises `RestoreError` for a device that is not there."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except Exception as error:  # torch raises RuntimeError, AssertionError or NotImplementedError here
+        raise RestoreError(f"--device {name}: {str(error).splitlines()[0]}; try --device cpu") from None
+    return device
+
+
+class Restorer:
+    """`restorer(lq)` restores one image `[3, H, W]` float32 in [0, 1] of any size.
+
+    `tile`: "off" (whole), a side in pixels, or "auto" (whole if it fits into half of the free memory, else the largest
+    tile that does). `overlap`: pixels that neighbouring tiles share. `batch`: tiles a forward. `dtype` other than
+    float32 runs under autocast.
+    """
+
+    def __init__(
+        self,
+        student: Student,
+        device: str | torch.device = "auto",
+        dtype: str = "float32",
+        tile: Tile = "auto",
+        overlap: int = 32,
+        batch: int = 1,
+    ):
+        if isinstance(tile, int) and tile < max(SMALLEST_TILE, overlap + 1):
+            raise RestoreError(
+                f"--tile {tile}: must be at least {SMALLEST_TILE} and more than the overlap of {overlap}"
+            )
+        self.device = device if isinstance(device, torch.device) else pick_device(device)
+        self.student = student.eval().to(self.device)
+        self.dtype, self.tile, self.overlap, self.batch = getattr(torch, dtype), tile, overlap, batch
+        self._bytes: Callable[[int], float] | None = None
+
+    def __call__(self, lq: np.ndarray, on_tile: Callable[[int, int], Any] | None = None) -> Restored:
+        """Restore; `on_tile(done, total)` is called after each forward. Raises `RestoreError` when memory ends."""
+        height, width = lq.shape[1:]
+        short = [max(SMALLEST_SIDE - side, 0) for side in (height, width)]
+        padded = np.pad(lq, ((0, 0), (0, short[0]), (0, short[1])), mode="symmetric") if any(short) else lq
+        tile = self.choose_tile(*padded.shape[1:])
+        while True:
+            try:
+                with torch.inference_mode(), self._autocast():
+                    image, prompts, tiles = self._restore(padded, tile, on_tile)
+                return Restored(image[:, :height, :width].clip(0, 1), prompts, tiles)
+            except (torch.OutOfMemoryError, RuntimeError) as error:
+                if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
+                    raise
+                smaller = max(SMALLEST_TILE, self.overlap + 1, min(tile or max(height, width), 2048) // 2)
+                if self.tile != "auto" or tile == smaller:
+                    raise RestoreError(f"out of memory at {width}x{height} on {self.device}; use --tile auto") from None
+                tile = smaller
+
+    def choose_tile(self, height: int, width: int) -> int | None:
+        """The tile's side for an image of this size, or None for the whole image."""
+        if self.tile == "off":
+            return None
+        if self.tile != "auto":
+            return None if max(height, width) <= self.tile else self.tile
+        if height * width <= 256**2:
+            return None  # small enough anywhere; counting the memory would take longer than restoring
+        budget = USABLE * available_bytes(self.device)
+        if self._forward_bytes(height * width) <= budget:
+            return None
+        tile = LARGEST_AUTO_TILE.get(self.device.type, 1024)
+        while tile > max(SMALLEST_TILE, 2 * self.overlap) and self._forward_bytes(self.batch * tile**2) > budget:
+            tile -= 64
+        return max(tile, SMALLEST_TILE, self.overlap + 1)
+
+    def _forward_bytes(self, pixels: int) -> float:
+        self._bytes = self._bytes or forward_bytes(self.student)
+        return self._bytes(pixels)
+
+    def _autocast(self) -> contextlib.AbstractContextManager:
+        if self.dtype == torch.float32:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, self.dtype)
+
+    def _restore(
+        self, lq: np.ndarray, tile: int | None, on_tile: Callable[[int, int], Any] | None
+    ) -> tuple[np.ndarray, Prompts, int]:
+        height, width = lq.shape[1:]
+        if tile is None or max(height, width) <= tile:
+            restored, prompts = self.student(self._tensor(lq[None]), return_prompts=True)
+            if on_tile:
+                on_tile(1, 1)
+            return restored[0].float().cpu().numpy(), prompts, 1
+        prompts = self._shared_prompts(lq, tile)
+        places = list(plan_tiles(height, width, tile, self.overlap))
+        out = np.zeros_like(lq, dtype=np.float32)
+        for start in range(0, len(places), self.batch):
+            group = places[start : start + self.batch]
+            tiles = self._tensor(np.stack([lq[:, rows, columns] for rows, columns, _ in group]))
+            restored = self.student(tiles, prompts=_repeat(prompts, len(group))).float().cpu().numpy()
+            for (rows, columns, weight), piece in zip(group, restored, strict=True):
+                out[:, rows, columns] += piece * weight
+            if on_tile:
+                on_tile(min(start + self.batch, len(places)), len(places))
+        return out, prompts, len(places)
+
+    def _shared_prompts(self, lq: np.ndarray, tile: int) -> Prompts:
+        """One choice of prompts for all tiles: from the whole image, or a native-resolution sample of a large one."""
+        side = max(tile, PROMPT_SIDE) // 64 * 64
+        view = lq if lq.shape[1] * lq.shape[2] <= side**2 else mosaic(lq, side)
+        return self.student.encode_prompts(self._tensor(view[None]))
+
+    def _tensor(self, images: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(np.ascontiguousarray(images, dtype=np.float32)).to(self.device)
+
+
+def _repeat(prompts: Prompts, count: int) -> Prompts:
+    """`prompts` of one image for a batch of `count` tiles."""
+    return torch.utils._pytree.tree_map(lambda x: x.expand(count, *x.shape[1:]), prompts)
