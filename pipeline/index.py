@@ -1,8 +1,5 @@
 """Stage `index`: data set folders → one row per pair in `paths.index`, with the sha256 of the clean image.
 
-    python -m pipeline.index            # as params.yaml says
-    python -m pipeline.index --check    # a table per data set and what to fix; writes nothing but the hash cache
-
 Broken, missing, mis-sized and unpaired files are rows with a status; they are counted, and the stage fails above
 `index.max_bad_fraction`. Hashes are remembered by (path, size, mtime): an unchanged file is read once.
 """
@@ -11,15 +8,18 @@ import argparse
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from itertools import islice
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
+from pipeline.caption_progress import progress
 from pipeline.index_config import IndexConfig
 from pipeline.index_pairs import Candidate, candidates
-from pipeline.index_probe import Probe, ProbeCache, probe_all, write_table
+from pipeline.index_probe import Probe, ProbeCache, probe_all, sync_and_rename
 from student.config import ParamsError, Paths, add_params_arguments, load_section, read_params
 
 _TEXT = "dataset domain task split gt_path lq_path degradation gt_sha256".split()
@@ -30,40 +30,36 @@ SCHEMA = pa.schema(
 )
 """Columns of the index. `lq_path` is null, and `degradation` a JSON object, where gt is degraded on the fly."""
 
-SAVE_SECONDS = 30.0
+ROWS = 65536
+"""Rows in memory at once."""
+SAVE_SECONDS = 60.0
+FIRST = 10
+"""Faults that a failing stage names."""
 
 
-def index_rows(config: IndexConfig, cache: ProbeCache, tick=lambda done, total: None) -> Iterator[dict]:
-    """Rows of the index, in the order of `config` and then of the paths.
-
-    tick(done, total) is called for every candidate. Raises `ParamsError` for folders and lists that do not exist.
-    """
+def count_candidates(config: IndexConfig) -> int:
+    """List every folder, so that a wrong name fails before the first file is read. Raises `ParamsError`."""
     root = Path(config.root)
     if not root.is_dir():
         raise ParamsError(f"index.root = {root}: no such folder; point it at your data, e.g. --set index.root=/data")
-    # All folders are listed before the first file is read, so that a wrong name fails at the door.
-    found = [
-        (dataset, split, list(candidates(root, dataset, split)))
-        for dataset in config.datasets
-        for split in dataset.splits
-    ]
-    total, done, saved = sum(len(pairs) for *_, pairs in found), 0, time.monotonic()
-    for dataset, split, pairs in found:
-        spec = dataset.splits[split]
-        fixed = {"dataset": dataset.name, "domain": dataset.domain, "task": dataset.task, "split": split}
-        fixed["degradation"] = spec.degradation and spec.degradation.model_dump_json()
-        probes = probe_all(
-            (path for pair in pairs for path in (pair.gt, pair.lq) if path and pair.status == "ok"),
-            cache, config.workers, config.max_pixels,
-        )  # fmt: skip
-        for pair in pairs:
-            yield fixed | _row(pair, *_take(pair, probes))
-            done += 1
-            tick(done, total)
-            if time.monotonic() - saved > SAVE_SECONDS:
-                cache.save()
-                saved = time.monotonic()
-    cache.save()
+    return sum(1 for dataset in config.datasets for split in dataset.splits for _ in candidates(config, dataset, split))
+
+
+def index_rows(config: IndexConfig, cache: ProbeCache) -> Iterator[tuple[dict, Probe | None]]:
+    """Rows of the index in the order of `config` and then of the paths, each with the probe of its lq, if any.
+
+    Raises `ParamsError` for folders and lists that do not exist.
+    """
+    for dataset in config.datasets:
+        for split, spec in dataset.splits.items():
+            fixed = {"dataset": dataset.name, "domain": dataset.domain, "task": dataset.task, "split": split}
+            fixed["degradation"] = spec.degradation and spec.degradation.model_dump_json()
+            pairs = list(candidates(config, dataset, split))
+            files = (path for pair in pairs for path in (pair.gt, pair.lq) if path and pair.status == "ok")
+            with closing(probe_all(files, cache, config.workers, config.max_pixels)) as probes:
+                for pair in pairs:
+                    gt, lq = (*_take(pair, probes), None, None)[:2]
+                    yield fixed | _row(pair, gt, lq), lq
 
 
 def _take(pair: Candidate, probes: Iterator[Probe]) -> list[Probe]:
@@ -84,9 +80,64 @@ def _row(pair: Candidate, gt: Probe | None = None, lq: Probe | None = None) -> d
     return row
 
 
+def write_index(rows: Iterable[dict], file: Path, accept: Callable[[], bool]) -> bool:
+    """Stream rows to `file`; it becomes visible whole, and only if `accept()` says so after the last row."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_name(f".{file.name}.tmp")
+    rows = iter(rows)
+    try:
+        with pq.ParquetWriter(temporary, SCHEMA, compression="zstd", write_page_checksum=True) as writer:
+            while batch := list(islice(rows, ROWS)):
+                writer.write_batch(pa.RecordBatch.from_pylist(batch, schema=SCHEMA))
+        if accepted := accept():
+            sync_and_rename(temporary, file)
+        return accepted
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+class Tally:
+    """What has been counted on the way: statuses, distinct clean images, the first faults."""
+
+    def __init__(self):
+        self.statuses: Counter = Counter()
+        self.images: set[int] = set()
+        self.first: list[str] = []
+
+    def add(self, row: dict) -> dict:
+        """Count one row; returns it."""
+        self.statuses[row["status"]] += 1
+        if row["status"] == "ok":
+            self.images.add(int(row["gt_sha256"][:15], 16))
+        elif len(self.first) < FIRST:
+            self.first.append(row["error"])
+        return row
+
+    @property
+    def bad(self) -> int:
+        return self.statuses.total() - self.statuses["ok"]
+
+    @property
+    def faults(self) -> str:
+        """Such as "1 unpaired, 2 unreadable"."""
+        return ", ".join(f"{n} {status}" for status, n in sorted(self.statuses.items()) if status != "ok") or "0 bad"
+
+    def acceptable(self, config: IndexConfig) -> bool:
+        """Whether the stage succeeds."""
+        return self.statuses["ok"] > 0 and self.bad <= config.max_bad_fraction * self.statuses.total()
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m pipeline.index", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m pipeline.index",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="""examples:
+  python -m pipeline.index                                  write the index that params.yaml describes
+  python -m pipeline.index --check                          report on every data set; writes only the hash cache
+  python -m pipeline.index --params recipes/md-6t.yaml --set index.root=/data --check
+  python -m pipeline.index --set index.max_bad_fraction=0.01   leave out up to 1 % bad files
+""",
     )
     add_params_arguments(parser)
     parser.add_argument("--check", action="store_true", help="report on every data set instead of writing the index")
@@ -98,45 +149,54 @@ def main(argv: list[str] | None = None) -> int:
     except (ParamsError, OSError) as error:
         print(f"index: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("index: stopped; what was hashed is remembered", file=sys.stderr)
+        return 130
 
 
 def _run(config: IndexConfig, paths: Paths, check: bool) -> int:
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
     begun, cache = time.monotonic(), ProbeCache(Path(paths.hash_cache))
-    columns = (TextColumn("index"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    batches, held = [], []
-    with Progress(*columns, transient=True, disable=not sys.stderr.isatty()) as progress:
-        bar = progress.add_task("index", total=None)
-        for row in index_rows(config, cache, lambda done, total: progress.update(bar, completed=done, total=total)):
-            held.append(row)
-            if len(held) == 65536:
-                batches.append(pa.RecordBatch.from_pylist(held, schema=SCHEMA))
-                held = []
-    batches.append(pa.RecordBatch.from_pylist(held, schema=SCHEMA))
-    table = pa.Table.from_batches(batches, SCHEMA)
-    if check:
-        from pipeline.index_check import report
+    tally, total = Tally(), count_candidates(config)
+    try:
+        with progress("index", total) as advance:
+            rows = _saving(index_rows(config, cache), cache, advance)
+            if check:
+                from pipeline.index_check import Check
 
-        return report(table, config)
-
-    counts = Counter(table["status"].to_pylist())
-    bad = table.num_rows - counts["ok"]
-    images = len(set(table["gt_sha256"].to_pylist()) - {None})
-    wrong = ", ".join(f"{n} {status}" for status, n in sorted(counts.items()) if status != "ok") or "0 bad"
-    summary = f"{counts['ok']} pairs, {images} distinct clean images, {wrong}, {time.monotonic() - begun:.1f} s"
-    first = [error for error in table["error"].to_pylist() if error][:10]
-    for error in first:
+                seen = Check(config)
+                for row, lq in rows:
+                    seen.add(tally.add(row), lq)
+                return seen.report(tally)
+            out = Path(paths.index)
+            written = write_index((tally.add(row) for row, _ in rows), out, lambda: tally.acceptable(config))
+    finally:
+        cache.save()
+    for error in tally.first:
         print(f"  {error}", file=sys.stderr)
-    if not counts["ok"] or bad > config.max_bad_fraction * table.num_rows:
-        share = f"{bad} of {table.num_rows} rows are bad, more than index.max_bad_fraction = {config.max_bad_fraction}"
-        print(f"index: {share} ({wrong}); the first {len(first)} are above. Nothing was written.", file=sys.stderr)
+    if not written:
+        share = f"{tally.bad} of {total} rows are bad, more than index.max_bad_fraction = {config.max_bad_fraction}"
+        remedy = "mend them, or allow some with --set index.max_bad_fraction=0.01. Nothing was written."
+        print(f"index: {share} ({tally.faults}); the first {len(tally.first)} are above: {remedy}", file=sys.stderr)
         return 1
-    out = Path(paths.index)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_table(table, out)
-    print(f"index: {summary} → {out}")
+    summary = f"{tally.statuses['ok']} pairs, {len(tally.images)} distinct clean images, {tally.faults}"
+    print(f"index: {summary}, {time.monotonic() - begun:.1f} s → {out}")
     return 0
+
+
+def _saving(rows: Iterator, cache: ProbeCache, advance: Callable[[int], None]) -> Iterator:
+    """Pass rows through; saves the cache now and then, so that a killed run repeats a minute at most."""
+    saved = shown = time.monotonic()
+    done = 0
+    for row in rows:
+        yield row
+        done += 1
+        if time.monotonic() - shown > 0.2:
+            advance(done)
+            shown, done = time.monotonic(), 0
+        if shown - saved > SAVE_SECONDS:
+            cache.save()
+            saved = time.monotonic()
+    advance(done)
 
 
 if __name__ == "__main__":

@@ -1,69 +1,126 @@
-"""`python -m pipeline.index --check`: what a data set holds and what to fix, before any GPU hour is spent."""
+"""`python -m pipeline.index --check`: what the data sets hold and what to fix, before any GPU hour is spent."""
 
 from collections import Counter, defaultdict
-
-import pyarrow as pa
+from dataclasses import dataclass, field
 
 from pipeline.index_config import IndexConfig
+from pipeline.index_image import Probe, depth
 
-FIRST = 3
+NAMED = 3
 """Examples named per kind of fault."""
 
+WARNINGS = {
+    "depth_mismatch": "the two images of a pair differ in bits a sample: were values lost? save both alike",
+    "colour_mismatch": "one image of a pair is gray, the other coloured; is that meant?",
+}
 
-def report(table: pa.Table, config: IndexConfig) -> int:
-    """Print a table per data set and split and what is wrong; returns 1 if the index stage would fail, else 0."""
-    from rich.console import Console
-    from rich.table import Table
 
-    console = Console(width=None if Console().is_terminal else 140)
-    groups: dict[tuple[str, str], list[dict]] = defaultdict(list)
-    for row in table.to_pylist():
-        groups[row["dataset"], row["split"]].append(row)
-    shown = Table(title=f"{config.root}", title_justify="left")
-    for name in ("data set", "split", "pairs", "clean images", "width x height", "modes", "faults"):
-        shown.add_column(name, overflow="fold")
-    for (dataset, split), rows in groups.items():
-        good = [row for row in rows if row["status"] == "ok"]
-        faults = Counter(row["status"] for row in rows if row["status"] != "ok")
-        shown.add_row(
-            dataset, split, str(len(good)), str(len({row["gt_sha256"] for row in good})), _sizes(good),
-            ", ".join(f"{n} {mode}" for mode, n in Counter(row["mode"] for row in good).most_common()),
-            ", ".join(f"{n} {status}" for status, n in faults.most_common()) or "none",
-        )  # fmt: skip
-    console.print(shown)
-    faults: dict[str, list[str]] = defaultdict(list)
-    for row in table.to_pylist():
+@dataclass
+class Group:
+    """What is known of one split of one data set."""
+
+    pairs: int = 0
+    images: set = field(default_factory=set)
+    modes: Counter = field(default_factory=Counter)
+    faults: Counter = field(default_factory=Counter)
+    least: tuple[int, int] = (2**31, 2**31)
+    most: tuple[int, int] = (0, 0)
+
+
+class Check:
+    """Collects rows one by one; its memory is about 100 bytes for each distinct clean image."""
+
+    def __init__(self, config: IndexConfig):
+        self.config = config
+        self.groups: dict[tuple[str, str], Group] = defaultdict(Group)
+        self.examples: dict[str, list[str]] = defaultdict(list)
+        self.faults: Counter = Counter()
+        self.warnings: Counter = Counter()
+        # hash of a clean image → 1: seen in train, 2: in val or test, 3: leaked
+        self._seen: dict[int, int] = {}
+        self.leaked: dict[int, list[str]] = {}
+
+    def add(self, row: dict, lq: Probe | None) -> None:
+        """One row of the index, with what its lq holds."""
+        group = self.groups[row["dataset"], row["split"]]
         if row["status"] != "ok":
-            faults[row["status"]].append(row["error"])
-    for status, errors in faults.items():
-        console.print(f"{len(errors)} {status}:", style="bold")
-        for error in errors[:FIRST]:
-            console.print(f"  {error}", highlight=False)
-    leaked = leaks(table)
-    if leaked:
-        console.print(f"warning: {len(leaked)} clean images of train stand in val or test too:", style="bold")
-        for train, other in leaked[:FIRST]:
-            console.print(f"  {train} = {other}", highlight=False)
-    bad = sum(len(errors) for errors in faults.values())
-    fails = bad > config.max_bad_fraction * table.num_rows or bad == table.num_rows
-    console.print(
-        f"index --check: {table.num_rows - bad} pairs, {bad} faults, {len(leaked)} leaked clean images; "
-        + (f"the stage would FAIL (index.max_bad_fraction = {config.max_bad_fraction})" if fails else "ready")
-    )
-    return int(fails)
+            self._fault(group, row["status"], row["error"], self.faults)
+            return
+        key, size = int(row["gt_sha256"][:15], 16), (row["width"], row["height"])
+        group.pairs += 1
+        group.images.add(key)
+        group.modes[row["mode"]] += 1
+        group.least = tuple(map(min, group.least, size))
+        group.most = tuple(map(max, group.most, size))
+        if lq is not None and depth(lq.mode) != depth(row["mode"]):
+            text = f"{row['lq_path']}: {depth(lq.mode)} bits ({lq.mode}), its gt {depth(row['mode'])} ({row['mode']})"
+            self._fault(group, "depth_mismatch", text, self.warnings)
+        elif lq is not None and _gray(lq.mode) != _gray(row["mode"]):
+            text = f"{row['lq_path']}: {lq.mode}, its gt {row['mode']}"
+            self._fault(group, "colour_mismatch", text, self.warnings)
+        self._look_for_leak(key, row)
+
+    def _fault(self, group: Group, kind: str, text: str, where: Counter) -> None:
+        group.faults[kind] += 1
+        where[kind] += 1
+        if len(self.examples[kind]) < NAMED:
+            self.examples[kind].append(text)
+
+    def _look_for_leak(self, key: int, row: dict) -> None:
+        bit = 1 if row["split"] == "train" else 2
+        before = self._seen.get(key, 0)
+        self._seen[key] = before | bit
+        if (before | bit) == 3:
+            paths = self.leaked.setdefault(key, [])
+            if len(paths) < 2 and len(self.leaked) <= NAMED:
+                paths.append(f"{row['dataset']} {row['split']}: {row['gt_path']}")
+
+    def report(self, tally) -> int:
+        """Print a table per data set and split and what to fix; returns 1 if the index stage would fail, else 0."""
+        from rich.console import Console
+        from rich.table import Table
+
+        console = Console(width=None if Console().is_terminal else 140, highlight=False, emoji=False, markup=False)
+        shown = Table(title=f"{self.config.root}", title_justify="left")
+        names = ("data set", "split", "pairs", "clean images", "an epoch", "width x height", "modes", "faults")
+        for name in names:
+            shown.add_column(name, overflow="fold")
+        repeat = {dataset.name: dataset.repeat for dataset in self.config.datasets}
+        for (dataset, split), group in self.groups.items():
+            times = repeat[dataset] if split == "train" else 1
+            shown.add_row(
+                dataset, split, str(group.pairs), str(len(group.images)),
+                str(group.pairs * times) + (f" (x{times})" if times > 1 else ""), _sizes(group),
+                ", ".join(mode if len(group.modes) == 1 else f"{n} {mode}" for mode, n in group.modes.most_common()),
+                ", ".join(f"{n} {kind}" for kind, n in group.faults.most_common()) or "none",
+            )  # fmt: skip
+        console.print(shown)
+        for kind, count in (self.faults + self.warnings).items():
+            hint = f" (warning: {WARNINGS[kind]})" if kind in WARNINGS else ""
+            console.print(f"{count} {kind}{hint}", style="bold")
+            for text in self.examples[kind]:
+                console.print(f"  {text}")
+        if self.leaked:
+            console.print(f"{len(self.leaked)} leaked (warning: clean images of train that val or test hold too)")
+            for paths in list(self.leaked.values())[:NAMED]:
+                console.print(f"  {'; '.join(paths)}")
+        fails = not tally.acceptable(self.config)
+        verdict = (
+            f"the stage would FAIL (index.max_bad_fraction = {self.config.max_bad_fraction})" if fails else "ready"
+        )
+        console.print(
+            f"index --check: {tally.statuses['ok']} pairs, {len(tally.images)} distinct clean images, {tally.faults}, "
+            f"{self.warnings.total()} warnings, {len(self.leaked)} leaked clean images; {verdict}"
+        )
+        return int(fails)
 
 
-def leaks(table: pa.Table) -> list[tuple[str, str]]:
-    """(path in train, path in val or test) of equal content, one per clean image."""
-    splits: dict[str, dict[str, str]] = defaultdict(dict)
-    for row in table.select(["gt_sha256", "split", "gt_path", "status"]).to_pylist():
-        if row["status"] == "ok":
-            splits[row["gt_sha256"]].setdefault("train" if row["split"] == "train" else "other", row["gt_path"])
-    return [(paths["train"], paths["other"]) for paths in splits.values() if len(paths) == 2]
-
-
-def _sizes(rows: list[dict]) -> str:
-    if not rows:
+def _sizes(group: Group) -> str:
+    if not group.pairs:
         return "-"
-    widths, heights = ([row[side] for row in rows] for side in ("width", "height"))
-    return f"{min(widths)}-{max(widths)} x {min(heights)}-{max(heights)}"
+    spans = [f"{low}" if low == high else f"{low}-{high}" for low, high in zip(group.least, group.most, strict=True)]
+    return " x ".join(spans)
+
+
+def _gray(mode: str) -> bool:
+    return mode[:1] in ("L", "1", "I", "F")

@@ -1,20 +1,25 @@
 """The `index` section of `params.yaml`: which folders hold the pairs, and how their files belong together."""
 
 import re
-from typing import Annotated
+from functools import cached_property
+from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from student.config import Section
 from student.degradations import DegradationSpec
 
+Name = Annotated[str, Field(pattern=r"^[\w.+-]+$")]
+Places = str | list[str]
+
 
 class PairRule(Section):
-    """Templates of file stems. An lq and a gt whose `{id}` agree are a pair.
+    """Templates of file stems. An lq and a gt are a pair where every placeholder that both templates have agrees.
 
-    `{id}` may hold anything; every other `{name}` stands for a part without underscore that is ignored. The default
-    pairs equal stems. Examples: `{lq: "rain-{id}", gt: "norain-{id}"}`, `{lq: "{id}x4"}`, and many lq to one gt:
-    `{lq: "{id}_{beta}_{airlight}"}`.
+    `{id}` may hold anything; every other `{name}` stands for a part without underscore. The default pairs equal stems.
+    Examples: `{lq: "rain-{id}", gt: "norain-{id}"}`, `{lq: "{id}x4"}`, and many lq to one gt:
+    `{lq: "{id}_{beta}_{airlight}"}`. With a `/` a template is compared with the end of the path, for data sets that
+    keep both sides in one folder: `{lq: "{scene}/blur/{id}", gt: "{scene}/sharp/{id}"}`.
     """
 
     lq: str = "{id}"
@@ -23,50 +28,97 @@ class PairRule(Section):
     @field_validator("lq", "gt")
     @classmethod
     def _holds_id(cls, template: str) -> str:
-        if template.count("{id}") != 1:
-            raise ValueError(f"the template {template!r} must hold {{id}} exactly once")
+        names = re.findall(r"\{(\w+)\}", template)
+        if names.count("id") != 1 or len(set(names)) < len(names):
+            raise ValueError(f"the template {template!r} must hold {{id}} exactly once, and no other {{name}} twice")
         return template
 
+    @cached_property
+    def _patterns(self) -> dict[str, re.Pattern]:
+        return {side: re.compile(_pattern(getattr(self, side))) for side in ("lq", "gt")}
+
+    @cached_property
+    def _shared(self) -> list[str]:
+        return sorted(set(self._patterns["lq"].groupindex) & set(self._patterns["gt"].groupindex))
+
     def key(self, side: str, stem: str) -> str | None:
-        """The `{id}` of a stem (relative path without extension), or None if the template does not fit."""
-        folder, _, name = stem.rpartition("/")
-        parts = re.split(r"(\{\w+\})", getattr(self, side))
-        pattern = "".join(
-            "(?P<id>.+)" if part == "{id}" else "[^_]+" if part.startswith("{") else re.escape(part) for part in parts
-        )
-        match = re.fullmatch(pattern, name)
-        return match and f"{folder}/{match['id']}"
+        """What must be equal on both sides of a pair, or None if the template does not fit.
+
+        stem: path without extension, relative to the folder. Its folders count too, except where the template names
+        them itself.
+        """
+        parts, named = stem.split("/"), getattr(self, side).count("/")
+        match = self._patterns[side].fullmatch("/".join(parts[-1 - named :]))
+        if match is None:
+            return None
+        folders = parts[:-1] if not named else []
+        return "/".join([*folders, *(match[placeholder] for placeholder in self._shared)])
+
+
+def _pattern(template: str) -> str:
+    parts = re.split(r"(\{\w+\})", template)
+    return "".join(
+        r"(?P<id>[^/]+)" if part == "{id}" else f"(?P<{part[1:-1]}>[^_/]+)" if part[:1] == "{" else re.escape(part)
+        for part in parts
+    )
+
+
+class HuggingFace(Section):
+    """A Hugging Face `datasets` source: a hub id, a folder of `save_to_disk`, or imagefolder, parquet, arrow with
+    `data_dir` or `data_files`. Images inside tables are written once, byte for byte, below `index.extracted`."""
+
+    path: str
+    name: str | None = None
+    """Configuration of a hub data set."""
+    revision: str | None = None
+    split: str = "train"
+    data_dir: str | None = None
+    """Relative to `index.root`, and so is the next."""
+    data_files: Places | None = None
+    gt: str = "image"
+    """Column of the clean images."""
+    lq: str | None = None
+    """Column of the degraded images; none where there is a `degradation`."""
 
 
 class SplitSpec(Section):
-    """One split of a data set: folders (or globs of folders or files), a CSV list, or clean images to be degraded."""
+    """One split of a data set: folders (or globs of folders or files), a CSV list, a Hugging Face data set; each with
+    its lq, or with a degradation for clean images alone."""
 
-    gt: str | list[str] = []
+    gt: Places = []
     """Clean images: folders or globs, relative to `index.root`; folders are searched recursively."""
-    lq: str | list[str] = []
+    lq: Places = []
     """Degraded images, in the same way. SR inputs are already upsampled to gt size."""
     pair: PairRule = PairRule()
     csv: str | None = None
     """Instead of folders: a CSV file with the columns `gt` and, unless degraded on the fly, `lq`."""
+    hf: HuggingFace | None = None
+    """Instead of folders: a Hugging Face data set."""
     degradation: DegradationSpec | None = None
     """Instead of lq files: how the trainer degrades the clean images on the fly."""
 
     @model_validator(mode="after")
     def _one_source(self) -> "SplitSpec":
-        if bool(self.gt) == bool(self.csv):
-            raise ValueError("give either gt (folders) or csv (a list)")
-        if not self.csv and bool(self.lq) == bool(self.degradation):
+        if sum(map(bool, (self.gt, self.csv, self.hf))) != 1:
+            raise ValueError("give one of gt (folders), csv (a list), hf (a Hugging Face data set)")
+        has_lq = bool(self.lq or (self.hf and self.hf.lq))
+        if self.lq and not self.gt:
+            raise ValueError("lq goes with gt; csv and hf name their own")
+        if not self.csv and has_lq == bool(self.degradation):
             raise ValueError("give either lq (folders) or degradation (applied on the fly)")
         return self
 
 
 class DatasetSpec(Section):
-    """One data set: one domain, one task."""
+    """One data set: one domain, one task. Several tasks on the same clean images are several entries."""
 
-    name: Annotated[str, Field(pattern=r"^[\w.+-]+$")]
+    name: Name
     domain: Annotated[str, Field(min_length=1)]
     task: Annotated[str, Field(min_length=1)]
-    splits: Annotated[dict[Annotated[str, Field(pattern=r"^(train|val|test)$")], SplitSpec], Field(min_length=1)]
+    splits: Annotated[dict[Literal["train", "val", "test"], SplitSpec], Field(min_length=1)]
+    repeat: PositiveInt = 1
+    """[release] How often the published configuration lists the set in one epoch. Batches here are balanced over data
+    sets, each starting anew when it is exhausted, so it changes no training; `--check` shows the epoch it makes."""
 
 
 class IndexConfig(Section):
@@ -75,12 +127,14 @@ class IndexConfig(Section):
     root: str = "artifacts/samples"
     """Folder that all paths below are relative to."""
     datasets: Annotated[list[DatasetSpec], Field(min_length=1)]
-    max_bad_fraction: Annotated[float, Field(ge=0, le=1)] = 0.01
-    """The stage fails when a larger share of the rows is broken, missing or unpaired."""
-    max_pixels: Annotated[int, Field(ge=1)] = 200_000_000
-    """An image with more pixels is not decoded: a decompression bomb, or a mistake."""
+    max_bad_fraction: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """The stage fails when a larger share of the rows is broken, missing or unpaired; below it they are left out."""
+    max_pixels: PositiveInt = 200_000_000
+    """An image with more pixels is not decoded: a decompression bomb, or one to cut up first (pipeline.prepare)."""
+    extracted: str = "artifacts/extracted"
+    """Where images out of Hugging Face tables are written."""
     workers: Annotated[int, Field(ge=0)] = 0
-    """Threads that hash and decode; 0: one per core."""
+    """Processes that hash and decode; 0: one per core."""
 
     @field_validator("datasets")
     @classmethod

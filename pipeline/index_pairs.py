@@ -3,18 +3,17 @@
 import csv
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 from glob import glob, has_magic
 from pathlib import Path
+from typing import NamedTuple
 
-from pipeline.index_config import DatasetSpec, SplitSpec
+from pipeline.index_config import DatasetSpec, IndexConfig, SplitSpec
 from student.config import ParamsError
 
 EXTENSIONS = frozenset(".png .jpg .jpeg .tif .tiff .bmp .webp .ppm .pgm".split())
 
 
-@dataclass(frozen=True)
-class Candidate:
+class Candidate(NamedTuple):
     """A gt and its lq, or one of them with the reason why the other is not there."""
 
     gt: str | None
@@ -23,12 +22,21 @@ class Candidate:
     error: str | None = None
 
 
-def candidates(root: Path, dataset: DatasetSpec, split: str) -> Iterator[Candidate]:
+def candidates(config: IndexConfig, dataset: DatasetSpec, split: str) -> Iterator[Candidate]:
     """All pairs of one split, sorted by path. Raises `ParamsError` for a folder or list that does not exist."""
-    spec, where = dataset.splits[split], f"index.datasets[{dataset.name}].splits.{split}"
+    root, spec, where = Path(config.root), dataset.splits[split], f"index.datasets[{dataset.name}].splits.{split}"
     if spec.csv:
         yield from _from_csv(root, spec, where)
-        return
+    elif spec.hf:
+        from pipeline.index_hf import extracted
+
+        for gt, lq in extracted(spec.hf, root, Path(config.extracted) / dataset.name / split, where):
+            yield Candidate(gt, lq)
+    else:
+        yield from _from_folders(root, spec, where)
+
+
+def _from_folders(root: Path, spec: SplitSpec, where: str) -> Iterator[Candidate]:
     gts, strangers = _keyed(root, spec, "gt", where)
     for path in strangers:
         yield Candidate(path, None, "unpaired", f"{path}: its name does not fit the template {spec.pair.gt!r}")
@@ -62,7 +70,7 @@ def _keyed(root: Path, spec: SplitSpec, side: str, where: str) -> tuple[dict[str
         full = os.path.join(root, pattern)
         places = sorted(glob(full, recursive=True)) if has_magic(pattern) else [full] if os.path.exists(full) else []
         if not places:
-            raise ParamsError(f"{where}.{side}: {full} does not exist; check index.root = {root} and the name")
+            raise ParamsError(f"{where}.{side}: {full} does not exist; {_remedy(root, pattern)}")
         for path, stem in (found for place in places for found in _images(place)):
             key = spec.pair.key(side, stem)
             if key is None:
@@ -74,17 +82,33 @@ def _keyed(root: Path, spec: SplitSpec, side: str, where: str) -> tuple[dict[str
     return keyed, strangers
 
 
+def _remedy(root: Path, pattern: str) -> str:
+    """What is there instead of a folder that is not."""
+    folder = root
+    for part in Path(pattern).parts:
+        if not (folder / part).exists():
+            break
+        folder /= part
+    try:
+        names = sorted(name for name in os.listdir(folder) if not name.startswith("."))
+    except OSError:
+        names = []
+    shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+    return f"{folder} holds {shown or 'nothing'}; check index.root and the name"
+
+
 def _images(place: str) -> Iterator[tuple[str, str]]:
     """(path, stem relative to `place`) of every image file, sorted, hidden files left out."""
     if os.path.isfile(place):
-        yield place, Path(place).stem
+        if os.path.splitext(place)[1].lower() in EXTENSIONS:
+            yield place, Path(place).stem
         return
     for folder, subfolders, names in os.walk(place, followlinks=True):
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        relative = os.path.relpath(folder, place)
         for name in sorted(names):
             stem, extension = os.path.splitext(name)
             if extension.lower() in EXTENSIONS and not name.startswith("."):
-                relative = os.path.relpath(folder, place)
                 yield os.path.join(folder, name), stem if relative == "." else f"{relative}/{stem}"
 
 

@@ -1,127 +1,160 @@
-"""What is in an image file: hash, size, mode, or what is wrong with it; remembered by (path, size, mtime)."""
+"""Looking into many image files: in several processes, and only once per (path, size, mtime)."""
 
 import hashlib
-import io
 import os
-import warnings
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack
 from itertools import islice
+from multiprocessing import get_context
 from pathlib import Path
-from typing import NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-WINDOW = 4096
+from pipeline.index_image import Probe, probe, probe_chunk
+
+WINDOW = 8192
 """Files in flight at once: what bounds the memory."""
-
-
-class Probe(NamedTuple):
-    """One file, decoded whole once. `error` is None for a good image."""
-
-    path: str
-    bytes: int
-    mtime_ns: int
-    sha256: str | None
-    width: int
-    height: int
-    mode: str
-    error: str | None
-
+FEW = 512
+"""Up to so many new files are looked at by threads of this process: starting others takes longer."""
+CHUNK = 32
+MERGE = 65536
 
 SCHEMA = pa.schema(
-    [("path", pa.string()), ("bytes", pa.int64()), ("mtime_ns", pa.int64()), ("sha256", pa.string())]
-    + [("width", pa.int32()), ("height", pa.int32()), ("mode", pa.string()), ("error", pa.string())]
+    [("key", pa.uint64()), ("sha256", pa.binary(32)), ("width", pa.int32()), ("height", pa.int32())]
+    + [("mode", pa.dictionary(pa.int32(), pa.string()))]
 )
+_ROW = np.dtype([("key", "u8"), ("sha256", "V32"), ("width", "i4"), ("height", "i4"), ("mode", "i4")])
 
 
 class ProbeCache:
-    """Probes of earlier runs, in one parquet file that is replaced as a whole. A damaged file is started anew."""
+    """Good images of earlier runs, 52 bytes each in memory, in one parquet file that is replaced as a whole.
+
+    The key is 64 bits of a hash over path, size and mtime. A damaged cache is started anew: it is only a cache. What
+    is wrong with a bad file is never remembered.
+    """
 
     def __init__(self, file: Path):
-        self.file, self.fresh = file, 0
-        self._rows: dict[str, Probe] = {}
+        self.file = file
+        self._modes: list[str] = []
+        self._rows = np.empty(0, _ROW)
+        self._fresh: dict[int, tuple] = {}
+        self._saved = True
         try:
             table = pq.read_table(file, schema=SCHEMA, page_checksum_verification=True, partitioning=None)
         except (OSError, pa.ArrowException):
-            return  # it is a cache: everything in it can be found again
-        for batch in table.to_batches(max_chunksize=65536):
-            self._rows.update((row[0], Probe(*row)) for row in zip(*(c.to_pylist() for c in batch), strict=True))
+            return
+        mode = table["mode"].combine_chunks()
+        self._modes = mode.dictionary.to_pylist()
+        self._rows = np.empty(table.num_rows, _ROW)
+        for name in ("key", "width", "height"):
+            self._rows[name] = table[name].to_numpy()
+        self._rows["mode"] = mode.indices.to_numpy()
+        data = b"".join(chunk.buffers()[1][chunk.offset * 32 :][: len(chunk) * 32] for chunk in table["sha256"].chunks)
+        self._rows["sha256"] = np.frombuffer(data, "V32")
 
-    def get(self, path: str, stat: os.stat_result) -> Probe | None:
-        probe = self._rows.get(path)
-        return probe if probe and (probe.bytes, probe.mtime_ns) == (stat.st_size, stat.st_mtime_ns) else None
+    def get(self, key: int) -> Probe | None:
+        """The good image with this key."""
+        row = self._fresh.get(key)
+        if row is None:
+            at = int(np.searchsorted(self._rows["key"], np.uint64(key)))
+            if at == len(self._rows) or self._rows["key"][at] != key:
+                return None
+            row = self._rows[at].tolist()
+        return Probe(bytes(row[1]).hex(), row[2], row[3], self._modes[row[4]], None)
 
-    def put(self, probe: Probe) -> None:
-        self._rows[probe.path] = probe
-        self.fresh += 1
+    def put(self, key: int, found: Probe) -> None:
+        """Remember a good image."""
+        if found.mode not in self._modes:
+            self._modes.append(found.mode)
+        mode = self._modes.index(found.mode)
+        self._fresh[key] = (key, bytes.fromhex(found.sha256), found.width, found.height, mode)
+        self._saved = False
+        if len(self._fresh) >= MERGE:
+            self._merge()
+
+    def _merge(self) -> None:
+        fresh = np.array(list(self._fresh.values()), _ROW)
+        self._rows = np.concatenate([self._rows, fresh])
+        self._rows = self._rows[np.unique(self._rows["key"], return_index=True)[1]]
+        self._fresh = {}
 
     def save(self) -> None:
-        if not self.fresh:
+        """Write the cache file, if there is anything new."""
+        if self._saved:
             return
+        self._merge()
+        rows = self._rows
+        sha256 = pa.FixedSizeBinaryArray.from_buffers(
+            pa.binary(32), len(rows), [None, pa.py_buffer(rows["sha256"].tobytes())]
+        )
+        mode = pa.DictionaryArray.from_arrays(pa.array(rows["mode"]), pa.array(self._modes, pa.string()))
+        columns = [pa.array(rows["key"]), sha256, pa.array(rows["width"]), pa.array(rows["height"]), mode]
         self.file.parent.mkdir(parents=True, exist_ok=True)
-        columns = zip(*self._rows.values(), strict=True)
-        table = pa.table([pa.array(c, f.type) for c, f in zip(columns, SCHEMA, strict=True)], schema=SCHEMA)
-        write_table(table, self.file)
-        self.fresh = 0
+        temporary = self.file.with_name(f".{self.file.name}.{os.getpid()}.tmp")
+        try:
+            table = pa.Table.from_arrays(columns, schema=SCHEMA)
+            pq.write_table(table, temporary, compression="zstd", write_page_checksum=True)
+            sync_and_rename(temporary, self.file)
+        finally:
+            temporary.unlink(missing_ok=True)
+        self._saved = True
 
 
-def write_table(table: pa.Table, file: Path) -> None:
-    """Parquet with page checksums, whole or not at all."""
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    try:
-        pq.write_table(table, temporary, compression="zstd", write_page_checksum=True)
-        with open(temporary, "rb") as written:
-            os.fsync(written.fileno())
-        os.replace(temporary, file)
-    finally:
-        temporary.unlink(missing_ok=True)
+def sync_and_rename(temporary: Path, file: Path) -> None:
+    """Make a finished temporary file the real one, whole or not at all."""
+    with open(temporary, "rb") as written:
+        os.fsync(written.fileno())
+    os.replace(temporary, file)
+
+
+def file_key(path: str) -> int:
+    """64 bits of a hash over path, size and mtime; raises OSError."""
+    stat = os.stat(path)
+    text = f"{stat.st_size} {stat.st_mtime_ns} {path}".encode("utf-8", "surrogateescape")
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big")
 
 
 def probe_all(paths: Iterable[str], cache: ProbeCache, workers: int, max_pixels: int) -> Iterator[Probe]:
-    """Probe files in order, several at once, at most WINDOW ahead of the consumer."""
-    from PIL import Image
-
-    def look(path: str) -> tuple[Probe, bool]:
-        try:
-            stat = os.stat(path)
-        except OSError as error:
-            return Probe(path, 0, 0, None, 0, 0, "", f"{path}: {error.strerror}"), False
-        known = cache.get(path, stat)
-        return (known, False) if known else (probe(path, stat, max_pixels), True)
-
-    warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # max_pixels decides
-    # Threads are enough: hashing and decoding release the interpreter lock.
-    with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
-        paths = iter(paths)
+    """Probe files in order, at most WINDOW ahead of the consumer. Raises OSError if a worker process dies."""
+    paths, workers, processes = iter(paths), workers or os.cpu_count() or 1, None
+    with ThreadPoolExecutor(max(8, workers)) as threads, ExitStack() as stack:
         while window := list(islice(paths, WINDOW)):
-            for found, fresh in pool.map(look, window):
-                if fresh:
-                    cache.put(found)
-                yield found
+            keys = list(threads.map(_key_or_none, window))
+            found = [None if key is None else cache.get(key) for key in keys]
+            # An image that is too large under today's max_pixels is looked at again, which refuses it.
+            todo = [i for i, known in enumerate(found) if known is None or known.width * known.height > max_pixels]
+            new = [window[i] for i in todo]
+            if len(new) > FEW and workers > 1:
+                if processes is None:
+                    context = get_context("spawn")  # threads run here, so forking is no option
+                    processes = stack.enter_context(ProcessPoolExecutor(workers, context))
+                probes = _in_processes(processes, new, max_pixels)
+            else:
+                probes = threads.map(lambda path: probe(path, max_pixels), new)
+            for i, fresh in zip(todo, probes, strict=True):
+                found[i] = fresh
+                if fresh.error is None and keys[i] is not None:
+                    cache.put(keys[i], fresh)
+            yield from found
 
 
-def probe(path: str, stat: os.stat_result, max_pixels: int) -> Probe:
-    """Read, hash and decode one file. Never raises for what is wrong with the file."""
-    from PIL import Image
+def _in_processes(processes: ProcessPoolExecutor, paths: list[str], max_pixels: int) -> Iterator[Probe]:
+    chunks = [paths[start : start + CHUNK] for start in range(0, len(paths), CHUNK)]
+    running = [processes.submit(probe_chunk, chunk, max_pixels) for chunk in chunks]
+    for chunk, result in zip(chunks, running, strict=True):
+        try:
+            yield from result.result()
+        except BrokenProcessPool:
+            where = f"somewhere from {chunk[0]} on"
+            raise OSError(f"a decoding process died {where}; if memory ran out, set index.workers lower") from None
 
-    def bad(reason: str, sha256: str | None = None) -> Probe:
-        return Probe(path, stat.st_size, stat.st_mtime_ns, sha256, 0, 0, "", f"{path}: {reason}")
 
+def _key_or_none(path: str) -> int | None:
     try:
-        content = Path(path).read_bytes()
-    except OSError as error:
-        return bad(error.strerror or "cannot be read")
-    if not content:
-        return bad("0 bytes; copy it again")
-    sha256 = hashlib.sha256(content).hexdigest()
-    try:
-        with Image.open(io.BytesIO(content)) as image:
-            if image.width * image.height > max_pixels:
-                return bad(f"{image.width}x{image.height} pixels, more than index.max_pixels = {max_pixels}", sha256)
-            image.load()
-            width, height, mode = image.width, image.height, image.mode
-    except Exception as error:  # Pillow raises OSError, SyntaxError, struct.error, ValueError ... for broken files
-        return bad(f"cannot be decoded ({' '.join(str(error).split())}); copy it again or remove it", sha256)
-    return Probe(path, stat.st_size, stat.st_mtime_ns, sha256, width, height, mode, None)
+        return file_key(path)
+    except OSError:
+        return None
