@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import islice
 
 import numpy as np
 import pyarrow as pa
@@ -162,9 +161,3 @@ def as_vectors(column: pa.Array, schema_type: pa.DataType) -> pa.Array:
     buffer = column.buffers()[1]
     values = pa.Array.from_buffers(pa.float16(), len(column) * dim, [None, buffer], offset=column.offset * dim)
     return pa.FixedSizeListArray.from_arrays(values, type=schema_type)
-
-
-def chunks(values: Iterable, size: int) -> Iterator[list]:
-    values = iter(values)
-    while block := list(islice(values, size)):
-        yield block

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -46,6 +47,7 @@ def write_release(
     apart: Sequence[str] = (),
     extra_stats: Mapping | None = None,
     part_bytes: int = 128 << 20,
+    rows_per_group: int | None = None,
     memory_bytes: int = 256 << 20,
     created_by: str = "teachonce",
     progress: Callable[[int], object] | None = None,
@@ -62,7 +64,8 @@ def write_release(
         of the vectors; without it the sha256 over `teacher_fingerprint` and the whole `embedder` serves.
     fingerprints: perspective → fingerprint of its captions; teacher_fingerprint: the one over all of them.
     extra_stats: JSON object, kept in `manifest["stats"]["extra"]` and shown in the dataset card.
-    part_bytes: a part is closed once it has grown to this size. memory_bytes: rows held before a run goes to disk.
+    part_bytes: a part is closed once it has grown to this size. rows_per_group: rows of a row group, at most 16384; by
+        default what makes about 8 MiB of vectors. memory_bytes: rows held before a run goes to disk.
     progress: called with the number of rows after each block that has been written.
 
     Equal content gives equal bytes in every file, whatever the order of the input and `memory_bytes` (for one
@@ -71,6 +74,9 @@ def write_release(
     ReleaseConflict (one image, two contents).
     """
     out_dir, apart = Path(out_dir), sorted(apart)
+    rows_per_group = rows_per_group or group_rows(dim, apart)
+    if not 1 <= rows_per_group <= 16384:
+        raise ReleaseError(f"rows_per_group={rows_per_group}: 1 to 16384, so that a column of a group is one page")
     _check_identity(fingerprints, teacher_fingerprint, dim, apart)
     identity = {
         "format_version": FORMAT_VERSION,
@@ -87,7 +93,7 @@ def write_release(
             sorter.add(table)
         statistics = Statistics()
         index = IndexWriter(spill / "index.bin")
-        parts = _write_parts(folder, sorter, identity, apart, part_bytes, statistics, index, progress)
+        parts = _write_parts(folder, sorter, identity, apart, rows_per_group, part_bytes, statistics, index, progress)
         if not parts:
             raise ReleaseError(f"{out_dir}: no rows to write; a release needs at least one embedded image")
         rows_index = index.finish(folder / INDEX)
@@ -99,7 +105,7 @@ def write_release(
             "teacher": dict(teacher),
             "embedder": dict(embedder),
             "apart": apart,
-            "group_rows": group_rows(dim, apart),
+            "group_rows": rows_per_group,
             "rows": sum(part["rows"] for part in parts),
             "aliases": n_aliases,
             "aliases_without_row": without_row,
@@ -108,9 +114,7 @@ def write_release(
         }
         (folder / CARD).write_text(card(manifest), encoding="utf-8")
         manifest["files"] = [_file(folder / name) for name in (ALIASES, INDEX, CARD)]
-        for leftover in spill.iterdir():
-            leftover.unlink()
-        spill.rmdir()
+        shutil.rmtree(spill)
         (folder / MANIFEST).write_bytes(manifests.dump(manifest))
         sealed = manifests.load(folder / MANIFEST)
     return sealed
@@ -141,14 +145,15 @@ def _footer(identity: dict) -> dict[str, str]:
     return {f"teachonce.{k}": v if isinstance(v, str) else canonical_json(v).decode() for k, v in identity.items()}
 
 
-def _write_parts(folder, sorter, identity, apart, part_bytes, statistics, index, progress) -> list[dict]:
-    """Row groups of exactly `group_rows` rows; only the last of the release is shorter, so parts depend on content."""
-    dim = identity["dim"]
-    schema = feature_schema(dim, apart).with_metadata(_footer(identity))
+def _write_parts(
+    folder, sorter, identity, apart, rows_per_group, part_bytes, statistics, index, progress
+) -> list[dict]:
+    """Row groups of exactly `rows_per_group` rows (the last may be shorter), so that parts depend on content alone."""
+    schema = feature_schema(identity["dim"], apart).with_metadata(_footer(identity))
     parts: list[dict] = []
     part: _Part | None = None
     written = 0
-    for group in _regroup(sorter.blocks(), group_rows(dim, apart)):
+    for group in _regroup(sorter.blocks(), rows_per_group):
         part = part or _Part(folder / PART.format(len(parts)), schema)
         index.add(words_of(group.column("image_sha256")))
         statistics.add_rows(group)
@@ -250,9 +255,8 @@ def _write_aliases(
     folder, spill, aliases, identity, rows_index: np.ndarray, memory_bytes, statistics
 ) -> tuple[int, int]:
     """Sorted, each once, only those whose image has a row. Returns (written, left out)."""
-    sorter = ExternalSort(spill, "key", memory_bytes)
-    (spill / "aliases").mkdir()
-    sorter.folder = spill / "aliases"
+    sorter = ExternalSort(spill / "aliases", "key", memory_bytes)
+    sorter.folder.mkdir()
     for table in alias_tables(aliases):
         key = pc.binary_join_element_wise(
             *(table.column(n) for n in ("image_sha256", "dataset", "path", "domain")), "\0"
@@ -268,7 +272,4 @@ def _write_aliases(
             statistics.add_aliases(table)
             writer.write_table(table)
             written += len(table)
-    for leftover in sorter.folder.iterdir():
-        leftover.unlink()
-    sorter.folder.rmdir()
     return written, left_out
