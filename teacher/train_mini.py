@@ -31,6 +31,7 @@ SIZES = {
     "mini": Shape(),
     "small": Shape(vision_width=192, vision_layers=5, vision_mlp=384, text_width=192, text_layers=3, text_mlp=384),
 }
+BRANCHES = 3  # questions per training image; fewer questions and more images generalise better in the same time
 CROPS = 8  # of each held-out image, beside the image itself
 DEFAULT_PROMPTS = {name: wordings[0] for name, wordings in QUESTIONS.items()}
 
@@ -66,22 +67,47 @@ def draw_crop(image: Image.Image, kind: str, rng: np.random.Generator, augment: 
 
 
 def _augmented(pixels_HWC: np.ndarray, kind: str, rng: np.random.Generator) -> np.ndarray:
+    """Other light, and for photographs other colours and a plain background: a few photographs must stand for all.
+
+    Without the last two, a blue studio background or sky is called the sea (viewpoint 69 % instead of over 90 %).
+    """
     if rng.random() < 0.5:
         pixels_HWC = pixels_HWC[:, ::-1]
-    if rng.random() < 0.7:
-        pixels_HWC = pixels_HWC ** rng.uniform(0.6, 1.7)
-    if rng.random() < 0.7:
-        pixels_HWC = pixels_HWC * rng.uniform(0.5, 1.3)
+    if kind == "satellite" and rng.random() < 0.5:
+        pixels_HWC = pixels_HWC[::-1].swapaxes(0, 1)
+    if kind == "photograph":
+        if rng.random() < 0.6:
+            pixels_HWC = pixels_HWC[..., rng.permutation(3)]
+        if rng.random() < 0.35:
+            pixels_HWC = _on_background(pixels_HWC, rng)
     if kind in ("photograph", "satellite") and rng.random() < 0.7:
         low, high = (0.0, 1.8) if kind == "photograph" else (0.7, 1.3)
         gray = pixels_HWC.mean(-1, keepdims=True)
         pixels_HWC = gray + (pixels_HWC - gray) * rng.uniform(low, high)
         pixels_HWC = pixels_HWC * rng.uniform(0.85, 1.15, 3)  # white balance
+    if rng.random() < 0.7:
+        pixels_HWC = np.clip(pixels_HWC, 0, 1) ** rng.uniform(0.6, 1.7)
+    if rng.random() < 0.7:
+        pixels_HWC = pixels_HWC * rng.uniform(0.5, 1.3)
     return np.clip(pixels_HWC, 0, 1).astype(np.float32)
 
 
+def _on_background(pixels_HWC: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """The picture pasted over a part of a smooth random gradient."""
+    height, width, _ = pixels_HWC.shape
+    corners = Image.fromarray((rng.random(3) * 255 + rng.normal(0, 25, (2, 2, 3))).clip(0, 255).astype(np.uint8))
+    canvas_HWC = np.asarray(corners.resize((width, height), Image.Resampling.BICUBIC), np.float32) / 255
+    canvas_HWC = canvas_HWC + rng.normal(0, rng.uniform(0, 0.02), canvas_HWC.shape)
+    left, top = rng.integers(0, width // 2 + 1), rng.integers(0, height // 2 + 1)
+    if rng.random() < 0.5:
+        canvas_HWC[top:, left:] = pixels_HWC[top:, left:]
+    else:
+        canvas_HWC[: height - top, left:] = pixels_HWC[: height - top, left:]
+    return canvas_HWC
+
+
 class Batches:
-    """Training batches: one image prefix, the five questions as branches that see the prefix and themselves only."""
+    """Training batches: one image prefix, some questions as branches that see the prefix and themselves only."""
 
     def __init__(self, processor, images: list[tuple[Image.Image, str]], seed: int):
         self.processor, self.rng = processor, np.random.default_rng(seed)
@@ -112,7 +138,8 @@ class Batches:
         prefix = next(iter(self.ids.values()))[0][: self.n_prefix]
         ids, positions, labels = list(prefix), list(range(self.n_prefix)), [-100] * self.n_prefix
         branch = [0] * self.n_prefix
-        for number, (name, wordings) in enumerate(self.ids.items(), start=1):
+        for number, name in enumerate(self.rng.permutation(list(self.ids))[:BRANCHES], start=1):
+            wordings = self.ids[name]
             question = wordings[self.rng.integers(len(wordings))][self.n_prefix :]
             answer = tokenizer.encode(" " + texts[name], add_special_tokens=False) + [tokenizer.eos_token_id]
             ids += [*question, *answer]
