@@ -10,8 +10,10 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.caption_config import CaptionConfig
 from pipeline.caption_decode import Job
 from pipeline.caption_store import PerspectiveStore
+from teacher.identity import caption_identity, resolve_model
 
 INDEX_COLUMNS = ["dataset", "domain", "gt_path", "gt_sha256", "status", "width", "height"]
 
@@ -88,6 +90,13 @@ def earlier_rate(store_root: Path, model: str, quantization: str) -> float | Non
         if (run["model"], run["quantization"]) == (model, quantization) and run["captions_per_second"]:
             return run["captions_per_second"]
     return None
+
+
+def identities(config: CaptionConfig) -> dict[str, dict]:
+    """What each perspective's fingerprint is the hash of (name -> identity). Loads no model."""
+    source = resolve_model(config.model, config.revision)
+    options = {key: getattr(config, key) for key in ("quantization", "max_new_tokens", "padding")}
+    return {name: caption_identity(source, name, prompt, **options) for name, prompt in config.perspectives.items()}
 
 
 def process_of_many() -> tuple[int, int]:

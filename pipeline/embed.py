@@ -12,9 +12,8 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from pipeline.caption import identities
 from pipeline.caption_config import CaptionConfig
-from pipeline.caption_plan import IndexUnusable, images_of, process_of_many, read_index
+from pipeline.caption_plan import IndexUnusable, identities, images_of, process_of_many, read_index
 from pipeline.caption_progress import progress
 from pipeline.caption_stop import Stop, Stopped
 from pipeline.caption_store import StoreError, open_stores, write_atomically
@@ -22,7 +21,8 @@ from pipeline.embed_cache import EmbeddingCache
 from pipeline.embed_config import EmbedConfig
 from pipeline.embed_rows import EmbedError, ImageCaptions, Tally, caption_ranges, pool, release_row, stats
 from pipeline.params import load_all
-from shards import ReleaseError, open_release, write_release
+from shards import ReleaseError, write_release
+from shards.verify import verify
 from student.config import ParamsError, add_params_arguments
 from teacher.embedder import embedder_identity
 from teacher.identity import fingerprint as fingerprint_of
@@ -159,7 +159,8 @@ def embed(args: argparse.Namespace) -> str:
             extra_stats={"cut_by_embedder": {name: truncated[name] for name in sorted(stores)}},
             part_bytes=config.part_mb << 20,
         )
-    open_release(paths.release, strict=True)  # reads every byte back
+    if problems := verify(paths.release):
+        raise EmbedError(f"{paths.release} does not verify: {problems[0]} ({len(problems)} problems); check the disk")
     summary = stats(tally, params.caption.perspectives, manifest["rows"], dim, fingerprints, truncated)
     write_atomically(Path(paths.caption_stats), json.dumps(summary, indent=2, ensure_ascii=False).encode() + b"\n")
     left_out = sum(tally.without_row.values())

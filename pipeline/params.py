@@ -1,22 +1,31 @@
 """All sections of `params.yaml` at once, so that a typo under `train` fails before hours of captioning."""
 
-import dataclasses
+from __future__ import annotations
+
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from pipeline.caption_config import CaptionConfig
-from pipeline.embed_config import EmbedConfig
-from pipeline.report_config import ReportConfig
 from student.config import Paths, load_section, read_params
-from student.eval_config import EvalConfig
-from student.model_config import ModelConfig
-from student.train_config import TrainConfig
+
+if TYPE_CHECKING:
+    from pipeline.caption_config import CaptionConfig
+    from pipeline.embed_config import EmbedConfig
+    from pipeline.index_config import IndexConfig
+    from pipeline.report_config import ReportConfig
+    from pipeline.samples import SamplesConfig
+    from student.eval_config import EvalConfig
+    from student.model_config import ModelConfig
+    from student.train_config import TrainConfig
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class Params:
-    """Every section, validated."""
+    """Every section, validated. A section that is not in the file is all defaults; `index` has none and is None."""
 
     paths: Paths
+    samples: SamplesConfig
+    index: IndexConfig | None
     caption: CaptionConfig
     embed: EmbedConfig
     model: ModelConfig
@@ -28,4 +37,24 @@ class Params:
 def load_all(file: Path, overrides: list[str] | tuple[str, ...] = ()) -> Params:
     """Read `file`, apply `section.key=value` overrides, validate every section; raises `ParamsError`."""
     params = read_params(file, overrides)
-    return Params(**{field.name: load_section(field.type, field.name, params) for field in dataclasses.fields(Params)})
+    # Imported here: some owners bring numpy and scipy along, which `--help` need not wait for.
+    from pipeline.caption_config import CaptionConfig
+    from pipeline.embed_config import EmbedConfig
+    from pipeline.index_config import IndexConfig
+    from pipeline.report_config import ReportConfig
+    from pipeline.samples import SamplesConfig
+    from student.eval_config import EvalConfig
+    from student.model_config import ModelConfig
+    from student.train_config import TrainConfig
+
+    return Params(
+        paths=load_section(Paths, "paths", params),
+        samples=load_section(SamplesConfig, "samples", params),
+        index=load_section(IndexConfig, "index", params) if "index" in params else None,
+        caption=load_section(CaptionConfig, "caption", params),
+        embed=load_section(EmbedConfig, "embed", params),
+        model=load_section(ModelConfig, "model", params),
+        train=load_section(TrainConfig, "train", params),
+        eval=load_section(EvalConfig, "eval", params),
+        report=load_section(ReportConfig, "report", params),
+    )

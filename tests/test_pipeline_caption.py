@@ -9,6 +9,7 @@ import pytest
 from toy_project import Project
 
 from pipeline import caption as stage
+from pipeline import caption_run
 
 
 @pytest.fixture
@@ -33,7 +34,7 @@ def no_model(monkeypatch):
     def refuse(config):
         raise AssertionError("a model was loaded although nothing was missing")
 
-    return lambda: monkeypatch.setattr(stage, "load_captioner", refuse)
+    return lambda: monkeypatch.setattr(caption_run, "load_captioner", refuse)
 
 
 def test_every_image_gets_one_row_per_perspective_and_a_second_run_loads_no_model(project, caption, no_model):
@@ -150,7 +151,7 @@ def test_a_vanished_or_changed_file_is_an_error_that_can_be_retried(project, cap
 
 
 def test_out_of_memory_keeps_what_is_finished(project, monkeypatch):
-    load = stage.load_captioner
+    load = caption_run.load_captioner
 
     def small_device(config):
         captioner = load(config)
@@ -167,7 +168,7 @@ def test_out_of_memory_keeps_what_is_finished(project, monkeypatch):
 
     import torch
 
-    monkeypatch.setattr(stage, "load_captioner", small_device)
+    monkeypatch.setattr(caption_run, "load_captioner", small_device)
     with pytest.raises(
         SystemExit, match="out of memory even with one image at a time.*Tried to allocate 2 GiB"
     ) as error:

@@ -10,8 +10,9 @@ import pyarrow as pa
 import pytest
 from toy_project import Project
 
-from pipeline import caption, embed
+from pipeline import embed
 from pipeline.caption_config import CaptionConfig
+from pipeline.caption_plan import identities
 from pipeline.caption_store import PerspectiveStore
 from pipeline.embed_cache import EmbeddingCache
 from pipeline.embed_rows import pool
@@ -26,7 +27,7 @@ class FilledProject(Project):
         config = CaptionConfig(
             model=self.model, max_new_tokens=6, perspectives={"content": "What is it?", "brightness": "How bright?"}
         )
-        for number, (name, identity) in enumerate(caption.identities(config).items()):
+        for number, (name, identity) in enumerate(identities(config).items()):
             rows = [
                 {
                     "image_sha256": sha256,
