@@ -2,9 +2,12 @@
 
 import hashlib
 import json
+import multiprocessing
 import os
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -102,25 +105,66 @@ def write_params(folder: Path, name: str = "params.yaml", model: dict | None = N
     return file
 
 
-def launch(file: Path, *arguments: str, processes: int = 1, wait: bool = True, **env: str):
-    """Start student/train.py as a user does, alone or as so many gloo processes; its output when `wait`."""
-    command = [sys.executable]
-    if processes > 1:
-        command += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    command += [str(ROOT / "student" / "train.py"), "--params", str(file), *arguments]
-    # `accelerate launch --cpu --num_processes 2` quietly runs one process (Accelerate 1.15); torchrun runs two.
-    environment = os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""} | env
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
-    if not wait:
-        return process
-    output = process.communicate(timeout=240)[0]
-    return process.returncode, output
+def launch(file: Path, *arguments: str) -> tuple[int, str]:
+    """Train with `accelerate launch` as a user does; exit code and output."""
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", str(ROOT / "student" / "train.py")]
+    environment = os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*command, "--params", str(file), *arguments],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, timeout=240,
+    )  # fmt: skip
+    return done.returncode, done.stdout
+
+
+def start(folder: Path, model: dict | None = None, processes: int = 1, name: str = "params", **train) -> list:
+    """Start training in processes of its own, as torchrun would; several are one gloo group.
+
+    They come from a server that has already imported everything, and so begin within a second. Their output goes to
+    `folder`/NAME-RANK.txt.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["student.train_run", "student.train"])
+    file = write_params(folder, f"{name}.yaml", model, **train)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    group = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    started = []
+    for rank in range(processes):
+        env = group | {"RANK": str(rank), "LOCAL_RANK": str(rank)} if processes > 1 else {}
+        started.append(context.Process(target=_train, args=(file, folder / f"{name}-{rank}.txt", env)))
+        started[-1].start()
+    return started
+
+
+def finish(processes: list, code: int = 0) -> None:
+    """Wait for processes of `start` and check how they ended."""
+    for process in processes:
+        process.join(timeout=120)
+    assert [process.exitcode for process in processes] == [code] * len(processes)
+
+
+def wait_for_rows(out: Path, count: int, process) -> None:
+    """Return when log.jsonl holds `count` rows or the process has ended."""
+    while process.is_alive() and not ((out / "log.jsonl").exists() and len(log_rows(out)) >= count):
+        time.sleep(0.005)
+
+
+def _train(file: Path, output: Path, env: dict[str, str]) -> None:
+    import torch
+
+    from student.train import main
+
+    os.environ.update(env | {"ACCELERATE_USE_CPU": "1"})
+    torch.set_num_threads(1)
+    with open(output, "a") as stream:
+        os.dup2(stream.fileno(), 1)
+        os.dup2(stream.fileno(), 2)
+    sys.exit(main(["--params", str(file)]))
 
 
 def run_here(folder: Path, model: dict | None = None, **train) -> Path:
     """Train in this process, which is quicker than `launch`; returns the student's directory."""
-    import time
-
     from accelerate.state import AcceleratorState
 
     from student.train import train as run
@@ -133,4 +177,24 @@ def run_here(folder: Path, model: dict | None = None, **train) -> Path:
 
 def log_rows(out: Path, key: str = "loss") -> list[dict]:
     """The rows of log.jsonl that have `key`."""
-    return [row for line in (out / "log.jsonl").read_text().splitlines() if key in (row := json.loads(line))]
+    lines = (out / "log.jsonl").read_text().splitlines(keepends=True)
+    return [row for line in lines if line.endswith("\n") and key in (row := json.loads(line))]
+
+
+def losses(out: Path) -> list[dict]:
+    """The rows of log.jsonl without what the clock decides."""
+    return [
+        {k: v for k, v in row.items() if k not in ("images_per_second", "data_wait_fraction")} for row in log_rows(out)
+    ]
+
+
+def weights(folder: Path) -> dict:
+    """The tensors of a student's directory or of a checkpoint."""
+    from safetensors.torch import load_file
+
+    return load_file(folder / "model.safetensors")
+
+
+def same(one: dict, other: dict) -> bool:
+    """Whether two dictionaries of tensors are equal bit for bit."""
+    return one.keys() == other.keys() and all((one[name] == other[name]).all() for name in one)

@@ -1,0 +1,180 @@
+"""Exact resume: however a run is interrupted, it ends with the numbers of an uninterrupted one, bit for bit."""
+
+import json
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import toy_training as toy
+
+from student.checkpoint import CheckpointError, Checkpoints
+from student.train_setup import RunLock
+
+EMA = {"ema_decay": 0.9, "max_steps": 12, "save_every": 3, "val_every": 5}
+
+
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory):
+    """An uninterrupted run in a process of its own; dropout and selection noise are on."""
+    folder = tmp_path_factory.mktemp("whole")
+    toy.make_data(folder)
+    toy.finish(toy.start(folder, **EMA))
+    return folder
+
+
+def beside(whole_run: Path, folder: Path) -> Path:
+    """The same data, and room for another run."""
+    for name in ("index.parquet", "release"):
+        (folder / name).symlink_to(whole_run / name)
+    return folder
+
+
+def assert_equal_runs(folder: Path, whole_run: Path) -> None:
+    assert toy.losses(folder / "student") == toy.losses(whole_run / "student")
+    assert toy.same(toy.weights(folder / "student"), toy.weights(whole_run / "student"))
+    last = [Checkpoints(path / "student").latest() for path in (folder, whole_run)]
+    assert last[0].name == last[1].name == "step-00000012"
+    for name in ("model.safetensors", "ema-00000.safetensors"):
+        assert (last[0] / name).read_bytes() == (last[1] / name).read_bytes()
+
+
+def interrupt_at_random_points(whole_run: Path, folder: Path, times: int, seed: int) -> None:
+    choose = random.Random(seed)
+    beside(whole_run, folder)
+    for _ in range(times):
+        (process,) = toy.start(folder, **EMA)
+        logged = len(toy.log_rows(folder / "student")) if (folder / "student" / "log.jsonl").exists() else 0
+        toy.wait_for_rows(folder / "student", logged + choose.randint(0, 5), process)
+        time.sleep(choose.uniform(0, 0.1))  # in the middle of a step, a checkpoint, a validation
+        process.kill()
+        process.join()
+    toy.finish(toy.start(folder, **EMA))
+    assert_equal_runs(folder, whole_run)
+
+
+def test_a_run_killed_at_random_points_ends_as_an_uninterrupted_one(whole_run, tmp_path):
+    interrupt_at_random_points(whole_run, tmp_path, times=2, seed=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(1, 5))
+def test_a_run_killed_at_ten_random_points_ends_as_an_uninterrupted_one(whole_run, tmp_path, seed):
+    interrupt_at_random_points(whole_run, tmp_path, times=10, seed=seed)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+def test_a_signal_saves_a_checkpoint_and_exits_cleanly(whole_run, tmp_path, number):
+    beside(whole_run, tmp_path)
+    (process,) = toy.start(tmp_path, **EMA)
+    toy.wait_for_rows(tmp_path / "student", 4, process)
+    os.kill(process.pid, number)
+    toy.finish([process])
+    stopped = json.loads((Checkpoints(tmp_path / "student").latest() / "meta.json").read_text())["step"]
+    assert 4 <= stopped < 12
+    assert f"stopped by signal {number.name}" in (tmp_path / "params-0.txt").read_text()
+    assert (tmp_path / "student" / "model.safetensors").exists()
+    toy.finish(toy.start(tmp_path, **EMA))
+    assert_equal_runs(tmp_path, whole_run)
+
+
+def test_ending_early_by_step_or_time_changes_no_number(whole_run, tmp_path):
+    beside(whole_run, tmp_path)
+    for limit in ({"stop_at_step": 2}, {"max_minutes": 1e-6}, {"stop_at_step": 7, "save_every": 100, "val_every": 5}):
+        toy.run_here(tmp_path, **(EMA | limit))
+    assert len(toy.log_rows(tmp_path / "student")) == 7
+    toy.finish(toy.start(tmp_path, **EMA))
+    assert_equal_runs(tmp_path, whole_run)
+
+
+def test_a_finished_run_ends_at_once_and_is_published_again_if_its_weights_are_gone(whole_run):
+    out, weights = whole_run / "student", toy.weights(whole_run / "student")
+    changed = (out / "log.jsonl").stat().st_mtime_ns
+    toy.run_here(whole_run, **EMA)
+    assert (out / "log.jsonl").stat().st_mtime_ns == changed
+    (out / "model.safetensors").unlink()  # as `dvc repro --force` does with a stage's outputs
+    toy.run_here(whole_run, **EMA)
+    assert toy.same(toy.weights(out), weights)
+
+
+def test_changed_parameters_set_the_run_aside_and_the_old_ones_bring_it_back(whole_run, tmp_path, capsys):
+    beside(whole_run, tmp_path)
+    out = toy.run_here(tmp_path, max_steps=4, val_every=0)
+    first, curve = toy.weights(out), toy.losses(out)
+    toy.run_here(tmp_path, max_steps=4, val_every=0, lr=5e-4)
+    assert "train.lr 0.001 → 0.0005); it is kept in" in capsys.readouterr().out
+    assert not toy.same(toy.weights(out), first)
+    assert len(list((out / "checkpoints" / "earlier").iterdir())) == 1
+    toy.run_here(tmp_path, max_steps=4, val_every=0)
+    assert "already at step 4" in capsys.readouterr().out
+    assert toy.same(toy.weights(out), first)
+    assert toy.losses(out) == curve
+
+
+def test_keys_that_do_not_change_the_numbers_continue_the_run(whole_run, tmp_path):
+    beside(whole_run, tmp_path)
+    toy.run_here(tmp_path, **EMA, stop_at_step=5)
+    toy.run_here(tmp_path, **(EMA | {"val_every": 4, "save_every": 4, "num_workers": 1, "cache_images": "none"}))
+    assert toy.losses(tmp_path / "student") == toy.losses(whole_run / "student")
+
+
+def test_another_configuration_is_refused_with_the_differing_keys_where_asked(whole_run, tmp_path):
+    beside(whole_run, tmp_path)
+    out = toy.run_here(tmp_path, max_steps=2, val_every=0)
+    before = (Checkpoints(out).latest() / "meta.json").read_bytes()
+    with pytest.raises(CheckpointError, match=r"train\.batch_size 6 → 3.*train\.on_changed: set_aside") as error:
+        toy.run_here(tmp_path, max_steps=2, val_every=0, batch_size=3, on_changed="refuse")
+    assert "\n" not in str(error.value)
+    assert (Checkpoints(out).latest() / "meta.json").read_bytes() == before
+
+
+def test_a_damaged_checkpoint_is_named_with_the_remedy(whole_run, tmp_path):
+    beside(whole_run, tmp_path)
+    out = toy.run_here(tmp_path, max_steps=4, stop_at_step=2, val_every=0)
+    (Checkpoints(out).latest() / "optimizer.bin").write_bytes(b"half a fi")
+    with pytest.raises(CheckpointError, match="step-00000002: .*delete it to go on from an older checkpoint"):
+        toy.run_here(tmp_path, max_steps=4, val_every=0)
+
+
+def test_only_one_process_may_train_into_a_directory(tmp_path):
+    lock = RunLock(tmp_path)
+    with pytest.raises(CheckpointError, match=f"process {os.getpid()} is training here"):
+        RunLock(tmp_path)
+    del lock
+    RunLock(tmp_path)
+
+
+class OneProcess:
+    is_main_process = True
+
+    def wait_for_everyone(self):
+        pass
+
+
+def save(checkpoints: Checkpoints, step: int, val_psnr: float | None, keep_last: int = 2) -> None:
+    meta = {"step": step, "val_psnr": val_psnr, "identity": {}}
+    checkpoints.save(step, meta, lambda folder: (folder / "weights").write_text("x"), keep_last, OneProcess())
+
+
+def test_the_newest_and_the_best_checkpoints_are_kept(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    for step, score in enumerate([20.0, 25.0, None, 24.0, 23.0], start=1):
+        save(checkpoints, step, score)
+    assert [int(path.name[5:]) for path in checkpoints.all()] == [2, 4, 5]
+
+
+def test_half_written_checkpoints_are_never_seen_and_swept_away(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    save(checkpoints, 1, None)
+
+    def dies(folder: Path) -> None:
+        (folder / "weights").write_text("half")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        checkpoints.save(2, {"step": 2, "val_psnr": None, "identity": {}}, dies, 2, OneProcess())
+    assert checkpoints.latest().name == "step-00000001"
+    assert checkpoints.open_run({}, "refuse") is None
+    assert [path.name for path in checkpoints.folder.iterdir()] == ["step-00000001"]

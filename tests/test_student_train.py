@@ -1,0 +1,240 @@
+"""The loop: what it logs and writes, what it refuses, what it survives."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+import toy_training as toy
+
+from student.checkpoint import Checkpoints
+from student.data import PairDataset
+from student.losses import TERMS
+from student.model import Student
+from student.train import lr_at, main
+from student.train_config import TrainConfig
+from student.train_guard import TrainingStopped
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("toy")
+    toy.make_data(folder)
+    return folder
+
+
+@pytest.fixture
+def room(folder, tmp_path):
+    """The same data, and an empty place for a student."""
+    for name in ("index.parquet", "release"):
+        (tmp_path / name).symlink_to(folder / name)
+    return tmp_path
+
+
+def test_training_restores_better_than_doing_nothing(room):
+    out = toy.run_here(room, max_steps=60, val_every=60, val_images=0, log_every=60, ema_decay=0.9)
+    (row,) = toy.log_rows(out, "val")
+    assert np.mean([score["psnr_gain"] for score in row["val"].values()]) > 1
+    restored = Student.from_pretrained(str(out))(torch.rand(1, 3, 20, 24))
+    assert restored.shape == (1, 3, 20, 24)
+
+
+def test_the_log_holds_raw_and_weighted_losses_and_what_dvc_plots(room):
+    weights = {"pixel": 1.0, "fft": 0.0, "align": 0.5, "diversity": 1.0, "balance": 0.1, "contrastive": 0.1}
+    out = toy.run_here(room, max_steps=4, val_every=2, losses=weights)
+    rows = toy.log_rows(out)
+    assert [row["step"] for row in rows] == [1, 2, 3, 4]
+    for row in rows:
+        assert row["loss_fft"] is None and "fft" not in row["weighted"]
+        assert row["weighted"]["align"] == pytest.approx(0.5 * row["loss_align"])
+        assert row["loss"] == pytest.approx(sum(row["weighted"].values()), rel=1e-5)
+        assert {"lr", "grad_norm", "images_per_second", "data_wait_fraction"} <= row.keys()
+    (_, usage) = toy.log_rows(out, "usage")
+    assert set(usage["usage"]["task"]) == {"denoising", "deraining"}
+    assert all(sum(use) == pytest.approx(1, abs=1e-4) for use in usage["usage"]["domain"].values())
+    train = (out / "curves" / "train.tsv").read_text().splitlines()
+    assert train[0].split("\t")[:3] == ["step", "loss", "loss_pixel"] and len(train) == 5
+    assert len((out / "curves" / "val.tsv").read_text().splitlines()) == 1 + 2 * 3
+    newest = json.loads((out / "metrics.json").read_text())
+    assert newest["step"] == 4 and set(newest["val"]) == set(toy.DATASETS)
+    assert len(list((out / "panels").glob("step-00000004-*.png"))) == 3
+
+
+def test_tensorboard_gets_the_curves(room):
+    out = toy.run_here(room, max_steps=2, val_every=2, trackers=["tensorboard"])
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    (events,) = (out / "trackers" / "train").glob("events*")
+    read = EventAccumulator(str(events)).Reload()
+    losses = [event.value for event in read.Scalars("loss")]
+    assert losses == pytest.approx([row["loss"] for row in toy.log_rows(out)])
+    assert "val/natural_denoising/psnr" in read.Tags()["scalars"]
+
+
+@pytest.mark.parametrize("change", [{"num_workers": 2}, {"cache_images": "memmap"}, {"val_every": 0, "log_every": 2}])
+def test_how_a_run_is_carried_out_changes_no_number(room, change):
+    def run(name, **train):
+        (room / name).mkdir()
+        for link in ("index.parquet", "release"):
+            (room / name / link).symlink_to(room / link)
+        return toy.run_here(room / name, **({"max_steps": 4, "val_every": 2} | train))
+
+    plain, changed = run("plain"), run("changed", **change)
+    rows = [row for row in toy.losses(plain) if row["step"] % 2 == 0]
+    assert [row for row in toy.losses(changed) if row["step"] % 2 == 0] == rows
+    assert toy.same(toy.weights(plain), toy.weights(changed))
+
+
+def test_two_micro_batches_equal_one_batch_where_losses_are_means_over_rows(room, tmp_path_factory):
+    losses = {"balance": 0.0, "contrastive": 0.0}
+    settings = {"max_steps": 5, "val_every": 0, "lr": 4e-4, "losses": losses}
+    still = {"dropout": 0.0, "selection_noise": 0.0}
+    one = toy.losses(toy.run_here(room, still, **settings))
+    two = toy.losses(toy.run_here(room, still, **settings, grad_accumulation=2))
+    for row, other in zip(one, two, strict=True):
+        assert all(row[f"loss_{t}"] == pytest.approx(other[f"loss_{t}"], abs=1e-5) for t in TERMS if t not in losses)
+
+
+def test_the_schedule_warms_up_and_ends_near_its_smallest_rate():
+    config = TrainConfig(max_steps=100, warmup_steps=10)
+    rates = [lr_at(step, config) for step in range(100)]
+    assert rates[0] == pytest.approx(4e-5) and rates[9] == rates[10] == 4e-4
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+    assert rates[55] == pytest.approx((4e-4 + 1e-6) / 2) and 1e-6 < rates[-1] < 2e-6
+
+
+def test_the_published_weights_are_the_moving_average(room):
+    settings = {"val_every": 0, "save_every": 1, "keep_last": 9}
+    out = toy.run_here(room, max_steps=4, ema_decay=0.5, **settings)
+    steps = [toy.weights(path) for path in Checkpoints(out).all()]
+    name = "backbone.output.weight"
+    average = torch.zeros_like(steps[0][name])  # this convolution starts at zero
+    for step, weights in enumerate(steps):
+        decay = min(0.5, (1 + step) / (10 + step))
+        average = decay * average + (1 - decay) * weights[name]
+    torch.testing.assert_close(toy.weights(out)[name], average)
+    assert not torch.equal(toy.weights(out)[name], steps[-1][name])
+
+
+def poison(monkeypatch, file: str) -> None:
+    """The degradation of one clean image gives nan from now on."""
+    crop = PairDataset.crop
+
+    def poisoned(self, draw):
+        lq, gt = crop(self, draw)
+        return (lq * np.nan, gt) if self.pairs.gt_path[draw.row].endswith(file) else (lq, gt)
+
+    monkeypatch.setattr(PairDataset, "crop", poisoned)
+
+
+def test_a_step_that_is_not_finite_is_skipped_and_counted(room, monkeypatch):
+    poison(monkeypatch, "natural_denoising/train/gt/0.png")
+    out = toy.run_here(room, max_steps=8, val_every=0)
+    rows = toy.log_rows(out)
+    bad = [row["step"] for row in rows if not np.isfinite(row["loss"])]
+    assert 1 <= len(bad) < 8 and rows[-1]["bad_steps"] == len(bad)
+    assert all(tensor.isfinite().all() for tensor in toy.weights(out).values())
+
+
+def test_too_many_bad_steps_stop_with_step_term_and_file_and_leave_the_last_checkpoint(room, monkeypatch):
+    out = toy.run_here(room, max_steps=8, stop_at_step=4, val_every=0)
+    before = {path.name: path.read_bytes() for path in Checkpoints(out).latest().iterdir()}
+    poison(monkeypatch, ".png")
+    with pytest.raises(TrainingStopped) as error:
+        toy.run_here(room, max_steps=8, val_every=0, max_bad_steps=2)
+    assert "step 6: loss terms loss, pixel, fft" in str(error.value)
+    assert "train/" in str(error.value) and ".png" in str(error.value) and "\n" not in str(error.value)
+    assert {path.name: path.read_bytes() for path in Checkpoints(out).latest().iterdir()} == before
+
+
+def test_only_the_samples_at_fault_are_named(room, monkeypatch):
+    poison(monkeypatch, "natural_deraining/train/gt/2.png")
+    with pytest.raises(TrainingStopped, match=r"samples: natural_deraining: \S*/2\.png; nothing was updated"):
+        toy.run_here(room, max_steps=20, val_every=0, max_bad_steps=1)
+
+
+def test_a_dry_run_prints_the_plan_and_touches_nothing(room, capsys):
+    file = toy.write_params(room)
+    assert main(["--params", str(file), "--dry-run"]) == 0
+    plan = capsys.readouterr().out
+    data = ("natural_denoising  natural  denoising  7", "16 of 16 training rows")
+    for words in (*data, "6 crops of 16 x 16", "steps 0 to 12", "align 1", "restormer, 0.0", "GiB"):
+        assert words in plan
+    assert not (room / "student").exists()
+
+
+def test_the_plan_s_memory_is_what_autograd_keeps():
+    from student.model_config import ModelConfig
+    from student.train_plan import training_bytes
+
+    model = ModelConfig(**(toy.MODEL | {"prompt_dim": 32}))
+    small, large = (
+        training_bytes(TrainConfig(batch_size=batch, patch_size=32, mixed_precision="no"), model, 1) for batch in (2, 4)
+    )
+    assert small[0] == sum(p.numel() for p in Student(model).parameters())
+    assert large[1] == pytest.approx(2 * small[1], rel=0.1)
+    checkpointed = ModelConfig(**(model.model_dump() | {"activation_checkpointing": True}))
+    config = TrainConfig(batch_size=4, patch_size=32, mixed_precision="no")
+    assert training_bytes(config, checkpointed, 1)[1] < large[1]
+
+
+def test_a_run_can_start_from_a_student(room):
+    before = toy.run_here(room, max_steps=3, val_every=0)
+    (room / "student").rename(room / "before")
+    file = toy.write_params(room, max_steps=2, val_every=0, lr=1e-12, min_lr=0)
+    assert main(["--params", str(file), "--init-from", str(room / "before")]) == 0
+    for name, tensor in toy.weights(room / "before").items():
+        torch.testing.assert_close(toy.weights(before)[name], tensor)
+
+
+@pytest.mark.parametrize(
+    "overrides, words",
+    [
+        (["train.max_stepz=3"], "unknown key train.max_stepz = 3; did you mean 'max_steps'?"),
+        (["train.batch_size=5", "train.grad_accumulation=2"], "batch_size 5 must be a multiple"),
+        (["train.warmup_steps=12"], "warmup_steps 12 must be below max_steps 12"),
+        (["model.prompt_dim=64"], "model.prompt_dim = 64, but the priors in .* have 32 dimensions"),
+        (["model.domain_pool=false"], "train.losses.align: these losses need model.domain_pool"),
+        (["paths.index=none.parquet"], "none.parquet: no such index; run python -m pipeline.index"),
+        (["paths.release=none"], "none: .*python -m pipeline.embed"),
+        (["train.dataset_weights={rain: 2}"], "train.dataset_weights names 'rain'; the datasets are medical_denoising"),
+        (["train.mixed_precision=fp16"], "train.mixed_precision .*fp16"),
+        (["train.trackers=[wandb]"], "train.trackers: wandb is not installed"),
+        (["train.init_from=none"], "train.init_from = none: "),
+        (["train.init_from=STUDENT"], "is where this run writes"),
+    ],
+)
+def test_what_cannot_work_is_refused_in_one_line(room, capsys, overrides, words):
+    file = toy.write_params(room)
+    overrides = [text.replace("STUDENT", str(room / "student")) for text in overrides]
+    assert main(["--params", str(file), *(part for text in overrides for part in ("--set", text))]) == 1
+    error = capsys.readouterr().err.strip()
+    assert error.startswith("train: ") and "\n" not in error
+    import re
+
+    assert re.search(words, error), error
+
+
+def test_init_from_another_network_names_the_differing_keys(room, capsys):
+    toy.run_here(room, max_steps=1, val_every=0)
+    (room / "student").rename(room / "before")
+    file = toy.write_params(room, model={"width": 16}, init_from=str(room / "before"))
+    assert main(["--params", str(file)]) == 1
+    assert "model.width 8 there, 16 here" in capsys.readouterr().err
+
+
+def test_help_teaches_without_loading_torch():
+    code = "import sys; sys.argv = ['train.py', '--help']\nimport student.train as t\n" \
+           "try: t.main()\nexcept SystemExit: print('torch' in sys.modules)"  # fmt: skip
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert "accelerate launch student/train.py --dry-run" in out and out.strip().endswith("False")
+
+
+def test_accelerate_launch_trains_and_a_failure_is_one_line(room):
+    file = toy.write_params(room, max_steps=2, val_every=0)
+    code, output = toy.launch(file)
+    assert code == 0 and "train: step 2 of 2" in output
+    code, output = toy.launch(file, "--set", "paths.index=none.parquet")
+    assert code != 0 and "no such index" in output and "Traceback" not in output
