@@ -1,0 +1,188 @@
+"""The student against a plain formulation of the same function, paired in one run; medians, with peak memory.
+
+    python benchmarks/bench_student.py                          # CPU: forward at 128² and 256², training step at 128²
+    python benchmarks/bench_student.py --sizes 128 256 512 --repeats 5 --record
+    python benchmarks/bench_student.py --device cuda --record   # training step at batch 12 and 24, eager and compiled
+
+Both models hold the same weights at the published size (53 M), and equal outputs are asserted before anything is timed.
+Times are medians of runs that alternate between the two. Memory is the allocator's peak on a GPU; on a CPU, the bytes
+kept for the backward pass.
+"""
+
+import argparse
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+
+import torch
+from plain_student import PlainStudent
+from torch import Tensor, nn
+
+from student.model import Student
+from student.model_config import ModelConfig
+from student.published import to_published
+
+RESULTS = Path(__file__).parent / "RESULTS.md"
+
+
+def pair(config: ModelConfig, device: str) -> tuple[PlainStudent, Student]:
+    """The same random weights in both formulations; asserts that the outputs are equal."""
+    torch.manual_seed(0)
+    student = Student(config)
+    plain = PlainStudent(config)
+    weights = to_published(student.state_dict(), config)
+    for name, tensor in weights.items():
+        if "cross_attn_q" in name or "cross_attn_k" in name:
+            tensor.normal_(0, 0.02)  # dead, but not free: the plain formulation computes with them
+    plain.load_state_dict(weights)
+    plain, student = plain.to(device), student.to(device)
+    lq = torch.rand(1, 3, 64, 64, device=device)
+    with torch.no_grad():
+        torch.testing.assert_close(student.eval()(lq), plain.eval()(lq), atol=1e-5, rtol=0)
+    return plain, student
+
+
+def synchronize(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def medians(runs: list[Callable[[], object]], repeats: int, device: str) -> list[float]:
+    """Median seconds of each of `runs`, which alternate so that a slow spell of the machine hits all alike."""
+    seconds: list[list[float]] = [[] for _ in runs]
+    for round_ in range(repeats + 1):  # the first round warms up
+        for run, times in zip(runs, seconds, strict=True):
+            synchronize(device)
+            start = time.perf_counter()
+            run()
+            synchronize(device)
+            if round_:
+                times.append(time.perf_counter() - start)
+    return [statistics.median(times) for times in seconds]
+
+
+def step(model: nn.Module, lq: Tensor, half: bool) -> Callable[[], None]:
+    """One training step's forward and backward pass."""
+
+    def run() -> None:
+        model.zero_grad(set_to_none=True)
+        with torch.autocast(lq.device.type, dtype=torch.bfloat16, enabled=half):
+            restored = model(lq)
+        (restored.float() - lq).abs().mean().backward()
+
+    return run
+
+
+def kept_bytes(model: nn.Module, lq: Tensor) -> int:
+    """Bytes of the distinct storages that autograd keeps for the backward pass, parameters left out."""
+    kept, parameters = {}, {p.untyped_storage().data_ptr() for p in model.parameters()}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        restored = model(lq)
+    total = sum(size for pointer, size in kept.items() if pointer not in parameters)
+    del restored
+    return total
+
+
+def peak_bytes(run: Callable[[], None]) -> int:
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    run()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated()
+
+
+def row(what: str, method: str, seconds: float, reference: float, memory: int | None) -> str:
+    kept = "" if memory is None else f"{memory / 2**20:.0f} MiB"
+    return f"| {what} | {method} | {seconds * 1e3:.0f} ms | {kept} | {reference / seconds:.2f}x |"
+
+
+def forward_rows(plain: PlainStudent, student: Student, size: int, repeats: int, device: str) -> list[str]:
+    lq = torch.rand(1, 3, size, size, device=device)
+    with torch.inference_mode():
+        student.fold()
+        times = medians([lambda: plain(lq), lambda: student(lq)], repeats, device)
+    what = f"forward {size}², batch 1, fp32"
+    return [row(what, name, t, times[0], None) for name, t in zip(("plain", "ours"), times, strict=True)]
+
+
+def cpu_step_rows(plain: PlainStudent, student: Student, size: int, repeats: int) -> list[str]:
+    lq = torch.rand(2, 3, size, size)
+    student.train()
+    memory = [kept_bytes(model, lq) for model in (plain, student)]
+    times = medians([step(model, lq, half=False) for model in (plain, student)], repeats, "cpu")
+    names = ("plain", "ours")
+    what = f"training step {size}², batch 2, fp32"
+    return [row(what, name, t, times[0], m) for name, t, m in zip(names, times, memory, strict=True)]
+
+
+def gpu_step_rows(plain: PlainStudent, student: Student, batch: int, repeats: int) -> list[str]:
+    """Eager and compiled, in fp32, TF32 and bf16; ratios against the plain eager fp32 step, memory beside each."""
+    lq = torch.rand(batch, 3, 128, 128, device="cuda")
+    student.train()
+    rows, reference = [], None
+    for precision in ("fp32", "tf32", "bf16"):
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
+        for name, model in (("plain", plain), ("ours", student), ("ours, compiled", torch.compile(student))):
+            run = step(model, lq, half=precision == "bf16")
+            seconds = medians([run], repeats, "cuda")[0]
+            reference = reference or seconds
+            what = f"training step 128², batch {batch}, {precision}"
+            rows.append(row(what, name, seconds, reference, peak_bytes(run)))
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[128, 256], help="sides of the forward's images")
+    parser.add_argument("--step-size", type=int, default=128, help="side of the CPU training step's images; 0: none")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--width", type=int, default=48, help="48 is the published size")
+    parser.add_argument("--record", action="store_true", help="append the table to benchmarks/RESULTS.md")
+    options = parser.parse_args()
+    if options.device == "cuda" and not torch.cuda.is_available():
+        sys.exit("error: --device cuda: torch sees no GPU here; use --device cpu")
+    config = ModelConfig(width=options.width, zero_init_output=False, selection_noise=0, dropout=0)
+    plain, student = pair(config, options.device)
+    rows = []
+    for size in options.sizes:
+        rows += forward_rows(plain, student, size, options.repeats, options.device)
+    if options.device == "cuda":
+        for batch in (12, 24):
+            rows += gpu_step_rows(plain, student, batch, options.repeats)
+    elif options.step_size:
+        rows += cpu_step_rows(plain, student, options.step_size, options.repeats)
+    table = "\n".join(["| what | method | median | memory | speed-up |", "| --- | --- | --- | --- | --- |", *rows])
+    print(table)
+    if options.record:
+        record(table, options.device)
+
+
+def record(table: str, device: str) -> None:
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    if device == "cuda":
+        where = torch.cuda.get_device_name()
+    else:
+        vendor = "AMD EPYC" if "AMD" in Path("/proc/cpuinfo").read_text() else platform.processor()
+        where = f"{torch.get_num_threads()} CPU cores ({vendor}, no GPU)"
+    command = "python " + " ".join(["benchmarks/bench_student.py", *sys.argv[1:]])
+    text = (
+        f"\n## Student, {date.today()}\n\nCommit {commit}, {where}, torch {torch.__version__}: `{command}`\n\n{table}\n"
+    )
+    with open(RESULTS, "a", encoding="utf-8") as file:
+        file.write(text)
+
+
+if __name__ == "__main__":
+    main()
