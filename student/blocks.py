@@ -7,6 +7,7 @@ permutation, and a 3×3 convolution sees the same memory as an ordinary channels
 """
 
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -15,8 +16,10 @@ from torch.utils.checkpoint import checkpoint as recompute
 
 from student.fusion import Condition, GatedFusion
 
+Kept = TypeVar("Kept", Tensor, tuple[Tensor, ...])
 
-def lean(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+
+def lean(function: Callable[..., Kept], *inputs: Tensor) -> Kept:
     """`function(*inputs)`, keeping only `inputs` for the backward pass.
 
     For a cheap function of large features followed by a matrix product: its product's input is computed again instead
@@ -25,6 +28,16 @@ def lean(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():
         return recompute(function, *inputs, use_reentrant=False, preserve_rng_state=False)
     return function(*inputs)
+
+
+def project(x_BHWC: Tensor, norm: nn.LayerNorm, weights: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """norm(x) times each of `weights` [C', C]; norm(x) is not kept."""
+
+    def products(x_BHWC: Tensor) -> tuple[Tensor, ...]:
+        normed_BHWC = norm(x_BHWC)
+        return tuple(F.linear(normed_BHWC, weight) for weight in weights)
+
+    return lean(products, x_BHWC)
 
 
 class SpatialConv(nn.Conv2d):
@@ -70,8 +83,7 @@ class ChannelAttention(nn.Module):
 
     def forward(self, x_BHWC: Tensor, norm: nn.LayerNorm) -> Tensor:
         batch, height, width, channels = x_BHWC.shape
-        projections = self.qkv.weight.chunk(3)
-        features = lean(lambda x: tuple(F.linear(y, w) for y in (norm(x),) for w in projections), x_BHWC)
+        features = project(x_BHWC, norm, self.qkv.weight.chunk(3))
         filters = self.qkv_conv.weight.chunk(3)
         q, k, v = (depthwise_conv(x, w).flatten(1, 2) for x, w in zip(features, filters, strict=True))
         q_length, k_length = _length(q), _length(k)
@@ -112,10 +124,10 @@ class GatedFeedForward(nn.Module):
     def forward(self, x_BHWC: Tensor, norm: nn.LayerNorm) -> Tensor:
         # Two halves rather than one tensor in two views: gelu is vectorised on contiguous memory only.
         pad = -self.hidden % 16
-        projections = F.pad(self.expand.weight.unflatten(0, (2, -1)), (0, 0, 0, pad))
+        expand = F.pad(self.expand.weight.unflatten(0, (2, -1)), (0, 0, 0, pad))
         filters = F.pad(self.conv.weight.unflatten(0, (2, -1)), (0, 0, 0, 0, 0, 0, 0, pad))
         out = F.pad(self.out.weight, (0, pad))
-        features = lean(lambda x: tuple(F.linear(y, w) for y in (norm(x),) for w in projections), x_BHWC)
+        features = project(x_BHWC, norm, expand.unbind())
         a, b = (depthwise_conv(x, w) for x, w in zip(features, filters, strict=True))
         return lean(lambda a, b: F.linear(F.gelu(a) * b, out), a, b)
 

@@ -83,6 +83,8 @@ class ModelConfig(Section):
                 raise ValueError(f"refinement_blocks {self.refinement_blocks}: NAFNet has none; set 0")
         elif len(self.heads) != levels + 1:
             raise ValueError(f"heads {list(self.heads)} needs {levels + 1} entries: one a level and one for latent")
+        elif int(self.width * self.ffn_expansion) < 1:
+            raise ValueError(f"ffn_expansion {self.ffn_expansion} leaves no hidden channel at width {self.width}")
         else:
             for level, heads in enumerate(self.heads):
                 # The finest decoder level and the refinement work at twice `width`, which its heads then divide too.

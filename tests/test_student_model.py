@@ -268,6 +268,7 @@ def test_published_sizes(options, published):
         (dict(backbone="nafnet"), "NAFNet has none"),
         (dict(fusion="tokens", pool_fusion="concat"), "pool_fusion: attention"),
         (dict(prompt_dim=12), "multiple of 8"),
+        (dict(ffn_expansion=0.01), "no hidden channel"),
         (dict(widht=8), "widht"),
     ],
 )
