@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from student.atomic import write_bytes
 from student.config import ParamsError, Paths, add_params_arguments, load_section, read_params
 from student.eval_config import EvalConfig
 
@@ -198,7 +199,7 @@ def _write(
     paths: Paths, config: EvalConfig, metrics: dict, records: list, dataset: Any, model: _Model, started: float
 ) -> None:
     from student.eval_panels import write_panels
-    from student.eval_tables import markdown, per_image_csv, per_set_csv, results_json, summary, to_json, write_text
+    from student.eval_tables import markdown, per_image_csv, per_set_csv, results_json, summary, to_json
 
     folder = Path(paths.evaluation)
     results = results_json(records, metrics, config, model.about)
@@ -208,11 +209,12 @@ def _write(
         ("datasets.csv", per_set_csv(results)),
         ("per_image.csv", per_image_csv(records, config.extra_metrics)),
     ):
-        write_text(folder / name, text)
+        write_bytes(folder / name, text.encode())
     shutil.rmtree(folder / "panels", ignore_errors=True)  # pictures of another run would stand among this one's
     if config.panels:
         write_panels(folder / "panels", records, lambda row: load_pair(dataset, row, config), model, config.variant)
-    write_text(Path(paths.metrics), to_json(metrics))
+    Path(paths.metrics).parent.mkdir(parents=True, exist_ok=True)
+    write_bytes(Path(paths.metrics), to_json(metrics).encode())
     print(markdown(results))
     interval = results["overall"]["psnr_gain_ci95"]
     print(summary(metrics, config.split, interval, time.perf_counter() - started, f"{paths.metrics}, {folder}/"))

@@ -4,9 +4,7 @@ import csv
 import io
 import json
 import math
-import os
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -119,20 +117,6 @@ def summary(metrics: dict, split: str, interval: tuple[float, float], seconds: f
         f"[{interval[0]:+.2f}, {interval[1]:+.2f}]; least: {worst} {tasks[worst]['psnr_gain']:+.2f} dB; "
         f"{seconds:.0f} s → {where}"
     )
-
-
-def write_text(file: Path, text: str) -> None:
-    """Write a whole file or none: temporary file, flush to disk, rename."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
-        with open(temporary, "w", encoding="utf-8") as out:
-            out.write(text)
-            out.flush()
-            os.fsync(out.fileno())
-        os.replace(temporary, file)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def to_json(values: dict) -> str:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import toy_training
 import torch
+import toy_training
 from PIL import Image
 
 from student import eval as evaluation
