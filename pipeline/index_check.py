@@ -28,7 +28,7 @@ class Group:
 
 
 class Check:
-    """Collects rows one by one; its memory is about 100 bytes for each distinct clean image."""
+    """Collects rows one by one; its memory is about 300 bytes for each distinct clean image."""
 
     def __init__(self, config: IndexConfig):
         self.config = config
@@ -36,9 +36,9 @@ class Check:
         self.examples: dict[str, list[str]] = defaultdict(list)
         self.faults: Counter = Counter()
         self.warnings: Counter = Counter()
-        # hash of a clean image → 1: seen in train, 2: in val or test, 3: leaked
-        self._seen: dict[int, int] = {}
-        self.leaked: dict[int, list[str]] = {}
+        # hash of a clean image → where it was first seen
+        self._train: dict[int, str] = {}
+        self._held_out: dict[int, str] = {}
 
     def add(self, row: dict, lq: Probe | None) -> None:
         """One row of the index, with what its lq holds."""
@@ -58,7 +58,8 @@ class Check:
         elif lq is not None and _gray(lq.mode) != _gray(row["mode"]):
             text = f"{row['lq_path']}: {lq.mode}, its gt {row['mode']}"
             self._fault(group, "colour_mismatch", text, self.warnings)
-        self._look_for_leak(key, row)
+        side = self._train if row["split"] == "train" else self._held_out
+        side.setdefault(key, f"{row['dataset']} {row['split']}: {row['gt_path']}")
 
     def _fault(self, group: Group, kind: str, text: str, where: Counter) -> None:
         group.faults[kind] += 1
@@ -66,14 +67,9 @@ class Check:
         if len(self.examples[kind]) < NAMED:
             self.examples[kind].append(text)
 
-    def _look_for_leak(self, key: int, row: dict) -> None:
-        bit = 1 if row["split"] == "train" else 2
-        before = self._seen.get(key, 0)
-        self._seen[key] = before | bit
-        if (before | bit) == 3:
-            paths = self.leaked.setdefault(key, [])
-            if len(paths) < 2 and len(self.leaked) <= NAMED:
-                paths.append(f"{row['dataset']} {row['split']}: {row['gt_path']}")
+    def leaks(self) -> list[tuple[str, str]]:
+        """Clean images of train that val or test hold too, by content: where each of the two was first seen."""
+        return [(self._train[key], where) for key, where in self._held_out.items() if key in self._train]
 
     def report(self, tally) -> int:
         """Print a table per data set and split and what to fix; returns 1 if the index stage would fail, else 0."""
@@ -100,17 +96,19 @@ class Check:
             console.print(f"{count} {kind}{hint}", style="bold")
             for text in self.examples[kind]:
                 console.print(f"  {text}")
-        if self.leaked:
-            console.print(f"{len(self.leaked)} leaked (warning: clean images of train that val or test hold too)")
-            for paths in list(self.leaked.values())[:NAMED]:
-                console.print(f"  {'; '.join(paths)}")
+        if leaks := self.leaks():
+            console.print(
+                f"{len(leaks)} leaked (warning: clean images of train that val or test hold too)", style="bold"
+            )
+            for pair in leaks[:NAMED]:
+                console.print(f"  {'; '.join(pair)}")
         fails = not tally.acceptable(self.config)
         verdict = (
             f"the stage would FAIL (index.max_bad_fraction = {self.config.max_bad_fraction})" if fails else "ready"
         )
         console.print(
             f"index --check: {tally.statuses['ok']} pairs, {len(tally.images)} distinct clean images, {tally.faults}, "
-            f"{self.warnings.total()} warnings, {len(self.leaked)} leaked clean images; {verdict}"
+            f"{self.warnings.total()} warnings, {len(leaks)} leaked clean images; {verdict}"
         )
         return int(fails)
 

@@ -19,27 +19,36 @@ class PairRule(Section):
     `{id}` may hold anything; every other `{name}` stands for a part without underscore. The default pairs equal stems.
     Examples: `{lq: "rain-{id}", gt: "norain-{id}"}`, `{lq: "{id}x4"}`, and many lq to one gt:
     `{lq: "{id}_{beta}_{airlight}"}`. With a `/` a template is compared with the end of the path, for data sets that
-    keep both sides in one folder: `{lq: "{scene}/blur/{id}", gt: "{scene}/sharp/{id}"}`.
+    keep both sides in one folder: `{lq: "{scene}/blur/{id}", gt: "{scene}/sharp/{id}"}`. A list of templates: the first
+    that fits a name counts.
     """
 
-    lq: str = "{id}"
-    gt: str = "{id}"
+    lq: Places = "{id}"
+    gt: Places = "{id}"
 
     @field_validator("lq", "gt")
     @classmethod
-    def _holds_id(cls, template: str) -> str:
-        names = re.findall(r"\{(\w+)\}", template)
-        if names.count("id") != 1 or len(set(names)) < len(names):
-            raise ValueError(f"the template {template!r} must hold {{id}} exactly once, and no other {{name}} twice")
-        return template
+    def _holds_id(cls, templates: Places) -> Places:
+        for template in _listed(templates) or [""]:
+            names = re.findall(r"\{(\w+)\}", template)
+            if names.count("id") != 1 or len(set(names)) < len(names):
+                raise ValueError(
+                    f"the template {template!r} must hold {{id}} exactly once, and no other {{name}} twice"
+                )
+        return templates
 
     @cached_property
-    def _patterns(self) -> dict[str, re.Pattern]:
-        return {side: re.compile(_pattern(getattr(self, side))) for side in ("lq", "gt")}
+    def _patterns(self) -> dict[str, list[tuple[int, re.Pattern]]]:
+        """For each side: how many folders a template names, and the template as an expression."""
+        return {
+            side: [(template.count("/"), re.compile(_pattern(template))) for template in _listed(getattr(self, side))]
+            for side in ("lq", "gt")
+        }
 
     @cached_property
     def _shared(self) -> list[str]:
-        return sorted(set(self._patterns["lq"].groupindex) & set(self._patterns["gt"].groupindex))
+        names = [set(pattern.groupindex) for side in self._patterns.values() for _, pattern in side]
+        return sorted(set.intersection(*names))
 
     def key(self, side: str, stem: str) -> str | None:
         """What must be equal on both sides of a pair, or None if the template does not fit.
@@ -47,12 +56,16 @@ class PairRule(Section):
         stem: path without extension, relative to the folder. Its folders count too, except where the template names
         them itself.
         """
-        parts, named = stem.split("/"), getattr(self, side).count("/")
-        match = self._patterns[side].fullmatch("/".join(parts[-1 - named :]))
-        if match is None:
-            return None
-        folders = parts[:-1] if not named else []
-        return "/".join([*folders, *(match[placeholder] for placeholder in self._shared)])
+        parts = stem.split("/")
+        for named, pattern in self._patterns[side]:
+            if match := pattern.fullmatch("/".join(parts[-1 - named :])):
+                folders = parts[:-1] if not named else []
+                return "/".join([*folders, *(match[name] for name in self._shared)])
+        return None
+
+
+def _listed(places: Places) -> list[str]:
+    return [places] if isinstance(places, str) else places
 
 
 def _pattern(template: str) -> str:

