@@ -60,12 +60,16 @@ def embed_missing(ranges: Iterator, cache: EmbeddingCache, config: EmbedConfig, 
 
 def embed_images(images: list[ImageCaptions], embedder, pooling: str, apart: list[str]) -> dict:
     """image_sha256 -> (digest, truncated perspectives, vectors float16 `[columns, dim]`); each text is encoded once."""
-    texts = sorted({row["caption"] for image in images for row in image.captions.values()})
+    said = {image.sha256: {name: row["caption"] for name, row in image.captions.items()} for image in images}
+    if pooling == "joined":  # a cut counts for every perspective in the text
+        joined = {sha256: " ".join(of_image[name] for name in sorted(of_image)) for sha256, of_image in said.items()}
+        said = {sha256: dict.fromkeys(of_image, joined[sha256]) for sha256, of_image in said.items()}
+    texts = sorted({text for of_image in said.values() for text in of_image.values()})
     vectors, _, truncated = embedder.encode(texts)
     place = {text: number for number, text in enumerate(texts)}
     rows = {}
     for image in images:
-        places = {name: place[row["caption"]] for name, row in image.captions.items()}
+        places = {name: place[text] for name, text in said[image.sha256].items()}
         pooled = pool({name: vectors[number] for name, number in places.items()}, pooling, apart)
         rows[image.sha256] = (image.digest, [name for name in sorted(places) if truncated[places[name]]], pooled)
     return rows

@@ -14,8 +14,9 @@ class EmbedConfig(Section):
     """*identity* (by content): sentence-transformers or CLIP; hub id, directory, or a package that carries one."""
     revision: str | None = None
     """*identity*: commit, tag or branch of a hub id; resolved to a commit."""
-    pooling: Literal["mean", "concat"] = "mean"
-    """*identity*: `mean` of the perspectives' unit vectors, made unit length again [ours]; or one after the other."""
+    pooling: Literal["mean", "concat", "joined"] = "mean"
+    """*identity*: `mean` of the perspectives' unit vectors, made unit length again [ours]; `concat`: one after the
+    other; `joined`: all captions embedded as one text, which a short `max_seq_length` may cut."""
     keep_apart: bool = False
     """*identity*: also keep each perspective's own vector, as a column `embedding_<perspective>`; only with `mean`."""
     device: str = "auto"
@@ -27,6 +28,6 @@ class EmbedConfig(Section):
 
     @model_validator(mode="after")
     def _one_dim(self) -> "EmbedConfig":
-        if self.keep_apart and self.pooling == "concat":
-            raise ValueError("keep_apart needs pooling: mean (the columns of a release have one dim)")
+        if self.keep_apart and self.pooling != "mean":
+            raise ValueError("keep_apart needs pooling: mean")
         return self

@@ -93,10 +93,12 @@ def pool(vectors: Mapping[str, np.ndarray], pooling: str, apart: Iterable[str]) 
     """Unit vectors float32 `[d]` per perspective -> float16 `[columns, dim]`: the prior, then those kept apart.
 
     `mean`: the L2-normalised mean of the L2-normalised vectors [ours]; `concat`: one after the other by perspective
-    name, L2-normalised. Kept apart, with `concat`, is not possible: the columns of a release have one dim.
+    name, L2-normalised; `joined`: the vectors are equal already, and their mean is that vector. Vectors can be kept
+    apart only with `mean`: the columns of a release have one dim.
     """
     unit = {name: _unit(vectors[name].astype(np.float64)) for name in sorted(vectors)}
-    pooled = np.mean(list(unit.values()), axis=0) if pooling == "mean" else np.concatenate(list(unit.values()))
+    vectors_of = list(unit.values())
+    pooled = np.concatenate(vectors_of) if pooling == "concat" else np.mean(vectors_of, axis=0)
     return np.stack([_unit(pooled), *(unit[name] for name in sorted(apart))]).astype(np.float16)
 
 

@@ -135,9 +135,11 @@ class PairDataset(Dataset):
         seed: int,
         augment: bool = True,
         images: Any = None,
+        shuffle_priors: bool = False,
     ):
         self.pairs, self.release, self.patch_size, self.seed, self.augment = pairs, release, patch_size, seed, augment
         self.images = images or FreshImages()
+        self.prior_of = exchanged(pairs.gt_sha256, seed) if shuffle_priors else None
         self.specs = {text: DegradationSpec.model_validate_json(text) for text in set(pairs.degradation) if text}
 
     def __len__(self) -> int:
@@ -148,7 +150,10 @@ class PairDataset(Dataset):
         rows = np.array([draw.row for draw in draws])
         prior, found = np.zeros((len(rows), 1), np.float32), np.zeros(len(rows), bool)
         if self.release is not None:
-            prior, found = self.release.lookup([self.pairs.gt_sha256[row] for row in rows])
+            sha256s = [self.pairs.gt_sha256[row] for row in rows]
+            if self.prior_of is not None:
+                sha256s = [self.prior_of[sha256] for sha256 in sha256s]
+            prior, found = self.release.lookup(sha256s)
         return {
             "lq": torch.from_numpy(np.stack([lq for lq, _ in crops])),
             "gt": torch.from_numpy(np.stack([gt for _, gt in crops])),
@@ -200,6 +205,13 @@ class PairDataset(Dataset):
             return as_float(self.images[pairs.lq_path[row]]), gt
         rng = np.random.default_rng(zlib.crc32(Path(pairs.gt_path[row]).name.encode()))
         return self.degraded(gt, self.specs[pairs.degradation[row]], rng), gt
+
+
+def exchanged(sha256s: Sequence[str], seed: int) -> dict[str, str]:
+    """Image → another image, one to one, at random; nobody keeps his own unless there is only one."""
+    names = sorted(set(sha256s))
+    circle = np.random.default_rng([seed, 1]).permutation(len(names))
+    return {names[one]: names[other] for one, other in zip(circle, np.roll(circle, 1), strict=True)}
 
 
 def whole(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

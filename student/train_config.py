@@ -57,6 +57,9 @@ class TrainConfig(Section):
     diversity_margin: float = 0.1
     """[paper] tau: prompts less alike than this (cosine) cost nothing."""
     contrastive_temperature: PositiveFloat = 0.1
+    shuffle_priors: bool = False
+    """[ours] Give every clean image the prior of another one: the control of an ablation. What the teacher says about
+    an image then cannot help; what any target of this kind does to training still can."""
     dataset_weights: dict[str, Weight] = {}
     """Relative share of each dataset in a batch, 1 where not named, 0 leaves a dataset out."""
     mixed_precision: Literal["no", "bf16", "fp16"] = "bf16"

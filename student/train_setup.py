@@ -11,10 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from shards import Release
 from student.checkpoint import CheckpointError, fsync
 from student.config import ParamsError, Paths, load_section
-from student.data import PairDataset, Pairs, data_fingerprint, read_pairs, read_release
+from student.data import PairDataset, Pairs, Release, data_fingerprint, read_pairs, read_release
 from student.image_cache import TrainDataError, open_images
 from student.kmeans import kmeans
 from student.model import WEIGHTS, Student
@@ -70,7 +69,9 @@ class Job:
     def dataset(self) -> PairDataset:
         config = self.config
         images = open_images(config.cache_images, self.pairs.files, config.cache_dir, self.data_sha256)
-        return PairDataset(self.pairs, self.release, config.patch_size, config.seed, config.augment, images)
+        return PairDataset(
+            self.pairs, self.release, config.patch_size, config.seed, config.augment, images, config.shuffle_priors
+        )
 
 
 def open_job(params: dict[str, Any], init_from: str | None = None) -> Job:

@@ -1,0 +1,56 @@
+"""What the ablation varies besides plain switches: shuffled priors, and all captions as one text."""
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+from toy_run import write_run
+
+from pipeline.embed import embed_images
+from pipeline.embed_rows import ImageCaptions
+from student.data import PairDataset, exchanged, read_pairs, read_release
+from student.sampler import Draw
+
+
+@given(st.sets(st.text("0123456789abcdef", min_size=4, max_size=4), min_size=2), st.integers(0, 5))
+def test_exchanged_is_a_permutation_without_fixed_points(names, seed):
+    partner = exchanged([*names, *names], seed)
+    assert set(partner) == set(partner.values()) == names
+    assert all(one != other for one, other in partner.items())
+    assert partner == exchanged(sorted(names), seed), "it must not depend on the order of the rows"
+
+
+def test_shuffled_priors_are_other_images_priors(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_run(tmp_path)
+    pairs, release = read_pairs("artifacts/index.parquet", "train"), read_release("artifacts/caption_shards")
+    plain, shuffled = (PairDataset(pairs, release, 16, 0, shuffle_priors=flag) for flag in (False, True))
+    draws = [Draw(row, 0) for row in range(len(pairs))]
+    one, other = plain.__getitems__(draws), shuffled.__getitems__(draws)
+    assert other["has_prior"].all() and (one["lq"] == other["lq"]).all(), "only the priors may differ"
+    assert not (one["prior"] == other["prior"]).all(1).any(), "an image kept its own prior"
+    order = [np.lexsort(batch["prior"].numpy().T) for batch in (one, other)]
+    assert np.array_equal(one["prior"].numpy()[order[0]], other["prior"].numpy()[order[1]]), "the set must stay"
+
+
+class WordCounts:
+    """An embedder that can be checked by hand: counts of three words; texts of more than six words are cut."""
+
+    def encode(self, texts):
+        vectors = np.array([[text.count(word) for word in ("cat", "dark", "sky")] for text in texts], np.float32)
+        lengths = np.array([len(text.split()) for text in texts])
+        return vectors, lengths, lengths > 6
+
+
+def test_joined_captions_are_embedded_as_one_text():
+    captions = {"content": {"caption": "a cat, a cat"}, "brightness": {"caption": "dark"}}
+    image = ImageCaptions("00", captions)
+    (_, cut, joined) = embed_images([image], WordCounts(), "joined", [])["00"]
+    np.testing.assert_allclose(joined[0], np.array([2, 1, 0]) / np.sqrt(5), atol=1e-3)
+    (_, _, mean) = embed_images([image], WordCounts(), "mean", [])["00"]
+    np.testing.assert_allclose(mean[0], np.array([1, 1, 0]) / np.sqrt(2), atol=1e-3)
+    assert cut == []
+    captions["content"]["caption"] += " and a sky"
+    assert embed_images([ImageCaptions("00", captions)], WordCounts(), "joined", [])["00"][1] == [
+        "brightness",
+        "content",
+    ]
