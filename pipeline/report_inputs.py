@@ -1,5 +1,6 @@
 """What the report reads, each file once and only when a section asks; what is not there raises `Missing`."""
 
+import csv
 import json
 from collections import defaultdict
 from dataclasses import dataclass
@@ -142,6 +143,29 @@ class Inputs:
     @cached_property
     def metrics(self) -> dict[str, Any]:
         return self._json(self.paths.metrics, EVAL)
+
+    @cached_property
+    def results(self) -> dict[str, Any]:
+        """The evaluation's full account."""
+        results = self._json(Path(self.paths.evaluation) / "results.json", EVAL)
+        if not isinstance(results, dict) or not isinstance(results.get("datasets"), dict):
+            raise Missing(f"{self.paths.evaluation}/results.json has another form", EVAL)
+        return results
+
+    @cached_property
+    def image_gains(self) -> dict[str, list[float]]:
+        """PSNR gain of every evaluated image, by task."""
+        file = Path(self.paths.evaluation) / "per_image.csv"
+        gains: dict[str, list[float]] = defaultdict(list)
+        try:
+            with file.open(encoding="utf-8", newline="") as lines:
+                for row in csv.DictReader(lines):
+                    gains[row["task"]].append(float(row["psnr_gain"]))
+        except (OSError, KeyError, ValueError, TypeError) as error:
+            raise Missing(f"{file}: {_reason(error)}", EVAL) from None
+        if not gains:
+            raise Missing(f"{file} has no row", EVAL)
+        return gains
 
     def _json(self, file: str | Path, command: str) -> Any:
         try:

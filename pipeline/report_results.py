@@ -1,4 +1,4 @@
-"""Section "results": scores beside the degraded input and the paper, panels, and the ablation."""
+"""Section "results": scores beside the degraded input and the paper, and before | after panels."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -66,28 +66,87 @@ def scores(inputs: Inputs) -> Iterator[Block]:
     )
 
 
-def _row(name: str, values: dict) -> list[str]:
-    paper = f"{PAPER[name][1]:.2f} / {PAPER[name][2]:.4f} ({PAPER[name][0]})" if name in PAPER else "–"
-    numbers = [f"{values['psnr']:.2f}", f"{values['psnr_input']:.2f}", f"{values['psnr_gain']:+.2f}"]
-    numbers += [f"{values['ssim']:.4f}", f"{values['ssim_input']:.4f}", str(values.get("n", ""))]
-    return [pretty(name), *numbers, paper]
+def against_paper(inputs: Inputs) -> Iterator[Block]:
+    """The paper's own test sets, where the evaluation found them."""
+    found = {name: values for name, values in inputs.results["datasets"].items() if "paper" in values}
+    if not found:
+        return
+    rows = [
+        [
+            f"{name} ({values['paper']['test_set']})",
+            f"{values['psnr']:.2f} / {_ssim(values['ssim'])}",
+            f"{values['paper']['psnr']:.2f} / {values['paper']['ssim']:.4f}",
+            f"{values['paper']['psnr_difference']:+.2f}",
+        ]
+        for name, values in found.items()
+    ]
+    ahead = sum(values["paper"]["psnr_difference"] >= 0 for values in found.values())
+    yield Table(
+        "Against the paper",
+        f"PSNR / SSIM of this run beside the paper's ({inputs.results['setting']}): level or ahead on {ahead} of "
+        f"{len(found)} test sets.",
+        ["test set", "this run", "paper", "difference (dB)"],
+        rows,
+    )
+
+
+def spread(inputs: Inputs) -> Iterator[Block]:
+    """The gain of every image, by task."""
+    gains = inputs.image_gains
+    names = sorted(gains, key=lambda name: np.mean(gains[name]))
+    figure, axes = style.canvas(1.2 + 0.45 * len(names))
+    rng = np.random.default_rng(0)
+    for place, name in enumerate(names):
+        values = np.array(gains[name])
+        heights = place + rng.uniform(-0.22, 0.22, len(values))
+        colors = np.where(values > 0, style.GOOD, style.BAD)
+        axes[0, 0].scatter(values, heights, s=16, c=colors, alpha=0.6 if len(values) < 500 else 0.1, linewidths=0)
+        axes[0, 0].plot([values.mean()] * 2, [place - 0.36, place + 0.36], color=style.INK, linewidth=2)
+    axes[0, 0].axvline(0, color=style.INK, linewidth=1)
+    axes[0, 0].set_yticks(range(len(names)), [pretty(name) for name in names])
+    axes[0, 0].grid(axis="y", visible=False)
+    axes[0, 0].set_xlabel("PSNR gain of one image (dB); line: mean of the task")
+    everyone = np.concatenate([gains[name] for name in names])
+    worse = int((everyone <= 0).sum())
+    yield Figure(
+        "results-spread",
+        "Gain of every image",
+        f"{len(everyone) - worse} of {len(everyone)} held-out images get better"
+        + (f"; {worse} do not, the worst loses {-everyone.min():.2f} dB." if worse else ", none gets worse."),
+        style.png(figure),
+        "Points: the PSNR gain of every image, by task, with the mean of the task.",
+    )
 
 
 def panels(inputs: Inputs) -> Iterator[Block]:
-    """Before | after | gt | error panels that the evaluation drew."""
-    folder = Path(inputs.paths.evaluation)
-    files = sorted(folder.rglob("*.png"))
+    """The sheets that the evaluation drew: the median image of every task, then best, median and worst by task."""
+    folder = Path(inputs.paths.evaluation) / "panels"
+    files = sorted(folder.glob("*.png"), key=lambda file: (file.stem != "overview", file.stem))
     if not files:
-        raise Missing(f"{folder}: no panels", EVAL)
+        raise Missing(f"{folder}: no pictures", EVAL)
+    gains = inputs.image_gains
     for file in files:
-        yield Figure(
-            f"results-panel-{file.stem}",
-            pretty(file.stem),
-            "",
-            file.read_bytes(),
-            f"Panel {file.stem}.",
-            wide=True,
-        )
+        values = gains.get(file.stem)
+        if file.stem == "overview":
+            title, told = "Before and after", "The median image of every task, by gain: neither the best nor the worst."
+        elif values:
+            title = f"Best, median and worst: {pretty(file.stem)}"
+            told = f"Of {len(values)} images the best gains {decibel(max(values))}, the worst {decibel(min(values))}."
+        else:
+            title, told = pretty(file.stem), "This task is not among the per-image results of the last evaluation."
+        alt = f"{title}: degraded, restored and clean images beside each other."
+        yield Figure(f"results-{file.stem}", title, told, file.read_bytes(), alt, wide=True)
 
 
-BLOCKS = (scores, panels)
+def _row(name: str, values: dict) -> list[str]:
+    paper = f"{PAPER[name][1]:.2f} / {PAPER[name][2]:.4f} ({PAPER[name][0]})" if name in PAPER else "–"
+    numbers = [f"{values['psnr']:.2f}", f"{values['psnr_input']:.2f}", f"{values['psnr_gain']:+.2f}"]
+    numbers += [_ssim(values["ssim"]), _ssim(values["ssim_input"]), str(values.get("n", ""))]
+    return [pretty(name), *numbers, paper]
+
+
+def _ssim(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4f}"
+
+
+BLOCKS = (scores, against_paper, spread, panels)

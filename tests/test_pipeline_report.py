@@ -74,7 +74,13 @@ def test_a_whole_run_gives_every_section_in_one_closed_file(run):
     page = Page(root / "artifacts/report/index.html")
     for section in ("Data", "Teacher", "Priors", "Training", "Prompts", "Results", "Provenance"):
         assert section in page.headings
-    for figure in ("Losses", "Map of the priors by domain", "Usage of the task pool", "Gates of the blocks"):
+    for figure in (
+        "Losses",
+        "Map of the priors by domain",
+        "Usage of the task pool",
+        "Gates of the blocks",
+        "Before and after",
+    ):
         assert figure in page.headings
     assert not re.search(r"""(src|href)=["'](?!data:|#)""", page.html) and "@import" not in page.html
     for image in page.images:
@@ -115,6 +121,8 @@ def test_takeaways_are_written_from_the_numbers(project):
         ("artifacts/student/config.json", "student_config", "accelerate launch student/train.py"),
         ("artifacts/student/model.safetensors", "weights", "accelerate launch student/train.py"),
         ("artifacts/metrics.json", "metrics", "python -m student.eval"),
+        ("artifacts/evaluation/results.json", "results", "python -m student.eval"),
+        ("artifacts/evaluation/per_image.csv", "image_gains", "python -m student.eval"),
     ],
 )
 def test_what_is_missing_or_broken_is_named_with_its_command(project, path, reads, command, damage):

@@ -108,6 +108,16 @@ def write_log(file: Path, steps: int = 300) -> None:
     file.write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 30')  # killed in mid-line
 
 
+def write_evaluation(folder: Path) -> None:
+    """What student.eval leaves besides metrics.json."""
+    (folder / "panels").mkdir(parents=True)
+    for name in ("overview", *TASKS):
+        Image.new("RGB", (120, 40), "navy").save(folder / "panels" / f"{name}.png")
+    lines = [f"{task},{gain}" for task in TASKS for gain in (-0.5, 1.0, 2.5)]
+    (folder / "per_image.csv").write_text("\n".join(["task,psnr_gain", *lines]) + "\n")
+    (folder / "results.json").write_text(json.dumps({"setting": None, "datasets": {}}))
+
+
 def write_run(root: Path, per_task: int = 4) -> Path:
     """A whole run below `root`; returns its params.yaml. Paths inside are relative to `root`."""
     from student.model import Student
@@ -138,6 +148,7 @@ def write_run(root: Path, per_task: int = 4) -> Path:
     overall = {"psnr": 32.5, "psnr_input": 29.5, "psnr_gain": 3.0, "ssim": 0.9, "ssim_input": 0.8, "n": 6}
     metrics = {"variant": "basicsr", "tasks": scores, "overall": overall}
     (artifacts / "metrics.json").write_text(json.dumps(metrics))
+    write_evaluation(artifacts / "evaluation")
     params = root / "params.yaml"
     params.write_text("report: {max_priors: 200}\n")
     return params
