@@ -13,6 +13,7 @@ from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from student.allocator import keep_freed_memory
 from student.checkpoint import CheckpointError, Checkpoints, read_meta
 from student.config import ParamsError
 from student.data import PairDataset, whole
@@ -88,6 +89,8 @@ class Run:
         """Network and data, restored from the latest checkpoint."""
         config, accelerator = self.config, self.accelerator
         student, cuda = build_student(self.job), accelerator.device.type == "cuda"
+        if not cuda:
+            keep_freed_memory()
         if config.channels_last:
             student = student.to(memory_format=torch.channels_last)
         optimizer = torch.optim.Adam(student.parameters(), lr=config.lr, betas=config.betas, fused=cuda)
