@@ -97,7 +97,7 @@ def train(job: Any, begun: float) -> int:
                 suspected.append((batch["row"], suspects(batch, restored)))
             grad_norm = accelerator.clip_grad_norm_(model.parameters(), config.clip_norm)
             means, norm, stop = run.agree(parts, grad_norm)
-            if run.is_good(step, means, norm, suspected):
+            if run.is_good(step + 1, means, norm, suspected):
                 optimizer.step()
                 if run.average:
                     run.average.update(step)

@@ -61,7 +61,7 @@ class BadSteps:
             what = f"loss terms {', '.join(names)}" if names else f"the gradient (norm {grad_norm})"
             samples = sorted(set(gather_object(suspects)))
             raise TrainingStopped(
-                f"step {step}: {what} not finite, the {self.in_a_row}th step in a row (train.max_bad_steps); samples: "
+                f"step {step}: {what} not finite, {self.in_a_row} steps in a row (train.max_bad_steps); samples: "
                 f"{'; '.join(samples)}; nothing was updated and the last checkpoint is good: look at these files, or "
                 "lower train.lr"
             )

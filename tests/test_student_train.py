@@ -34,9 +34,9 @@ def room(folder, tmp_path):
 
 
 def test_training_restores_better_than_doing_nothing(room):
-    out = toy.run_here(room, max_steps=60, val_every=60, val_images=0, log_every=60, ema_decay=0.9)
+    out = toy.run_here(room, max_steps=40, lr=2e-3, val_every=40, val_images=0, log_every=40)
     (row,) = toy.log_rows(out, "val")
-    assert np.mean([score["psnr_gain"] for score in row["val"].values()]) > 1
+    assert np.mean([score["psnr_gain"] for score in row["val"].values()]) > 0.5
     restored = Student.from_pretrained(str(out))(torch.rand(1, 3, 20, 24))
     assert restored.shape == (1, 3, 20, 24)
 
