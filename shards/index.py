@@ -51,6 +51,8 @@ def find(index: np.ndarray, words: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     found = same_prefix.copy()
     for w in range(1, 4):
         found &= index[w][rows] == words[:, w]
+    if found.all():
+        return rows, found
     # Two hashes share 64 leading bits about once in 6·10^9 rows, but the answer must be right then too.
     for i in np.flatnonzero(same_prefix & ~found):
         low, high = 0, index.shape[1]

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from shards import manifest as manifests
@@ -135,7 +134,7 @@ class Release:
         wanted = None
         for name, value in (("dataset", dataset), ("domain", domain)):
             if value is not None:
-                one = ds.field(name).isin([value] if isinstance(value, str) else list(value))
+                one = pc.field(name).isin([value] if isinstance(value, str) else list(value))
                 wanted = one if wanted is None else wanted & one
         table = pq.read_table(
             self._files[ALIASES], filters=wanted, page_checksum_verification=True, use_threads=False, partitioning=None
@@ -204,21 +203,21 @@ def _check_files(files: dict[str, Path], manifest: dict, strict: bool) -> None:
         size = files[name].stat().st_size
         if size != entry["bytes"]:
             raise DamagedRelease(f"{files[name]}: {size} bytes instead of {entry['bytes']}; pull the release again")
-    for part in manifest["parts"]:
-        check_footer(files[part["file"]], manifest)
     if strict:
         with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
             sums = pool.map(lambda entry: manifests.file_sha256(files[entry["file"]]), listed)
             for entry, found in zip(listed, sums, strict=True):
                 if found != entry["sha256"]:
                     raise DamagedRelease(f"{files[entry['file']]}: altered (sha256 {found}); pull the release again")
+    for part in manifest["parts"]:
+        check_footer(files[part["file"]], manifest)
 
 
 def check_footer(path: Path, manifest: dict) -> None:
     """Raises DamagedRelease if a parquet file cannot be read or was written for another release."""
     try:
         footer = pq.read_metadata(path).metadata or {}
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, ValueError, pa.ArrowException) as error:  # ValueError: names that are not UTF-8
         raise DamagedRelease(f"{path}: not a readable parquet file ({error}); pull the release again") from None
     for key in ("teacher_fingerprint", "embedding_fingerprint"):
         found = footer.get(f"teachonce.{key}".encode(), b"").decode(errors="replace")

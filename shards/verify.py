@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from shards import manifest as manifests
 from shards.index import find, words_of
+from shards.part import vector_offsets
 from shards.reader import check_footer
 from shards.schema import (
     ALIAS_SCHEMA,
@@ -22,7 +23,6 @@ from shards.schema import (
     feature_schema,
     vector_columns,
 )
-from shards.writer import vector_offsets
 
 
 def verify(path: str | Path, progress: Callable[[int], object] | None = None) -> list[str]:

@@ -15,7 +15,8 @@ from shards import manifest as manifests
 from shards.card import Statistics, card
 from shards.external_sort import ExternalSort
 from shards.index import IndexWriter, find, words_of
-from shards.rows import alias_tables, as_vectors, feature_tables
+from shards.part import Part, describe
+from shards.rows import alias_tables, feature_tables
 from shards.schema import (
     ALIAS_SCHEMA,
     ALIASES,
@@ -113,7 +114,7 @@ def write_release(
             "parts": parts,
         }
         (folder / CARD).write_text(card(manifest), encoding="utf-8")
-        manifest["files"] = [_file(folder / name) for name in (ALIASES, INDEX, CARD)]
+        manifest["files"] = [describe(folder / name) for name in (ALIASES, INDEX, CARD)]
         shutil.rmtree(spill)
         (folder / MANIFEST).write_bytes(manifests.dump(manifest))
         sealed = manifests.load(folder / MANIFEST)
@@ -137,10 +138,6 @@ def _check_identity(fingerprints: Mapping[str, str], teacher_fingerprint: str, d
         raise ReleaseError(f"dim={dim}: an embedding has at least one number")
 
 
-def _file(path: Path) -> dict:
-    return {"file": path.name, "bytes": path.stat().st_size, "sha256": manifests.file_sha256(path)}
-
-
 def _footer(identity: dict) -> dict[str, str]:
     return {f"teachonce.{k}": v if isinstance(v, str) else canonical_json(v).decode() for k, v in identity.items()}
 
@@ -151,10 +148,10 @@ def _write_parts(
     """Row groups of exactly `rows_per_group` rows (the last may be shorter), so that parts depend on content alone."""
     schema = feature_schema(identity["dim"], apart).with_metadata(_footer(identity))
     parts: list[dict] = []
-    part: _Part | None = None
+    part: Part | None = None
     written = 0
     for group in _regroup(sorter.blocks(), rows_per_group):
-        part = part or _Part(folder / PART.format(len(parts)), schema)
+        part = part or Part(folder / PART.format(len(parts)), schema)
         index.add(words_of(group.column("image_sha256")))
         statistics.add_rows(group)
         written += len(group)
@@ -182,73 +179,6 @@ def _regroup(blocks: Iterable[pa.Table], rows: int) -> Iterator[pa.Table]:
             held, n = [table.slice(whole)], n - whole
     if n:
         yield pa.concat_tables(held).combine_chunks()
-
-
-class _Part:
-    """One features-*.parquet under construction."""
-
-    def __init__(self, path: Path, schema: pa.Schema) -> None:
-        self.path, self.schema = path, schema
-        self.sink = pa.OSFile(str(path), "wb")
-        vectors = [name for name in schema.names if name.startswith("embedding")]
-        text = [
-            "image_sha256",
-            "width",
-            "height",
-            *(f"captions.list.element.{f.name}" for f in schema.field("captions").type.value_type),
-        ]
-        self.writer = pq.ParquetWriter(
-            self.sink,
-            schema,
-            # Embeddings do not compress (zstd gains 6 % on float16) and stay plain, so that readers map them.
-            compression={**dict.fromkeys(text, "zstd"), **{f"{name}.list.element": "none" for name in vectors}},
-            use_dictionary=["captions.list.element.perspective", "captions.list.element.finish_reason"],
-            write_statistics=["image_sha256", "width", "height"],
-            write_page_checksum=True,
-            data_page_size=1 << 30,
-            data_page_version="1.0",
-        )
-        self.rows, self.first, self.last = 0, "", ""
-
-    def add(self, group: pa.Table) -> int:
-        """Write one row group; returns the file's size so far."""
-        columns = [
-            as_vectors(column.chunk(0), field.type) if field.name.startswith("embedding") else column.chunk(0)
-            for field, column in zip(self.schema, group.columns, strict=True)
-        ]
-        self.writer.write_table(pa.Table.from_arrays(columns, schema=self.schema), row_group_size=len(group))
-        self.first = self.first or columns[0][0].as_py()
-        self.last = columns[0][-1].as_py()
-        self.rows += len(group)
-        return self.sink.tell()
-
-    def close(self) -> dict:
-        self.writer.close()
-        self.sink.close()
-        described = {"rows": self.rows, "first": self.first, "last": self.last, "vectors": vector_offsets(self.path)}
-        return {**_file(self.path), **described}
-
-
-def vector_offsets(path: Path) -> dict[str, list[int]]:
-    """Vector column → first byte of the vectors in every row group, read from the parquet footer.
-
-    A column of a row group is one page, plain and uncompressed, whose values come last: they end where the column
-    chunk ends. Raises ReleaseError where the file is not laid out so.
-    """
-    footer = pq.read_metadata(path)
-    offsets: dict[str, list[int]] = {}
-    for g in range(footer.num_row_groups):
-        group = footer.row_group(g)
-        for c in range(group.num_columns):
-            column = group.column(c)
-            name, _, rest = column.path_in_schema.partition(".")
-            if not (name.startswith("embedding") and rest):
-                continue
-            if column.compression != "UNCOMPRESSED" or column.has_dictionary_page:
-                raise ReleaseError(f"{path}: {name} is compressed or dictionary-encoded; format 1 stores it plain")
-            end = column.data_page_offset + column.total_compressed_size
-            offsets.setdefault(name, []).append(end - 2 * column.num_values)
-    return offsets
 
 
 def _write_aliases(

@@ -1,7 +1,7 @@
 """kill -9 at any point of writing leaves the old release or the new one."""
 
+import json
 import os
-import signal
 import subprocess
 import sys
 import textwrap
@@ -11,62 +11,76 @@ import pytest
 from shards_maker import make_release
 
 from shards import open_release
-from shards.verify import verify
 
 # One process forks a writer for each point; the writer kills itself at its k-th touch of the file system, as seen by
-# Python's audit events (open, rename, remove, mkdir, listdir, the ctypes call that swaps the folders, ...).
+# Python's audit events (open, rename, remove, mkdir, the look-up of the call that swaps the folders, ...).
 WRITER = textwrap.dedent(
     """
-    import os, signal, sys
+    import json, os, signal, sys
     from pathlib import Path
     from shards_maker import make_release
-    from shards import staging
+    from shards import open_release, staging
+    from shards.verify import verify
 
-    folder, exchange, stop_at, seen = Path(sys.argv[1]), sys.argv[2] == "exchange", int(sys.argv[3]), 0
-    if not exchange:
+    folder, how = Path(sys.argv[1]), sys.argv[2]
+    if how == "two renames":
         staging._exchange = lambda one, other: False
-    def watch(event, args):
-        global seen
-        if event.startswith(("os.", "open", "shutil.", "ctypes.call", "fcntl.")) or event == "ctypes.dlsym":
-            seen += 1
-            if seen == stop_at:
-                os.kill(os.getpid(), signal.SIGKILL)
-    sys.addaudithook(watch)
-    make_release(folder, 30, 90, rows_per_group=16, part_bytes=4000, memory_bytes=4000)
-    print(seen)
+    seen = 0
+
+    def write_new(stop_at):
+        def watch(event, args):
+            global seen
+            if event.startswith(("os.", "open", "shutil.", "ctypes.", "fcntl.")):
+                seen += 1
+                if seen == stop_at:
+                    os.kill(os.getpid(), signal.SIGKILL)
+        sys.addaudithook(watch)
+        make_release(folder, 30, 90, rows_per_group=16, part_bytes=4000, memory_bytes=4000)
+
+    def fork_writer(stop_at):
+        read, write = os.pipe()
+        child = os.fork()
+        if not child:
+            write_new(stop_at)
+            os.write(write, str(seen).encode())
+            os._exit(0)
+        status = os.waitpid(child, 0)[1]
+        os.close(write)
+        return status, os.read(read, 20).decode()
+
+    def state():
+        if how == "two renames" and not folder.exists():
+            return "previous" if verify(folder.with_name(".r.previous")) == [] else "lost"
+        problems = verify(folder)
+        return problems or open_release(folder, strict=True).manifest["manifest_sha256"]
+
+    make_release(folder, 0, 60)
+    old = state()
+    events = int(fork_writer(0)[1])
+    new = state()
+    states = []
+    # Around the swap every event, before it a few.
+    for stop_at in [*range(5, events - 40, max(1, events // 8)), *range(max(1, events - 40), events + 1)]:
+        make_release(folder, 0, 60)
+        status, _ = fork_writer(stop_at)
+        states.append(state() if os.WTERMSIG(status) == signal.SIGKILL else f"status {status}")
+    make_release(folder, 0, 60)
+    print(json.dumps({"old": old, "new": new, "states": states, "left": os.listdir(folder.parent)}))
     """
 )
 
 
-def run_writer(folder: Path, how: str, stop_at: int) -> subprocess.CompletedProcess:
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)])}
-    command = [sys.executable, "-c", WRITER, str(folder), how, str(stop_at)]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
-
-
 @pytest.mark.parametrize("how", ["exchange", "two renames"])
 def test_a_killed_writer_leaves_one_whole_release(tmp_path, how):
-    folder = tmp_path / "r"
-    old = make_release(folder, 0, 60)["manifest_sha256"]
-    whole = run_writer(folder, how, 0)
-    assert whole.returncode == 0, whole.stderr
-    events = int(whole.stdout)
-    new = open_release(folder, strict=True).manifest["manifest_sha256"]
-    assert events > 40 and new != old
-    found = set()
-    # The last twenty events surround the swap: every second one of them; before it a few.
-    for stop_at in [*range(5, events - 20, max(1, events // 5)), *range(events - 20, events + 1, 3)]:
-        make_release(folder, 0, 60)
-        assert run_writer(folder, how, stop_at).returncode == -signal.SIGKILL
-        if how == "two renames" and not folder.exists():
-            assert (tmp_path / ".r.previous").is_dir()  # the next writer puts it back before it begins
-            found.add("between")
-            continue
-        assert verify(folder) == []
-        found.add({old: "old", new: "new"}[open_release(folder, strict=True).manifest["manifest_sha256"]])
-    assert {"old", "new"} <= found
-    make_release(folder, 0, 60)
-    assert [path.name for path in tmp_path.iterdir()] == ["r"]  # what killed writers left is gone
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)])}
+    command = [sys.executable, "-c", WRITER, str(tmp_path / "r"), how]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    # Where folders cannot be exchanged, there is a moment at which the old one waits beside its place.
+    allowed = {found["old"], found["new"]} | ({"previous"} if how == "two renames" else set())
+    assert found["old"] != found["new"] and set(found["states"]) == allowed
+    assert found["left"] == ["r"]  # what killed writers left, the next writer removed
 
 
 def test_a_killed_swap_is_undone_by_the_next_writer(tmp_path):

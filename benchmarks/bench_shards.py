@@ -1,0 +1,257 @@
+"""Measure the shards room against what people would write themselves, on the same images and vectors.
+
+  python benchmarks/bench_shards.py                        # 10,000 and 100,000 images
+  python benchmarks/bench_shards.py --rows 10000 100000 1000000 --record
+
+Rivals: (a) pandas.read_parquet and a dict from hash to row; (b) `datasets` (memory-mapped) and such a dict;
+(c) captions in a JSON file, encoded on the fly by a CLIP-sized text tower (five captions an image), which is what the
+published configuration implies. Each rival runs in a process of its own. `open` is the time from nothing to the first
+answer; `private` is memory that is not page cache (growth of RssAnon since the libraries were imported). `cold`
+evicts the release's files from the page cache first. Rates are the best of three rounds.
+"""
+
+import argparse
+import datetime
+import hashlib
+import json
+import os
+import platform
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+DIM = 1024
+PERSPECTIVES = ("brightness", "category", "colour", "content", "viewpoint")
+WORDS = "a the of bright dark red green forest house road sky water image shows view from above with many small".split()
+
+
+def sha_of(i: int) -> str:
+    return hashlib.sha256(b"%d" % i).hexdigest()
+
+
+def batches(rows: int, size: int = 4096):
+    import pyarrow as pa
+
+    rng, words = np.random.default_rng(0), np.array(WORDS)
+    for start in range(0, rows, size):
+        n = min(size, rows - start)
+        texts = [" ".join(line) for line in words[rng.integers(len(words), size=(n * len(PERSPECTIVES), 10))]]
+        captions = pa.StructArray.from_arrays(
+            [
+                pa.array(PERSPECTIVES * n),
+                pa.array(texts),
+                pa.array([12] * len(texts), pa.int32()),
+                pa.array(["stop"] * len(texts)),
+            ],
+            ["perspective", "text", "n_tokens", "finish_reason"],
+        )
+        offsets = pa.array(np.arange(0, len(texts) + 1, len(PERSPECTIVES), dtype=np.int32))
+        size_px = pa.array([256] * n, pa.int32())
+        vectors = rng.standard_normal(n * DIM, dtype=np.float32)
+        yield pa.RecordBatch.from_arrays(
+            [
+                pa.array([sha_of(i) for i in range(start, start + n)]),
+                size_px,
+                size_px,
+                pa.ListArray.from_arrays(offsets, captions),
+                pa.FixedSizeListArray.from_arrays(pa.array(vectors), DIM),
+            ],
+            ["image_sha256", "width", "height", "captions", "embedding"],
+        )
+
+
+def private_mib() -> float:
+    line = next(line for line in open("/proc/self/status") if line.startswith("RssAnon"))
+    return int(line.split()[1]) / 1024
+
+
+class Ours:
+    def __init__(self, folder: str):
+        from shards import open_release
+
+        self.release = open_release(folder)
+
+    def lookup(self, images):
+        return self.release.lookup(images)[0]
+
+
+class Pandas:
+    def __init__(self, folder: str):
+        import pandas
+
+        parts = sorted(Path(folder).glob("features-*.parquet"))
+        table = pandas.concat([pandas.read_parquet(part, columns=["image_sha256", "embedding"]) for part in parts])
+        self.row = dict(zip(table["image_sha256"], table["embedding"], strict=True))
+
+    def lookup(self, images):
+        return np.stack([self.row[image] for image in images]).astype(np.float32)
+
+
+class Datasets:
+    def __init__(self, folder: str):
+        import datasets
+
+        datasets.disable_progress_bars()
+        cache = os.path.join(os.path.dirname(folder), "datasets-cache")
+        self.data = datasets.load_dataset(folder, split="train", cache_dir=cache).select_columns(
+            ["image_sha256", "embedding"]
+        )
+        self.row = {image: i for i, image in enumerate(self.data["image_sha256"])}
+        self.data = self.data.select_columns(["embedding"]).with_format("numpy")
+
+    def lookup(self, images):
+        return self.data[[self.row[image] for image in images]]["embedding"].astype(np.float32)
+
+
+class JsonEncoded:
+    """Captions from JSON through a random text tower of CLIP RN50's size (width 512, 12 layers), 77 tokens at most."""
+
+    def __init__(self, folder: str):
+        import torch
+        from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+
+        self.torch = torch
+        self.captions = json.loads(Path(folder).with_name("captions.json").read_text())
+        config = CLIPTextConfig(hidden_size=512, intermediate_size=2048, num_attention_heads=8, projection_dim=DIM)
+        self.tower = CLIPTextModelWithProjection(config).eval()
+
+    def lookup(self, images):
+        out = []
+        for image in images:  # ten words: about twelve tokens; the ids do not change the time
+            ids = self.torch.full((len(self.captions[image]), 12), 500)
+            with self.torch.inference_mode():
+                out.append(self.tower(input_ids=ids).text_embeds.mean(0).numpy())
+        return np.stack(out)
+
+
+RIVALS = {"shards": Ours, "pandas + dict": Pandas, "datasets + dict": Datasets, "JSON, encoded": JsonEncoded}
+HEAVY = {
+    "shards": "shards",
+    "pandas + dict": "pandas",
+    "datasets + dict": "datasets",
+    "JSON, encoded": "transformers, torch",
+}
+
+
+def measure(name: str, folder: str, rows: int, cold: bool) -> dict:
+    """In a fresh process: open, look up, report. Imports are not counted."""
+    exec(f"import pyarrow.parquet, {HEAVY[name]}")
+    if cold:
+        for path in Path(folder).iterdir():
+            with open(path, "rb") as file:
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    before, start = private_mib(), time.perf_counter()
+    rival = RIVALS[name](folder)
+    rival.lookup([sha_of(0)])
+    result = {"open": time.perf_counter() - start}
+    if cold:
+        return result
+    rng = random.Random(0)
+    slow = name == "JSON, encoded"
+    for size in (1, 12, 4096):
+        total = (12 if slow else 4000) if size < 4096 else (24 if slow else 3 * 4096)
+        questions = [
+            [sha_of(rng.randrange(rows)) for _ in range(min(size, total))] for _ in range(max(1, total // size))
+        ]
+        best = 0.0
+        for _ in range(1 if slow else 3):
+            start = time.perf_counter()
+            for question in questions:
+                rival.lookup(question)
+            best = max(best, sum(map(len, questions)) / (time.perf_counter() - start))
+        result[f"by {size}"] = best
+    return {**result, "private": private_mib() - before}
+
+
+def in_child(*arguments) -> dict:
+    command = [sys.executable, __file__, "--child", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(done.stderr)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def captions_of(folder: Path):
+    from shards import open_release
+
+    for batch in open_release(folder).iter_batches(4096, ["image_sha256", "captions"]):
+        for row in batch.to_pylist():
+            yield row["image_sha256"], [caption["text"] for caption in row["captions"]]
+
+
+def one_size(rows: int, scratch: Path) -> list[str]:
+    from shards import write_release
+
+    folder = scratch / "caption_shards"
+    identity = {"fingerprints": dict.fromkeys(PERSPECTIVES, "a" * 64), "teacher_fingerprint": "b" * 64}
+    start = time.perf_counter()
+    for _ in batches(rows):
+        pass
+    making = time.perf_counter() - start
+    start = time.perf_counter()
+    aliases = ((f"{i}.png", "set", "natural", sha_of(i)) for i in range(rows))
+    manifest = write_release(folder, batches(rows), aliases, teacher={}, embedder={}, dim=DIM, **identity)
+    writing = time.perf_counter() - start - making
+    size = sum(entry["bytes"] for entry in [*manifest["parts"], *manifest["files"]])
+    lines = [
+        f"**{rows:,} images** ({size / 1e6:,.0f} MB): written at {rows / writing:,.0f} rows/s "
+        f"({size / 1e6 / writing:,.0f} MB/s; making the input, {making:.1f} s, not counted)\n",
+        "| method | open, warm | cold | lookups/s, by 1 | by 12 | by 4096 | private | open | private |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    with open(scratch / "captions.json", "w") as file:
+        file.write(json.dumps(dict(captions_of(folder))))
+    ours: dict = {}
+    for name in RIVALS:
+        in_child(name, folder, rows, 0)  # the first run fills caches, the page cache and that of `datasets`
+        warm, cold = in_child(name, folder, rows, 0), in_child(name, folder, rows, 1)
+        ours = ours or warm
+        rates = " | ".join(f"{warm[f'by {n}']:,.0f}" for n in (1, 12, 4096))
+        times = f"{warm['open']:.3f} s | {cold['open']:.3f} s"
+        # Below 8 MiB the reader's own growth is noise, and a ratio to it would flatter.
+        ratios = f"{warm['open'] / ours['open']:.2f}x | {warm['private'] / max(ours['private'], 8):.2f}x"
+        lines.append(f"| {name} | {times} | {rates} | {warm['private']:,.0f} MiB | {ratios} |")
+        print(lines[-1], flush=True)
+    shutil.rmtree(scratch / "datasets-cache", ignore_errors=True)
+    shutil.rmtree(folder)
+    return lines
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 100_000])
+    parser.add_argument("--scratch", help="folder for temporary files (about 6 kB a row; default: the system's)")
+    parser.add_argument("--device", default=f"{os.cpu_count()} CPU cores ({platform.machine()}, no GPU)")
+    parser.add_argument("--date", default=datetime.date.today().isoformat())
+    parser.add_argument("--record", action="store_true", help="append to benchmarks/RESULTS.md")
+    parser.add_argument("--child", nargs=4, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.child:
+        name, folder, rows, cold = args.child
+        print(json.dumps(measure(name, folder, int(rows), bool(int(cold)))))
+        return
+    lines = []
+    for rows in args.rows:
+        with tempfile.TemporaryDirectory(dir=args.scratch) as scratch:
+            table = one_size(rows, Path(scratch))
+        print("\n".join(table), flush=True)
+        lines += [*table, ""]
+    if args.record:
+        root = Path(__file__).parents[1]
+        commit = subprocess.run(
+            ["git", "rev-parse", "--short", "HEAD"], cwd=root, capture_output=True, text=True
+        ).stdout
+        head = f"\n## shards, {args.date}\n\nCommit {commit.strip()}, {args.device}, dim {DIM} float16. "
+        command = f"`python benchmarks/bench_shards.py --rows {' '.join(map(str, args.rows))} --record`"
+        with open(root / "benchmarks" / "RESULTS.md", "a") as file:
+            file.write(f"{head}{command}\n\n" + "\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()
