@@ -1,0 +1,128 @@
+"""Export a student to ONNX with dynamic height and width, checked against PyTorch before it counts as done.
+
+    python -m student.export artifacts/student student.onnx
+    python -m student.export DIR_OR_HUB_ID student.onnx --opset 20
+
+The network's input `lq` is [batch, 3, height, width] float32 RGB in [0, 1]; `restored` has the same shape and is not
+clamped. The exported network is run by onnxruntime at three sizes; a difference above 1e-4 is an error and nothing is
+written. Needs the extra `export`: onnx, onnxscript, onnxruntime.
+"""
+
+import argparse
+import contextlib
+import logging
+import os
+import sys
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any
+
+OPSET = 18
+TOLERANCE = 1e-4
+SIZES = ((64, 64), (72, 136), (101, 67))
+"""Height and width of the checks: square, wide, and no multiple of anything."""
+
+
+class ExportError(ValueError):
+    """The student cannot be exported as asked; the message is one line and names the remedy."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m student.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("model", help="a student's directory or hub id")
+    parser.add_argument("output", type=Path, help="the file to write, *.onnx")
+    parser.add_argument("--opset", type=int, default=OPSET, help=f"ONNX operator set (default: {OPSET})")
+    args = parser.parse_args(argv)
+    from student.restore_engine import RestoreError, load_student
+
+    try:
+        size, difference = export(load_student(args.model), args.output, args.opset)
+    except (ExportError, RestoreError) as error:
+        print(f"export: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"export: {args.output}: {error.strerror or error}", file=sys.stderr)
+        return 1
+    sizes = ", ".join(f"{width}x{height}" for height, width in SIZES)
+    print(
+        f"exported {args.model} → {args.output}: opset {args.opset}, {size / 1e6:.2f} MB, "
+        f"equal to PyTorch within {difference:.1e} at {sizes}"
+    )
+    return 0
+
+
+def export(student: Any, output: Path, opset: int = OPSET) -> tuple[int, float]:
+    """Write `output` (whole or not at all); returns its bytes and the largest difference to PyTorch.
+
+    Raises `ExportError` when a package is missing, the operator set does not do, or the outputs differ.
+    """
+    import torch
+
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        try:
+            __import__(package)
+        except ImportError:
+            raise ExportError(f"needs {package}: pip install 'teachonce[export]'") from None
+    student = student.eval().cpu()
+    dimensions = {0: torch.export.Dim("batch"), 2: torch.export.Dim("height"), 3: torch.export.Dim("width")}
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as folder:
+        file = Path(folder) / "student.onnx"
+        with _quiet(), torch.no_grad():
+            try:
+                torch.onnx.export(
+                    student,
+                    (torch.rand(2, 3, 72, 88),),
+                    file,
+                    input_names=["lq"],
+                    output_names=["restored"],
+                    dynamic_shapes={"lq": dimensions, "prompts": None, "return_prompts": None},
+                    opset_version=opset,
+                    dynamo=True,
+                    external_data=False,
+                    verbose=False,
+                )
+            except Exception as error:  # the exporter wraps whatever went wrong in errors of its own
+                reason = " ".join(str(error).split())[:300] or type(error).__name__
+                raise ExportError(f"torch.onnx could not export it at opset {opset}: {reason}") from error
+        difference = largest_difference(student, file)
+        if not difference <= TOLERANCE:
+            raise ExportError(f"onnxruntime and PyTorch differ by {difference:.1e} (allowed: {TOLERANCE:.0e})")
+        os.replace(file, output)
+    return output.stat().st_size, difference
+
+
+def largest_difference(student: Any, file: Path) -> float:
+    """Largest absolute difference between `file` run by onnxruntime and `student`, over `SIZES`."""
+    import numpy as np
+    import onnxruntime
+    import torch
+
+    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    worst, generator = 0.0, np.random.default_rng(0)
+    for height, width in SIZES:
+        lq = generator.random((1, 3, height, width), np.float32)
+        (ours,) = session.run(None, {"lq": lq})
+        with torch.inference_mode():
+            theirs = student(torch.from_numpy(lq)).numpy()
+        worst = max(worst, float(np.abs(ours - theirs).max()))
+    return worst
+
+
+@contextlib.contextmanager
+def _quiet() -> Any:
+    """The exporter reports on its own progress and on PyTorch's internals: nothing that a user can act on."""
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,44 @@
+"""student.export: what onnxruntime computes is what the student computes, at sizes it was not exported at."""
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import restore_project
+import torch
+
+from student import export as exporting
+from student.model import Student
+
+
+def test_the_exported_student_equals_the_student_at_any_size(tmp_path, capsys):
+    model = restore_project.save_student(tmp_path / "model")
+    file = tmp_path / "new" / "student.onnx"
+    assert exporting.main([str(model), str(file)]) == 0
+    line = capsys.readouterr().out.strip().splitlines()[-1]
+    assert f"opset {exporting.OPSET}, {file.stat().st_size / 1e6:.2f} MB" in line and "within" in line
+    assert [entry.name for entry in file.parent.iterdir()] == ["student.onnx"], "weights inside, nothing left behind"
+    graph = onnx.load(file)
+    assert graph.opset_import[0].version == exporting.OPSET
+    assert graph.graph.input[0].name == "lq" and graph.graph.output[0].name == "restored"
+    session, student = onnxruntime.InferenceSession(str(file)), Student.from_pretrained(str(model))
+    for size in ((1, 3, 16, 16), (3, 3, 40, 88), (1, 3, 123, 77)):
+        lq = np.random.default_rng(1).random(size, np.float32)
+        (out,) = session.run(None, {"lq": lq})
+        with torch.no_grad():
+            expected = student(torch.from_numpy(lq)).numpy()
+        assert np.abs(out - expected).max() < exporting.TOLERANCE
+        assert np.abs(out - lq).max() > 0.01, "and it is not the identity"
+
+
+def test_a_wrong_export_is_not_written(tmp_path, monkeypatch):
+    student = Student.from_pretrained(str(restore_project.save_student(tmp_path / "model")))
+    monkeypatch.setattr(exporting, "largest_difference", lambda *_: 2e-4)
+    with pytest.raises(exporting.ExportError, match="differ by 2.0e-04"):
+        exporting.export(student, tmp_path / "out" / "student.onnx")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_missing_model_is_one_line(tmp_path, capsys):
+    assert exporting.main([str(tmp_path / "none"), str(tmp_path / "x.onnx")]) == 1
+    assert "none" in capsys.readouterr().err

@@ -1,0 +1,185 @@
+"""Image files keep what they are: depth, gray, alpha, profile, orientation; and tell clearly what they cannot be."""
+
+import io
+
+import nibabel
+import numpy as np
+import pydicom
+import pytest
+import tifffile
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageCms
+from pydicom.data import get_testdata_file
+
+from student import deep_png
+from student.image_files import ImageFileError, read_picture, read_rgb
+
+RNG = np.random.default_rng(0)
+SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+
+
+def file_of(samples, kind, **options) -> bytes:
+    out = io.BytesIO()
+    (samples if isinstance(samples, Image.Image) else Image.fromarray(samples)).save(out, kind, **options)
+    return out.getvalue()
+
+
+def tiff_of(samples, **options) -> bytes:
+    out = io.BytesIO()
+    tifffile.imwrite(out, samples, **options)
+    return out.getvalue()
+
+
+def again(data, name="", suffix=""):
+    """The file as it comes back when nothing is restored."""
+    picture = read_picture(data, name, suffix)
+    assert picture.rgb.dtype == np.float32 and 0 <= picture.rgb.min() and picture.rgb.max() <= 1
+    return picture.encode(picture.rgb)
+
+
+def samples(*shape, dtype=np.uint8):
+    return RNG.integers(0, np.iinfo(dtype).max + 1, shape, dtype=dtype)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "BMP", "WEBP"])
+@pytest.mark.parametrize("channels", [(), (3,)])
+def test_8_bits_come_back_exactly(kind, channels):
+    pixels = samples(9, 13, *channels)
+    options = {"lossless": True} if kind == "WEBP" else {}
+    out = Image.open(io.BytesIO(again(file_of(pixels, kind, **options))))
+    assert out.format == kind
+    got = np.asarray(out)
+    assert np.array_equal(got[..., 0] if kind == "WEBP" and channels == () else got, pixels)
+
+
+@pytest.mark.parametrize("shape", [(5, 7), (5, 7, 2), (5, 7, 3), (5, 7, 4), (1, 1, 3), (3, 500)])
+def test_16_bit_png_keeps_every_bit(shape):
+    pixels = samples(*shape, dtype=np.uint16)
+    still = type("Still", (), {"metadata": {"icc_profile": SRGB, "dpi": (300, 300)}})
+    data = deep_png.write(pixels.reshape(*shape[:2], -1), still)
+    assert np.array_equal(deep_png.read(data).reshape(shape), pixels)
+    assert Image.open(io.BytesIO(data)).info["icc_profile"] == SRGB, "and Pillow reads it too"
+    returned = again(data)
+    assert np.array_equal(deep_png.read(returned).reshape(shape), pixels)
+    assert Image.open(io.BytesIO(returned)).info["icc_profile"] == SRGB
+    assert Image.open(io.BytesIO(returned)).info["dpi"] == pytest.approx((300, 300), abs=0.1)
+
+
+def test_a_16_bit_png_of_pillow_is_read_alike():
+    pixels = samples(6, 11, dtype=np.uint16)
+    assert np.array_equal(deep_png.read(file_of(pixels, "PNG"))[..., 0], pixels)
+
+
+@pytest.mark.parametrize("shape", [(5, 7), (5, 7, 3), (5, 7, 4)])
+@pytest.mark.parametrize("compression", [None, "zlib"])
+def test_16_bit_tiff_keeps_every_bit(shape, compression):
+    pixels = samples(*shape, dtype=np.uint16)
+    options = {"photometric": "minisblack" if len(shape) == 2 else "rgb", "compression": compression}
+    out = again(tiff_of(pixels, iccprofile=SRGB, **options))
+    assert np.array_equal(tifffile.imread(io.BytesIO(out)), pixels)
+    assert Image.open(io.BytesIO(out)).info["icc_profile"] == SRGB if len(shape) == 2 else True
+
+
+def test_a_float_tiff_keeps_its_range():
+    pixels = RNG.normal(1000, 300, (9, 12)).astype(np.float32)
+    out = tifffile.imread(io.BytesIO(again(tiff_of(pixels))))
+    assert out.dtype == np.float32 and np.allclose(out, pixels, atol=1e-3)
+
+
+def test_alpha_orientation_profile_and_resolution_survive():
+    rgba = samples(8, 8, 4)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = file_of(Image.fromarray(rgba), "PNG", icc_profile=SRGB, exif=exif.tobytes(), dpi=(72, 72))
+    out = Image.open(io.BytesIO(again(data)))
+    assert np.array_equal(np.asarray(out), rgba)
+    assert out.getexif()[0x0112] == 6 and out.info["icc_profile"] == SRGB
+    jpeg = Image.open(io.BytesIO(again(file_of(samples(16, 24, 3), "JPEG", exif=exif.tobytes(), icc_profile=SRGB))))
+    assert jpeg.size == (24, 16) and jpeg.getexif()[0x0112] == 6 and jpeg.info["icc_profile"] == SRGB
+
+
+def test_gray_jpeg_stays_gray_and_cmyk_becomes_rgb():
+    gray = file_of(np.full((16, 16), 90, np.uint8), "JPEG")
+    assert Image.open(io.BytesIO(again(gray))).mode == "L"
+    cmyk = file_of(Image.new("CMYK", (16, 16), (0, 255, 255, 0)), "JPEG", quality=100)
+    out = Image.open(io.BytesIO(again(cmyk)))
+    red, green, blue = out.getpixel((8, 8))
+    assert out.mode == "RGB" and red > 240 and green < 20 and blue < 20
+
+
+def test_palette_and_one_bit_pictures_are_read():
+    palette = Image.fromarray(samples(8, 8, 3)).quantize(16)
+    assert np.array_equal(
+        read_rgb(file_of(palette, "PNG")).transpose(1, 2, 0) * 255, np.asarray(palette.convert("RGB"))
+    )
+    assert Image.open(io.BytesIO(again(file_of(Image.new("1", (8, 8), 1), "PNG")))).mode == "L"
+
+
+@given(st.binary(min_size=1, max_size=200), st.sampled_from(["", "x.png", "x.dcm", "x.nii", "x.nii.gz"]))
+@settings(max_examples=80, deadline=None)
+def test_any_bytes_are_a_picture_or_one_reason(data, name):
+    for content in (data, b"\x89PNG\r\n\x1a\n" + data, file_of(np.zeros((4, 4), np.uint8), "PNG")[: len(data)]):
+        with pytest.raises(ImageFileError) as error:
+            read_picture(content, name)
+        assert len(str(error.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("data", "suffix", "message"),
+    [
+        (b"", "", "empty file"),
+        (file_of(samples(40, 40, 3), "PNG")[:-400], "", "cannot be decoded"),
+        (deep_png.write(samples(9, 9, 3, dtype=np.uint16), type("S", (), {"metadata": {}}))[:-30], "", "truncated"),
+        (file_of(samples(4, 4), "GIF"), "", "GIF is not supported"),
+        (tiff_of(samples(3, 9, 9, 3)), "", "3 frames or pages"),
+        (file_of(samples(4, 4, 4), "PNG"), ".jpg", "no transparency"),
+        (file_of(samples(4, 4, dtype=np.uint16), "PNG"), ".jpg", "name the output .png or .tif"),
+        (tiff_of(RNG.normal(size=(4, 4)).astype(np.float32)), ".png", "name the output .tif"),
+        (file_of(samples(4, 4), "PNG"), ".jp2", "cannot write .jp2"),
+    ],
+)
+def test_what_cannot_be_done_says_what_can(data, suffix, message):
+    with pytest.raises(ImageFileError, match=message):
+        read_picture(data, "x", suffix)
+
+
+def test_dicom_keeps_depth_window_and_what_lies_outside_it():
+    with open(get_testdata_file("CT_small.dcm"), "rb") as file:
+        data = file.read()
+    before = pydicom.dcmread(io.BytesIO(data))
+    before.WindowCenter, before.WindowWidth = 40, 400
+    out = io.BytesIO()
+    before.save_as(out)
+    picture = read_picture(out.getvalue(), "scan.dcm")
+    assert picture.rgb.shape == (1, 128, 128, 3)
+    same = pydicom.dcmread(io.BytesIO(picture.encode(picture.rgb)))
+    assert np.array_equal(same.pixel_array, before.pixel_array)
+    brighter = pydicom.dcmread(io.BytesIO(picture.encode(picture.rgb + np.float32(0.1))))
+    changed = brighter.pixel_array.astype(int) - before.pixel_array
+    assert set(np.unique(changed)) == {40}, "0.1 of a window of 400"
+    assert (brighter.WindowCenter, brighter.WindowWidth, brighter.BitsStored) == (40, 400, before.BitsStored)
+    assert brighter.SOPInstanceUID != before.SOPInstanceUID and brighter.ImageType[0] == "DERIVED"
+    assert brighter.PatientID == before.PatientID
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+def test_nifti_keeps_type_scale_and_affine(tmp_path, suffix):
+    affine = np.diag([2.0, 3.0, 4.0, 1.0])
+    stored = samples(9, 8, 5, dtype=np.uint16) // 32
+    volume = nibabel.Nifti1Image(stored, affine)
+    path = tmp_path / f"scan{suffix}"
+    volume.header["cal_min"], volume.header["cal_max"] = 0, 500
+    volume.header.set_data_dtype(np.int16)
+    nibabel.Nifti1Image(stored * 0.5 - 10, affine, volume.header).to_filename(path)
+    picture = read_picture(path.read_bytes(), path.name)
+    assert picture.rgb.shape == (5, 9, 8, 3), "one slice after the other"
+    (tmp_path / "out").mkdir()
+    out = tmp_path / "out" / path.name
+    out.write_bytes(picture.encode(picture.rgb + np.float32(0.1)))
+    loaded = nibabel.load(out)
+    assert loaded.get_data_dtype() == np.int16 and np.array_equal(loaded.affine, affine)
+    before = nibabel.load(path)
+    assert before.dataobj.slope != 1 and before.dataobj.inter != 0, "nibabel chose a scale of its own for the type"
+    assert (loaded.dataobj.slope, loaded.dataobj.inter) == (before.dataobj.slope, before.dataobj.inter)
+    assert np.allclose(loaded.get_fdata(), before.get_fdata() + 50, atol=before.dataobj.slope)

@@ -1,0 +1,119 @@
+"""Tiles: weights sum to one, cover everything, hide nothing; restored tiles agree with the whole image."""
+
+import numpy as np
+import pytest
+import restore_project
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from student.memory import available_bytes, forward_bytes
+from student.restore_engine import RestoreError, Restorer
+from student.tiling import mosaic, plan_axis, plan_tiles
+
+
+@given(st.integers(1, 700), st.integers(33, 200), st.integers(0, 32))
+@settings(max_examples=200, deadline=None)
+def test_weights_sum_to_one_and_neighbours_overlap(size, tile, overlap):
+    axis = plan_axis(size, tile, overlap)
+    total = np.zeros(size)
+    for start, weights in zip(axis.starts, axis.weights, strict=True):
+        assert weights.min() > 0
+        total[start : start + axis.length] += weights
+    assert np.allclose(total, 1, atol=1e-6)
+    shared = [a + axis.length - b for a, b in zip(axis.starts, axis.starts[1:], strict=False)]
+    assert all(pixels >= overlap for pixels in shared) and axis.starts[-1] + axis.length == size
+
+
+def test_blending_unchanged_tiles_gives_the_image_back():
+    image = np.random.default_rng(0).random((3, 100, 177), np.float32)
+    out = np.zeros_like(image)
+    for rows, columns, weight in plan_tiles(100, 177, 64, 16):
+        out[:, rows, columns] += image[:, rows, columns] * weight
+    assert np.allclose(out, image, atol=1e-6)
+
+
+def test_a_tile_smaller_than_the_overlap_is_refused():
+    with pytest.raises(ValueError, match="use a larger tile"):
+        plan_axis(100, 32, 32)
+
+
+def test_the_mosaic_samples_every_part_at_native_resolution():
+    image = np.broadcast_to(np.arange(800, dtype=np.float32), (3, 50, 800))
+    sample = mosaic(image, 64)
+    assert sample.shape == (3, 50, 64), "the short side is kept whole"
+    parts = sample[0, 0].reshape(8, 8)
+    assert (np.diff(parts, axis=1) == 1).all(), "neighbours stay neighbours"
+    assert (parts.mean(1) // 100 == np.arange(8)).all(), "one sample of every eighth"
+
+
+@pytest.fixture(scope="module")
+def student(tmp_path_factory):
+    from student.model import Student
+
+    return Student.from_pretrained(restore_project.save_student(tmp_path_factory.mktemp("model")))
+
+
+def smooth(height, width):
+    y, x = np.mgrid[0:height, 0:width] / 20
+    return np.stack([0.5 + 0.4 * np.sin(x + i) * np.cos(y) for i in range(3)]).astype(np.float32)
+
+
+def test_tiles_agree_with_the_whole_image_and_batches_with_single_tiles(student):
+    lq = smooth(150, 210)
+    whole = Restorer(student, "cpu", tile="off")(lq)
+    tiled = Restorer(student, "cpu", tile=96, overlap=32)(lq)
+    assert whole.tiles == 1 and tiled.tiles == 6
+    assert np.abs(whole.image - lq).mean() > 0.01, "the student changes the image"
+    error = ((whole.image - tiled.image) ** 2).mean()
+    assert 10 * np.log10(1 / error) > 40, "random weights and a small tile; trained ones: benchmarks/RESULTS.md"
+    batched = Restorer(student, "cpu", tile=96, overlap=32, batch=4)(lq)
+    assert np.allclose(batched.image, tiled.image, atol=1e-5)
+
+
+def test_all_tiles_share_the_prompts_of_the_whole_image(student):
+    lq = smooth(150, 210)
+    whole, tiled = (Restorer(student, "cpu", tile=tile)(lq) for tile in ("off", 96))
+    assert torch.equal(whole.prompts.task.index_BK, tiled.prompts.task.index_BK)
+    assert torch.allclose(whole.prompts.fused, tiled.prompts.fused, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 9), (7, 300), (15, 16)])
+def test_any_size_is_restored_at_its_size(student, size):
+    result = Restorer(student, "cpu")(smooth(*size))
+    assert result.image.shape == (3, *size) and np.isfinite(result.image).all()
+
+
+def test_auto_shrinks_the_tile_with_the_free_memory(student, monkeypatch):
+    from student import restore_engine
+
+    restorer = Restorer(student, "cpu", tile="auto")
+    monkeypatch.setattr(restore_engine, "available_bytes", lambda device: 1e15)
+    assert restorer.choose_tile(4000, 6000) is None
+    chosen = []
+    for gigabytes in (1.0, 0.5, 0.1):
+        monkeypatch.setattr(restore_engine, "available_bytes", lambda device, b=gigabytes * 1e9: b)
+        chosen.append(restorer.choose_tile(4000, 6000))
+        assert restorer._forward_bytes(chosen[-1] ** 2) <= gigabytes * 1e9 / 2
+    assert 512 >= chosen[0] >= chosen[1] > chosen[2] >= 64
+    monkeypatch.setattr(restore_engine, "available_bytes", lambda device: 0)
+    assert restorer.choose_tile(4000, 6000) >= 64, "too little is tried, not refused"
+
+
+def test_counted_memory_grows_with_pixels_and_is_what_tensors_take(student):
+    count = forward_bytes(student)
+    assert count(512**2) > 3 * count(256**2) > 0
+    least = 4 * 3 * 8 * 256**2  # input and a few maps of eight channels must be alive at once
+    assert least < count(256**2) < 100 * least
+    assert 1e8 < available_bytes(torch.device("cpu")) < 1e14
+
+
+@pytest.mark.parametrize(("tile", "message"), [(16, "at least 64"), (70, "more than the overlap of 80")])
+def test_an_impossible_tile_is_refused(student, tile, message):
+    with pytest.raises(RestoreError, match=message):
+        Restorer(student, "cpu", tile=tile, overlap=80)
+
+
+def test_an_absent_device_is_refused(student):
+    with pytest.raises(RestoreError, match="try --device cpu"):
+        Restorer(student, "cuda:99")
