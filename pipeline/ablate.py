@@ -1,0 +1,132 @@
+"""Run the variants of the `ablate` section over several seeds as DVC experiments, and compare them in pairs.
+
+Every experiment is an ordinary one: `dvc exp show` lists it, `dvc exp apply NAME` takes it over. What is finished is
+never run again; what was interrupted is queued again by the same command.
+"""
+
+import argparse
+import json
+import subprocess
+import time
+from pathlib import Path
+
+from pipeline import ablate_queue as queue
+from pipeline.ablate_config import AblateConfig
+from pipeline.ablate_stats import as_json, markdown, rows
+from pipeline.caption_progress import progress
+from pipeline.caption_store import write_atomically
+from pipeline.params import load_all
+from student.config import ParamsError, add_params_arguments, load_section, read_params
+
+EXAMPLES = """examples:
+  cp recipes/ablation.yaml params.yaml && git commit -am "ablation"     the setting, as DVC wants it
+  python -m pipeline.ablate --plan                                     what would run
+  python -m pipeline.ablate                                            run what is missing, print the table
+  python -m pipeline.ablate --table                                    only the table of what is finished
+  dvc queue status; dvc queue stop                                     from another terminal
+"""
+POLL_SECONDS = 10
+
+
+def ablate(args: argparse.Namespace) -> str:
+    """The command; returns what it prints. Raises `ParamsError` and `queue.QueueError`."""
+    params = read_params(args.params, args.overrides)
+    config = load_section(AblateConfig, "ablate", params)
+    if not config.variants:
+        raise ParamsError(f"{args.params} has no ablate.variants; cp recipes/ablation.yaml params.yaml")
+    if Path(args.params) != Path("params.yaml") or args.overrides:
+        raise ParamsError("experiments read params.yaml as it stands: copy the file there instead of --params or --set")
+    for variant in config.variants.values():  # a typo must not cost the night that all others take
+        load_all(args.params, variant.set)
+    paths = load_all(args.params).paths
+    if not (args.plan or args.table):
+        prepare(config)
+    wanted = queue.experiments(config, params, queue.data_hash(paths))
+    missing = [experiment for experiment in wanted if experiment.name not in queue.finished()]
+    if args.plan:
+        listed = "\n".join(f"  {e.name}: {' '.join(e.overrides)}" for e in missing)
+        return f"ablate: {len(wanted) - len(missing)} of {len(wanted)} experiments are finished; to run:\n{listed}"
+    if not args.table:
+        run(config, missing, queue.copies(config, paths))
+    return collect(config, wanted, paths)
+
+
+def prepare(config: AblateConfig) -> None:
+    """Bring index, captions and release up to date once, here, where all experiments find them: in DVC's cache and,
+    captions that only some variants use, in the caption store."""
+    queue.dvc("repro", "embed", show=True)
+    for variant in config.variants.values():
+        changes = [part for override in variant.set if override.startswith("caption.") for part in ("--set", override)]
+        if changes and subprocess.run(["python", "-m", "pipeline.caption", *changes]).returncode:
+            raise queue.QueueError(f"captions for {' '.join(variant.set)} could not be made; see above")
+
+
+def run(config: AblateConfig, missing: list[queue.Experiment], copies: list[str]) -> None:
+    """Queue what is neither finished nor in the queue, start workers, wait. Ctrl-C stops after what runs."""
+    known = queue.states()
+    for experiment in missing:
+        if known.get(experiment.name) not in ("Queued", "Running"):
+            queue.enqueue(experiment, copies, "evaluate")
+    names = {experiment.name for experiment in missing}
+    if not names:
+        return
+    queue.dvc("queue", "start", "--jobs", str(config.jobs))
+    idle, done = 0, 0
+    try:
+        with progress("ablation", len(names)) as advance:
+            while waiting := names & {n for n, state in queue.states().items() if state in ("Queued", "Running")}:
+                advance(len(names) - len(waiting) - done)
+                done = len(names) - len(waiting)
+                idle = 0 if "Running" in queue.states().values() else idle + 1
+                if idle >= 3:  # the worker was killed
+                    queue.dvc("queue", "start", "--jobs", str(config.jobs))
+                    idle = 0
+                time.sleep(POLL_SECONDS)
+    except KeyboardInterrupt:
+        queue.dvc("queue", "stop")
+        raise queue.QueueError("stopped after the experiment that runs; the same command goes on") from None
+
+
+def collect(config: AblateConfig, wanted: list[queue.Experiment], paths) -> str:
+    """Read what is finished, write table.md and results.json, return the table."""
+    scores: dict[str, dict[int, dict]] = {}
+    finished, kind = queue.finished(), "basicsr"
+    for experiment in wanted:
+        measured = queue.metrics(experiment, paths.metrics) if experiment.name in finished else None
+        if measured:
+            scores.setdefault(experiment.variant, {})[experiment.seed] = measured
+            kind = measured["variant"]
+    n = sum(map(len, scores.values()))
+    lacking = [e.name for e in wanted if e.seed not in scores.get(e.variant, {})]
+    if not n:
+        raise queue.QueueError("no experiment has finished; dvc queue status and dvc queue logs NAME tell why")
+    table = rows(config, scores)
+    text = markdown(table, config.seeds, kind)
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
+    out = Path(config.out)
+    result = as_json(table, config.seeds, kind, commit)
+    write_atomically(out / "results.json", json.dumps(result, indent=2).encode() + b"\n")
+    write_atomically(out / "table.md", text.encode())
+    rest = f"; {len(lacking)} failed or are missing, the first {lacking[0]} (dvc queue logs NAME)" if lacking else ""
+    return f"{text}\nablate: {n} of {len(wanted)} experiments in {out / 'table.md'}{rest}"
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """`python -m pipeline.ablate`."""
+    parser = argparse.ArgumentParser(
+        prog="python -m pipeline.ablate",
+        description=__doc__,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_params_arguments(parser)
+    parser.add_argument("--plan", action="store_true", help="list what would run, and run nothing")
+    parser.add_argument("--table", action="store_true", help="only print the table of what is finished")
+    try:
+        print(ablate(parser.parse_args(arguments)))
+    except (ParamsError, queue.QueueError) as error:
+        raise SystemExit(f"ablate: {error}") from None
+
+
+if __name__ == "__main__":
+    main()
