@@ -44,6 +44,7 @@ _OBJECT = {
     "photograph": "an everyday scene or thing in a photograph",
     "mri": "a human brain in a medical scan",
     "ct": "a human body in a medical scan",
+    "satellite": "the surface of the Earth",
 }
 _VIEWPOINT = {
     "photograph": "The photograph was taken at eye level with a hand-held camera.",
@@ -57,11 +58,10 @@ def answers(image_HWC: np.ndarray, kind: str) -> dict[str, str]:
     """Perspective -> sentence, for an RGB image in [0, 1] of one of `KINDS`."""
     terrain = _terrain(image_HWC) if kind == "satellite" else None
     subject = f"{_SUBJECT[kind]} that shows {terrain}" if terrain else _SUBJECT[kind]
-    thing = f"the surface of the Earth, {terrain}" if terrain else _OBJECT[kind]
     return {
         "content": f"The image is {subject}, with {_detail(image_HWC)}.",
         "color": _color(image_HWC),
-        "object": f"The main object is {thing}.",
+        "object": f"The main object is {_OBJECT[kind]}.",
         "brightness": _brightness(image_HWC),
         "viewpoint": _VIEWPOINT[kind],
     }
