@@ -1,0 +1,8 @@
+"""Settings for every test, inherited by the processes that tests start."""
+
+import os
+
+# Two cores, and often two test processes: more threads only wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+# No test may ask a model hub.
+os.environ["HF_HUB_OFFLINE"] = "1"
