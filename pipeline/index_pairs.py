@@ -37,15 +37,21 @@ def candidates(config: IndexConfig, dataset: DatasetSpec, split: str) -> Iterato
 
 
 def _from_folders(root: Path, spec: SplitSpec, where: str) -> Iterator[Candidate]:
-    gts, strangers = _keyed(root, spec, "gt", where)
-    for path in strangers:
-        yield Candidate(path, None, "unpaired", f"{path}: its name does not fit the template {spec.pair.gt!r}")
+    strangers = {}
+    gts, strangers["gt"] = _keyed(root, spec, "gt", where)
+    lqs, strangers["lq"] = ({}, []) if spec.degradation else _keyed(root, spec, "lq", where)
+    # Where both sides lie in one folder, a file of the other side is no stranger.
+    paired = (
+        {path for side in (gts, lqs) for paths in side.values() for path in paths} if any(strangers.values()) else ()
+    )
+    for side, paths in strangers.items():
+        for path in paths:
+            if path not in paired:
+                fault = f"{path}: its name does not fit the template {getattr(spec.pair, side)!r}"
+                yield Candidate(*((path, None) if side == "gt" else (None, path)), "unpaired", fault)
     if spec.degradation:
         yield from (Candidate(path, None) for paths in gts.values() for path in paths)
         return
-    lqs, strangers = _keyed(root, spec, "lq", where)
-    for path in strangers:
-        yield Candidate(None, path, "unpaired", f"{path}: its name does not fit the template {spec.pair.lq!r}")
     for key in sorted(gts.keys() | lqs.keys()):
         yield from _match(gts.get(key, []), lqs.get(key, []))
 

@@ -41,6 +41,17 @@ def test_many_inputs_share_a_clean_image(run):
     assert code == 0 and len(rows) == 4 and len({row["gt_sha256"] for row in rows}) == 2
 
 
+def test_both_sides_in_one_tree(run):
+    for scene in ("G1", "G2"):
+        for number in (1, 2):
+            picture(Path(f"data/train/{scene}/sharp/{number}.png"), number)
+            picture(Path(f"data/train/{scene}/blur/{number}.png"), number + 5)
+    rule = {"lq": "{scene}/blur/{id}", "gt": "{scene}/sharp/{id}"}
+    code, rows = run({"train": {"gt": "train", "lq": "train", "pair": rule}})
+    assert code == 0 and len(rows) == 4
+    assert all(row["lq_path"] == row["gt_path"].replace("sharp", "blur") for row in rows)
+
+
 def test_clean_images_with_a_degradation(run):
     for folder, number in (("a", 1), ("b/deep", 2)):
         picture(Path(f"data/{folder}/{number}.png"), number)

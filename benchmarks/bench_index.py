@@ -1,0 +1,80 @@
+"""Index rate over many small files, cold and warm, and its peak memory: `python benchmarks/bench_index.py --record`."""
+
+import argparse
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from datetime import date
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def make_files(folder: Path, pairs: int) -> None:
+    """`pairs` gt and lq PNGs of 32 x 32, each with content of its own."""
+    rng = np.random.default_rng(0)
+    for side in ("gt", "lq"):
+        (folder / side).mkdir(parents=True)
+        for number in range(pairs):
+            Image.fromarray(rng.integers(0, 255, (32, 32, 3), dtype=np.uint8)).save(folder / side / f"{number:07}.png")
+
+
+def measure(project: Path) -> tuple[float, float]:
+    """(seconds, peak MiB of the largest process) of one `python -m pipeline.index`."""
+    code = "import resource, sys; from pipeline.index import main; code = main([]); " \
+           "print('peak', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr); sys.exit(code)"  # fmt: skip
+    script = project / "run.py"
+    script.write_text(f"if __name__ == '__main__':\n    {code}\n")
+    started = time.perf_counter()
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "run.py"], cwd=project, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    return time.perf_counter() - started, int(re.search(r"peak (\d+)", done.stderr)[1]) / 1024
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--files", type=int, default=100_000, help="image files, half gt and half lq")
+    parser.add_argument("--record", action="store_true", help="append the table to benchmarks/RESULTS.md")
+    parser.add_argument("--device", default=f"{os.cpu_count()} CPU cores ({platform.machine()}, no GPU)")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        project = Path(folder)
+        make_files(project / "data", args.files // 2)
+        entry = {"name": "many", "domain": "d", "task": "t", "splits": {"train": {"gt": "gt", "lq": "lq"}}}
+        (project / "params.yaml").write_text(json.dumps({"index": {"root": "data", "datasets": [entry]}}))
+        runs = {name: measure(project) for name in ("cold: every file read, hashed, decoded", "warm: hash cache")}
+    slowest = max(seconds for seconds, _ in runs.values())
+    lines = ["| method | files | seconds | files/s | peak memory | ratio |", "|---|---|---|---|---|---|"]
+    for name, (seconds, peak) in runs.items():
+        rate = args.files / seconds
+        cells = (
+            name,
+            f"{args.files:,}",
+            f"{seconds:.1f}",
+            f"{rate:,.0f}",
+            f"{peak:.0f} MiB",
+            f"{slowest / seconds:.2f}x",
+        )
+        lines.append("| " + " | ".join(cells) + " |")
+    table = "\n".join(lines)
+    print(table)
+    if args.record:
+        command = ["git", "rev-parse", "--short", "HEAD"]
+        commit = subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.strip()
+        head = f"\n## Index, {args.files:,} files of 32 x 32 pixels\n{date.today()}, commit {commit}, {args.device}, "
+        with open(ROOT / "benchmarks" / "RESULTS.md", "a", encoding="utf-8") as results:
+            results.write(f"{head}`python {' '.join(['benchmarks/bench_index.py', *sys.argv[1:]])}`\n\n{table}\n")
+
+
+if __name__ == "__main__":
+    main()

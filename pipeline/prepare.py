@@ -1,0 +1,188 @@
+"""Preparations that papers leave to the reader, each seeded and resumable: a file that is there is not made again.
+
+bicubic   IN OUT   x4 down and up by MATLAB's antialiased bicubic kernel: inputs of super-resolution, at gt size
+noise     IN OUT   stored noisy test set: noise x sigma, clipped to 0-255, truncated, seeded per file name
+patches   IN OUT   large images cut into squares
+slices    IN OUT   NIfTI and DICOM volumes → 16-bit PNG slices, with a stated window
+"""
+
+import argparse
+import io
+import os
+import sys
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.caption_progress import progress
+from pipeline.index_pairs import EXTENSIONS
+from pipeline.prepare_config import PrepareConfig
+from pipeline.prepare_volume import VOLUMES, VolumeError, slices_of
+from student.config import ParamsError, add_params_arguments, load_section, read_params
+from student.degradations import DegradationSpec, degrade
+
+EXAMPLES = """examples:
+  python -m pipeline.prepare bicubic DF2K/train DF2K/train_x4_bicubic
+  python -m pipeline.prepare noise CBSD68 CBSD68_sigma50 --set prepare.sigma=50
+  python -m pipeline.prepare patches DIV2K/train DIV2K/train_patches --set prepare.patch=480 --set prepare.stride=240
+  python -m pipeline.prepare slices IXI/T2 MRI/HQ_png --set prepare.step=2
+  python -m pipeline.prepare slices CT/dicom CT/HQ_png --set 'prepare.window=[-160, 240]'
+"""
+
+Output = tuple[Path, bytes]
+
+
+class PrepareError(ValueError):
+    """One input cannot be prepared; names the file and the reason."""
+
+
+def bicubic(source: Path, target: Path, config: PrepareConfig) -> Iterator[Output]:
+    """Down and up by `scale`; the sides of the image must be multiples of it, as in every published table."""
+    height, width = _read(source).shape[:2]
+    if height % config.scale or width % config.scale:
+        raise PrepareError(f"{source}: {width}x{height} is no multiple of {config.scale}; crop gt (and lq) first")
+    yield target.with_suffix(".png"), _png(_degraded(source, DegradationSpec(kind="bicubic", scale=config.scale), 0))
+
+
+def noise(source: Path, target: Path, config: PrepareConfig) -> Iterator[Output]:
+    """The same bytes for the same file name, sigma and seed, wherever they are made."""
+    seed = zlib.crc32(source.name.encode()) ^ config.seed
+    spec = DegradationSpec(kind="gaussian_noise", sigma=config.sigma)
+    yield target.with_suffix(".png"), _png(_degraded(source, spec, seed))
+
+
+def patches(source: Path, target: Path, config: PrepareConfig) -> Iterator[Output]:
+    """Squares named NAME_sROW_COLUMN; images smaller than one are kept whole."""
+    image = _read(source)
+    rows, columns = (_starts(side, config.patch, config.stride) for side in image.shape[:2])
+    for row, top in enumerate(rows):
+        for column, left in enumerate(columns):
+            square = image[top : top + config.patch, left : left + config.patch]
+            yield target.with_name(f"{target.stem}_s{row:03}_{column:03}.png"), _png(square)
+
+
+def slices(source: Path, target: Path, config: PrepareConfig) -> Iterator[Output]:
+    """16-bit gray slices named NAME_INDEX."""
+    name = target.name.removesuffix(".gz").removesuffix(".nii").removesuffix(".dcm")
+    for number, plane in slices_of(source, config):
+        yield target.with_name(f"{name}_{number:04}.png"), _png(plane)
+
+
+COMMANDS: dict[str, Callable[[Path, Path, PrepareConfig], Iterator[Output]]] = {
+    "bicubic": bicubic,
+    "noise": noise,
+    "patches": patches,
+    "slices": slices,
+}
+
+
+def prepare(command: str, source: Path, target: Path, config: PrepareConfig) -> tuple[int, int, list[str]]:
+    """Run one preparation over a folder; returns (inputs done, inputs found done, faults).
+
+    An input is done when a marker beside its outputs (`.done/NAME`) names the same settings and the same size and
+    time of the file; the marker is written last. Raises `ParamsError` if there is nothing to do.
+    """
+    suffixes = tuple(VOLUMES if command == "slices" else EXTENSIONS)
+    if not source.is_dir():
+        raise ParamsError(f"{source}: no such folder")
+    files = sorted(f for f in source.rglob("*") if f.name.lower().endswith(suffixes) and not f.name.startswith("."))
+    if not files:
+        raise ParamsError(f"{source}: no file that ends in {' '.join(sorted(suffixes))}")
+    if target.resolve() == source.resolve():
+        raise ParamsError(f"{target}: is where the inputs lie; name another folder")
+    done, found, faults = 0, 0, []
+    with progress(command, len(files)) as advance:
+        for file in files:
+            relative = file.relative_to(source)
+            stat = file.stat()
+            marker = target / ".done" / relative.with_name(relative.name + ".txt")
+            wanted = f"{command} {config.model_dump_json()} {stat.st_size} {stat.st_mtime_ns}"
+            if marker.is_file() and marker.read_text(encoding="utf-8") == wanted:
+                found += 1
+            else:
+                try:
+                    for path, content in COMMANDS[command](file, target / relative, config):
+                        _write(path, content)
+                    _write(marker, wanted.encode())
+                    done += 1
+                except (PrepareError, VolumeError) as error:
+                    faults.append(str(error))
+            advance(1)
+    return done, found, faults
+
+
+def _starts(side: int, patch: int, stride: int) -> list[int]:
+    return sorted({*range(0, max(side - patch, 0), stride), max(side - patch, 0)})
+
+
+def _read(path: Path) -> np.ndarray:
+    """uint8 or uint16 [H, W] or [H, W, 3]; a 16-bit colour file is refused rather than halved silently."""
+    from PIL import Image
+
+    from pipeline.index_image import probe
+
+    found = probe(str(path), 2**62)
+    if found.error or found.mode.endswith(";16") and found.mode != "I;16":
+        raise PrepareError(found.error or f"{path}: {found.mode} would lose its lower 8 bits; save it with 8 bits")
+    with Image.open(path) as image:
+        return np.asarray(image if image.mode in ("L", "I;16") else image.convert("RGB"))
+
+
+def _degraded(source: Path, spec: DegradationSpec, seed: int) -> np.ndarray:
+    """`degrade` at 8 bits, gray where the image is."""
+    image = _read(source)
+    if image.dtype != np.uint8:
+        raise PrepareError(f"{source}: 16 bits; let index.datasets degrade it on the fly, which loses none of them")
+    gray = image.ndim == 2
+    gt = (np.repeat(image[..., None], 3, 2) if gray else image).astype(np.float32) / 255
+    # The fractions k / 255 in float32 may lie a hair below k: rounding, not truncating, recovers them.
+    lq = np.round(degrade(gt, spec, np.random.default_rng(seed)) * 255).astype(np.uint8)
+    return lq[..., 0] if gray else lq
+
+
+def _png(pixels: np.ndarray) -> bytes:
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(pixels)).save(buffer, "PNG", compress_level=6)
+    return buffer.getvalue()
+
+
+def _write(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_bytes(content)
+    os.replace(temporary, path)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m pipeline.prepare",
+        description=__doc__,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("command", choices=sorted(COMMANDS))
+    parser.add_argument("source", type=Path, metavar="IN", help="folder, searched recursively")
+    parser.add_argument("target", type=Path, metavar="OUT", help="folder; subfolders and names follow IN")
+    add_params_arguments(parser)
+    args = parser.parse_args(argv)
+    started = time.monotonic()
+    try:
+        config = load_section(PrepareConfig, "prepare", read_params(args.params, args.overrides))
+        done, found, faults = prepare(args.command, args.source, args.target, config)
+    except (ParamsError, OSError) as error:
+        print(f"prepare: {error}", file=sys.stderr)
+        return 1
+    for fault in faults[:10]:
+        print(f"  {fault}", file=sys.stderr)
+    summary = f"{done} done, {found} were there, {len(faults)} faults, {time.monotonic() - started:.1f} s"
+    print(f"prepare {args.command}: {summary} → {args.target}")
+    return 1 if faults else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

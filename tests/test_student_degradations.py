@@ -1,0 +1,110 @@
+"""Degradations against their definitions: same size, same seed same bytes, and the strength that was asked for."""
+
+import math
+from typing import get_args
+
+import numpy as np
+import pytest
+
+from student.config import ParamsError, load_section
+from student.degradations import DegradationSpec, Kind, bicubic_resize, degrade
+
+
+def image(height: int = 48, width: int = 40) -> np.ndarray:
+    y, x = (side[..., None] for side in np.mgrid[:height, :width])
+    return (0.5 + 0.3 * np.sin(0.2 * y + 0.5 * x + np.arange(3))).astype(np.float32)
+
+
+@pytest.mark.parametrize("kind", get_args(Kind))
+def test_every_kind_keeps_shape_range_and_seed(kind):
+    gt, spec = image(), DegradationSpec(kind=kind)
+    one, again, other = (degrade(gt, spec, np.random.default_rng(seed)) for seed in (1, 1, 2))
+    assert one.shape == gt.shape and one.dtype == np.float32 and 0 <= one.min() <= one.max() <= 1
+    assert np.array_equal(one, again) and not np.array_equal(one, gt)
+    assert np.array_equal(one, other) is (kind in ("bicubic", "kspace"))
+
+
+def cubic(x: float) -> float:
+    x = abs(x)
+    return 1.5 * x**3 - 2.5 * x**2 + 1 if x <= 1 else -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2 if x < 2 else 0.0
+
+
+def imresize(line: list[float], size: int) -> list[float]:
+    """MATLAB's definition for one line, in plain arithmetic: u = x/s + (1 - 1/s)/2, 1-based; h(x) = s·k(s·x), s < 1."""
+    scale, out = size / len(line), []
+    for position in range(1, size + 1):
+        centre = position / scale + 0.5 * (1 - 1 / scale)
+        stretch = min(scale, 1)
+        total = weight = 0.0
+        for tap in range(math.floor(centre - 2 / stretch) - 1, math.ceil(centre + 2 / stretch) + 2):
+            k = stretch * cubic(stretch * (centre - tap))
+            mirrored = (tap - 1) % (2 * len(line))
+            total += k * line[mirrored if mirrored < len(line) else 2 * len(line) - 1 - mirrored]
+            weight += k
+        out.append(total / weight)
+    return out
+
+
+@pytest.mark.parametrize(("length", "size"), [(16, 4), (13, 4), (4, 16), (9, 9), (3, 12), (32, 8)])
+def test_bicubic_is_matlabs_definition(length, size):
+    line = np.random.default_rng(length).random(length)
+    picture = np.repeat(line[:, None, None], 3, axis=1).repeat(3, axis=2)
+    assert bicubic_resize(picture, size, 3)[:, 1, 2] == pytest.approx(imresize(line.tolist(), size), abs=1e-6)
+    assert bicubic_resize(picture.transpose(1, 0, 2), 3, size)[1, :, 2] == pytest.approx(
+        imresize(line.tolist(), size), abs=1e-6
+    )
+
+
+def test_bicubic_recorded_values():
+    """An impulse at pixel 7 of 16 (1-based), made 4 long: the definition in exact fractions, as MATLAB's documentation
+    states it (kernel stretched by 4, a = -0.5)."""
+    line = np.zeros((16, 1, 1), np.float32)
+    line[6] = 1
+    recorded = [-0.011962890625, 0.240966796875, 0.022705078125, -0.001708984375]
+    assert bicubic_resize(line, 4, 1)[:, 0, 0].tolist() == pytest.approx(recorded, abs=1e-9)
+
+
+def test_antialiasing_removes_what_the_small_image_cannot_hold():
+    stripes = np.tile(np.array([0, 1], np.float32), 32)[:, None, None].repeat(8, 1)
+    assert np.abs(bicubic_resize(stripes, 16, 8) - 0.5).max() < 0.02
+
+
+def test_gaussian_noise_is_truncated_to_integers():
+    gt = np.full((200, 200, 3), 100 / 255, np.float32)
+    noisy = degrade(gt, DegradationSpec(kind="gaussian_noise", sigma=15), np.random.default_rng(0)) * 255
+    assert np.allclose(noisy, np.round(noisy), atol=1e-3)
+    # truncation lowers the mean by half a level, as in the published test sets
+    assert noisy.std() == pytest.approx(15, rel=0.02) and noisy.mean() == pytest.approx(99.5, abs=0.15)
+    smooth = degrade(gt, DegradationSpec(kind="gaussian_noise", sigma=15, quantize=False), np.random.default_rng(0))
+    assert smooth.mean() * 255 == pytest.approx(100, abs=0.15)
+
+
+def test_kspace_keeps_the_centre_of_the_spectrum_only():
+    gt = np.random.default_rng(0).random((64, 48, 1)).repeat(3, 2).astype(np.float32) * 0.5 + 0.25
+    spectrum = np.abs(np.fft.fftshift(np.fft.fft2(degrade(gt, DegradationSpec(kind="kspace"), None)[..., 0])))
+    assert spectrum[:20].max() < 1e-3 * spectrum.max() and spectrum[:, :15].max() < 1e-3 * spectrum.max()
+    assert spectrum[28:37, 20:29].min() > 1e-6 * spectrum.max()
+
+
+def test_rician_noise_of_nothing_is_rayleigh():
+    gt = np.zeros((300, 300, 3), np.float32)
+    noisy = degrade(gt, DegradationSpec(kind="rician_noise", sigma=20), np.random.default_rng(0)) * 255
+    assert noisy.mean() == pytest.approx(20 * math.sqrt(math.pi / 2), rel=0.02)
+    assert np.array_equal(noisy[..., 0], noisy[..., 2])
+
+
+@pytest.mark.parametrize("kind", ["rain", "cloud"])
+def test_more_weather_hides_more(kind):
+    gt = image(96, 96) * 0.5
+    error = [
+        np.abs(degrade(gt, DegradationSpec(kind=kind, amount=amount), np.random.default_rng(3)) - gt).mean()
+        for amount in (0.1, 0.5, 0.9)
+    ]
+    assert 0 < error[0] < error[1] < error[2]
+
+
+def test_wrong_specs_and_shapes_are_refused():
+    with pytest.raises(ParamsError, match="kind"):
+        load_section(DegradationSpec, "degradation", {"degradation": {"kind": "snow"}})
+    with pytest.raises(ValueError, match=r"must be \[H, W, 3\], not \[8, 8\]"):
+        degrade(np.zeros((8, 8)), DegradationSpec(kind="rain"), np.random.default_rng(0))
