@@ -29,10 +29,14 @@ def make_files(folder: Path, pairs: int) -> None:
 
 def measure(project: Path) -> tuple[float, float]:
     """(seconds, peak MiB of the largest process) of one `python -m pipeline.index`."""
-    code = "import resource, sys; from pipeline.index import main; code = main([]); " \
-           "print('peak', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr); sys.exit(code)"  # fmt: skip
-    script = project / "run.py"
-    script.write_text(f"if __name__ == '__main__':\n    {code}\n")
+    script = """if __name__ == "__main__":
+    import resource, sys
+    from pipeline.index import main
+    code = main([])
+    print("peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)
+    sys.exit(code)
+"""
+    (project / "run.py").write_text(script)
     started = time.perf_counter()
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "run.py"], cwd=project, env=environment, capture_output=True, text=True)

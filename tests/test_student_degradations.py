@@ -66,7 +66,8 @@ def test_bicubic_recorded_values():
 
 def test_antialiasing_removes_what_the_small_image_cannot_hold():
     stripes = np.tile(np.array([0, 1], np.float32), 32)[:, None, None].repeat(8, 1)
-    assert np.abs(bicubic_resize(stripes, 16, 8) - 0.5).max() < 0.02
+    inner = bicubic_resize(stripes, 16, 8)[2:-2]  # mirroring breaks the stripes at the border
+    assert np.abs(inner - 0.5).max() < 1e-6
 
 
 def test_gaussian_noise_is_truncated_to_integers():
