@@ -7,6 +7,7 @@ never run again; what was interrupted is queued again by the same command.
 import argparse
 import json
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -57,7 +58,7 @@ def prepare(config: AblateConfig) -> None:
     queue.dvc("repro", "embed", show=True)
     for variant in config.variants.values():
         changes = [part for override in variant.set if override.startswith("caption.") for part in ("--set", override)]
-        if changes and subprocess.run(["python", "-m", "pipeline.caption", *changes]).returncode:
+        if changes and subprocess.run([sys.executable, "-m", "pipeline.caption", *changes]).returncode:
             raise queue.QueueError(f"captions for {' '.join(variant.set)} could not be made; see above")
 
 
