@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from student.grid_pool import grid_pool
 from student.model_config import POOL_HEADS, ModelConfig
 
 
@@ -100,8 +101,8 @@ class QueryHead(nn.Module):
         self.project = nn.Linear(channels // 4, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.conv1(F.adaptive_avg_pool2d(x, self.grid)).relu()
-        x = self.conv2(F.adaptive_avg_pool2d(x, self.grid // 2)).relu()
+        x = self.conv1(grid_pool(x, self.grid)).relu()
+        x = self.conv2(grid_pool(x, self.grid // 2)).relu()
         return self.project(x.mean((2, 3)))
 
 

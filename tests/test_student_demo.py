@@ -1,0 +1,90 @@
+"""The browser page, in headless Chromium: drop a file, see before and after, prompts and timing."""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+import pytest
+import restore_project
+import toy_training
+from PIL import Image
+from skimage import data as photographs
+
+from student import demo
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return restore_project.save_student(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def release(tmp_path_factory):
+    folder, rng = tmp_path_factory.mktemp("data") / "release", np.random.default_rng(0)
+    toy_training.write_priors(folder, {f"{i:064x}": rng.normal(size=32) for i in range(9)})
+    return folder
+
+
+def test_what_the_page_shows(model, release, tmp_path):
+    photo = np.ascontiguousarray(photographs.astronaut()[:96, 180:300])
+    Image.fromarray(photo).save(tmp_path / "in.png")
+    (before, after), words = demo.Demo(str(model), str(release), "cpu").restore(str(tmp_path / "in.png"))
+    assert np.array_equal(before, photo) and after.shape == photo.shape and after.dtype == np.uint8
+    assert "120 × 96" in words and "Task prompts**, of 4" in words and "waves" in words
+
+
+def test_a_page_without_a_model_is_one_line(tmp_path, capsys):
+    assert demo.main(["--model", str(tmp_path / "none")]) == 1
+    assert "none" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_page_in_a_browser(model, release, tmp_path):
+    from playwright.sync_api import sync_playwright
+
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    assert chromium, "this test needs a browser: apt-get install chromium"
+    Image.fromarray(photographs.astronaut()[:256, 100:400]).save(tmp_path / "in.png")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "student.demo", "--model", str(model), "--release", str(release)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    server = subprocess.Popen([*command, "--port", str(port), "--device", "cpu"], env=environment, cwd=tmp_path)
+    try:
+        _wait_for(f"http://127.0.0.1:{port}", server)
+        with sync_playwright() as playwright:
+            browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+            page = browser.new_page(viewport={"width": 1200, "height": 860})
+            page.goto(f"http://127.0.0.1:{port}", timeout=120_000)
+            page.set_input_files("input[type=file]", str(tmp_path / "in.png"), timeout=120_000)
+            page.get_by_text("Task prompts").wait_for(timeout=120_000)
+            assert page.get_by_text("300 × 256").count() == 1
+            assert page.get_by_text("Nearest training captions").count() == 1
+            pictures = page.locator("[data-testid=imageslider] img, .slider-wrap img, .image-container img, img")
+            pictures.nth(1).wait_for(timeout=60_000)
+            page.wait_for_function("[...document.images].filter(i => i.naturalWidth == 300).length >= 2")
+            page.screenshot(path=os.environ.get("DEMO_SCREENSHOT", tmp_path / "page.png"))
+            browser.close()
+    finally:
+        server.terminate()
+        server.wait(timeout=60)
+
+
+def _wait_for(url: str, server: subprocess.Popen, seconds: float = 180) -> None:
+    deadline = time.monotonic() + seconds
+    while True:
+        assert server.poll() is None and time.monotonic() < deadline
+        try:
+            urllib.request.urlopen(url, timeout=5).read()
+            return
+        except OSError:
+            time.sleep(0.3)
