@@ -107,9 +107,9 @@ def _rain(gt: np.ndarray, spec: DegradationSpec, rng: np.random.Generator) -> np
     for t in np.linspace(-length, length, 4 * length + 1):
         streak[round(length + t * np.cos(angle)), round(length + t * np.sin(angle))] = 1
     streak = ndimage.gaussian_filter(streak, 0.6)
-    drops = (rng.random((height, width)) < 0.002 + 0.008 * spec.amount) * rng.uniform(0.4, 1.0, (height, width))
+    drops = (rng.random((height, width)) < 0.001 + 0.005 * spec.amount) * rng.uniform(0.4, 1.0, (height, width))
     layer = ndimage.convolve(drops, streak / streak.max(), mode="wrap")
-    alpha = np.clip(layer, 0, 1)[..., None] * (0.35 + 0.5 * spec.amount)
+    alpha = np.clip(layer, 0, 1)[..., None] * (0.3 + 0.5 * spec.amount)
     return gt + alpha * (0.92 - gt) * (gt < 0.92)
 
 
