@@ -1,0 +1,192 @@
+"""Speed, memory and agreement of restoration: whole against tiled at 0.25, 2 and 24 megapixels, and ONNX on the CPU.
+
+    python benchmarks/bench_restore.py                                    # the published size, random weights
+    python benchmarks/bench_restore.py --model artifacts/student --record
+    python benchmarks/bench_restore.py --device cuda --record             # the same on a GPU
+
+Every row is a process of its own, so that its peak memory is its own. Long rows stop after --seconds: their speed is
+that of the tiles done by then ("12 of 2646 tiles"), and their memory is complete, since all buffers exist from the
+first tile on. "agreement" is the PSNR between the tiled and the whole output of the same image.
+"""
+
+import argparse
+import json
+import platform
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from datetime import date
+from pathlib import Path
+
+import numpy as np
+
+RESULTS = Path(__file__).parent / "RESULTS.md"
+SIZES = {"0.25": (512, 512), "2": (1184, 1776), "24": (4000, 6000)}
+WHOLE_LIMIT = {"cpu": ("0.25",), "cuda": ("0.25", "2")}
+"""Sizes that are restored whole too: 2 megapixels whole take 14 GB at the published size."""
+
+
+class Enough(Exception):
+    """The row has run for long enough to know its speed."""
+
+
+def photograph(height: int, width: int) -> np.ndarray:
+    """A real photograph, mirrored out to the size, with light noise."""
+    from skimage import data
+
+    photo = data.astronaut().astype(np.float32).transpose(2, 0, 1) / 255
+    rows, columns = (-(-side // 512) for side in (height, width))
+    tiled = np.block([[[photo[c, :: 1 - 2 * (i % 2), :: 1 - 2 * (j % 2)] for j in range(columns)] for i in range(rows)]
+                      for c in range(3)])[:, :height, :width]  # fmt: skip
+    noise = np.random.default_rng(0).normal(0, 0.05, tiled.shape).astype(np.float32)
+    return (tiled + noise).clip(0, 1)
+
+
+def student_of(model: str):
+    import torch
+
+    from student.model import Student
+    from student.model_config import ModelConfig
+
+    if model != "published-size":
+        return Student.from_pretrained(model)
+    torch.manual_seed(0)
+    return Student(ModelConfig(zero_init_output=False))
+
+
+def one_row(args: argparse.Namespace) -> dict:
+    """Measure one case in this process."""
+    import torch
+
+    torch.set_num_threads(args.threads)
+    height, width = SIZES[args.row]
+    lq = photograph(height, width)
+    if args.case == "onnx":
+        return onnx_row(args, lq)
+    from student.restore_engine import Restorer
+
+    tile = "off" if args.case == "whole" else args.tile
+    restorer = Restorer(student_of(args.model), args.device, tile=tile, batch=args.batch)
+    restorer(lq[:, :64, :64])  # warm up
+    done, begun = [0, 1], time.perf_counter()
+
+    def on_tile(finished: int, total: int) -> None:
+        done[:] = finished, total
+        if time.perf_counter() - begun > args.seconds and finished < total:
+            raise Enough
+
+    result = None
+    try:
+        result = restorer(lq, on_tile=on_tile)
+    except Enough:
+        pass
+    seconds = time.perf_counter() - begun
+    if args.save and result is not None:
+        np.save(args.save, result.image)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    if restorer.device.type == "cuda":
+        peak = torch.cuda.max_memory_allocated()
+    share = "" if done[0] == done[1] else f", {done[0]} of {done[1]} tiles"
+    return {"seconds": seconds, "mpx_per_s": height * width * done[0] / done[1] / 1e6 / seconds, "peak": peak,
+            "note": f"{done[1]} tiles{share}" if done[1] > 1 else "whole"}  # fmt: skip
+
+
+def onnx_row(args: argparse.Namespace, lq: np.ndarray) -> dict:
+    import onnxruntime
+
+    from student.export import export
+
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "student.onnx"
+        size, difference = export(student_of(args.model), file)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = args.threads
+        session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+        session.run(None, {"lq": lq[None, :, :64, :64]})
+        begun = time.perf_counter()
+        session.run(None, {"lq": lq[None]})
+        seconds = time.perf_counter() - begun
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    note = f"whole; equal within {difference:.0e}, file {size / 1e6:.0f} MB"
+    return {"seconds": seconds, "mpx_per_s": lq[0].size / 1e6 / seconds, "peak": peak, "note": note}
+
+
+def table(args: argparse.Namespace) -> str:
+    device = "cuda" if args.device.startswith("cuda") else "cpu"
+    lines = ["| image | method | Mpx/s | peak memory | agreement | against whole |", "|---|---|--:|--:|--:|--:|"]
+    for name in args.sizes:
+        cases = ["whole"] if name in WHOLE_LIMIT[device] else []
+        cases += ["tiled"] + (["onnx"] if name == "0.25" and device == "cpu" else [])
+        with tempfile.TemporaryDirectory() as folder:
+            whole = None
+            for case in cases:
+                file = Path(folder) / f"{case}.npy"
+                row = child(args, name, case, file)
+                agreement, ratio = "", ""
+                if case == "whole":
+                    whole = row
+                elif whole:
+                    ratio = f"{row['mpx_per_s'] / whole['mpx_per_s']:.2f}x"
+                    if file.exists():
+                        error = np.mean((np.load(file) - np.load(Path(folder) / "whole.npy")) ** 2)
+                        agreement = f"{10 * np.log10(1 / error):.1f} dB" if error else "equal"
+                method = f"{case} ({row['note']})" if row["note"] != case else case
+                gigabytes = f"{row['peak'] / 1e9:.2f} GB"
+                cells = [f"{name} Mpx", method, f"{row['mpx_per_s']:.4f}", gigabytes, agreement, ratio]
+                lines.append(f"| {' | '.join(cells)} |")
+                print(lines[-1], flush=True)
+    return "\n".join(lines) + "\n"
+
+
+def child(args: argparse.Namespace, name: str, case: str, file: Path) -> dict:
+    command = [sys.executable, __file__, "--row", name, "--case", case, "--save", str(file), "--model", args.model]
+    command += ["--device", args.device, "--tile", str(args.tile), "--batch", str(args.batch)]
+    command += ["--seconds", str(args.seconds), "--threads", str(args.threads)]
+    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="published-size", help="a student's directory (default: published-size)")
+    parser.add_argument("--sizes", nargs="+", default=list(SIZES), choices=SIZES, help="megapixels")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--tile", default="auto", type=lambda text: text if text == "auto" else int(text))
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--seconds", type=float, default=120, help="stop a tiled row after so long")
+    parser.add_argument("--record", action="store_true", help="append the table to benchmarks/RESULTS.md")
+    for hidden in ("--row", "--case", "--save"):
+        parser.add_argument(hidden, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.row:
+        print(json.dumps(one_row(args)))
+        return 0
+    text = table(args)
+    if args.record:
+        record(text, args)
+    return 0
+
+
+def record(text: str, args: argparse.Namespace) -> None:
+    root = Path(__file__).parents[1]
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=root, capture_output=True, text=True).stdout
+    device = f"{args.threads} CPU cores ({platform.processor() or platform.machine()})"
+    if args.device.startswith("cuda"):
+        import torch
+
+        device = torch.cuda.get_device_name()
+    elif Path("/proc/cpuinfo").exists():
+        models = [
+            row.partition(": ")[2] for row in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in row
+        ]
+        device = f"{args.threads} CPU cores ({models[0]}, no GPU)"
+    command = "python benchmarks/bench_restore.py " + " ".join(sys.argv[1:])
+    heading = f"\n## Restoration: whole against tiled · {date.today()} · commit {commit.strip()} · {device}\n\n"
+    with open(RESULTS, "a", encoding="utf-8") as file:
+        file.write(f"{heading}`{command}`\n\n{text}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
