@@ -27,7 +27,8 @@ to distil from, set `caption.model: llava-hf/llava-1.5-7b-hf`.
 
 ## Measured
 Exact answers (the whole sentence, character by character) on {n_crops} pictures: the {n_held_out} clean val images and
-{crops} random crops of each. Their sources or regions were never seen in training.
+{crops} random crops of each. Their sources or regions were never seen in training, but the augmentation was chosen
+while looking at these numbers, so expect a little less on other images.
 
 | perspective | NF4 (default) | not quantised |
 |---|---|---|
