@@ -44,13 +44,15 @@ def make_samples(config: SamplesConfig, out: Path) -> list[str]:
     """Write the sample tree under `out`; returns one line per task. Raises FileNotFoundError for a missing package."""
     from pipeline.sample_sources import crops
 
-    lines, provenance = [], {}
+    lines, provenance, known = [], {}, {}
     for task, (domain, degradation) in TASKS.items():
         counts = {}
         for split, wanted in (("train", config.train_pairs), ("val", config.val_pairs)):
             # One generator a domain and split, so that both tasks of a domain know the same clean images: they are
             # captioned once. Where there are more than wanted, the second task takes them from the end.
-            found = crops(domain, split, _generator(config.seed, domain, split))
+            if (domain, split) not in known:
+                known[domain, split] = crops(domain, split, _generator(config.seed, domain, split))
+            found = known[domain, split]
             if len(found) < wanted:
                 raise ParamsError(f"samples.{split}_pairs = {wanted}: {domain} has only {len(found)} {split} images")
             first_task = task == next(name for name, (other, _) in TASKS.items() if other == domain)
