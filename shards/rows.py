@@ -11,6 +11,8 @@ import pyarrow.compute as pc
 from shards.schema import ALIAS_SCHEMA, CAPTION, CAPTIONS, NORM_TOLERANCE, ReleaseError, feature_schema, vector_columns
 
 _CHUNK = 2048
+# Drops keys that the format does not know and turns a missing one into a null, which is then refused by name.
+_LOOSE_CAPTIONS = pa.list_(pa.struct([field.with_nullable(True) for field in CAPTION]))
 
 
 def feature_tables(rows: Iterable, dim: int, perspectives: Sequence[str], apart: Sequence[str]) -> Iterator[pa.Table]:
@@ -75,9 +77,7 @@ def _table_of_dicts(chunk: list[Mapping], dim: int, apart: Sequence[str]) -> pa.
         return pa.FixedSizeListArray.from_arrays(pa.array(stacked.reshape(-1)), dim)
 
     columns = {name: pa.array([row[name] for row in chunk]) for name in ("image_sha256", "width", "height")}
-    # The struct type drops keys that the format does not know, and turns a missing one into a null, refused below.
-    captions = pa.list_(pa.struct([field.with_nullable(True) for field in CAPTION]))
-    columns["captions"] = pa.array([row["captions"] for row in chunk], captions)
+    columns["captions"] = pa.array([row["captions"] for row in chunk], _LOOSE_CAPTIONS)
     columns["embedding"] = vectors([row["embedding"] for row in chunk])
     for perspective in apart:
         columns[f"embedding_{perspective}"] = vectors([row["embeddings"][perspective] for row in chunk])
@@ -109,8 +109,12 @@ def _size(column: pa.Array, name: str) -> pa.Array:
 
 def _captions(column: pa.Array, perspectives: list[str], sha256s: pa.Array) -> pa.Array:
     """Each row's captions in the order of their perspectives' names; unknown, doubled or null ones are refused."""
-    lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False)
+    try:
+        column = column.cast(_LOOSE_CAPTIONS)
+    except pa.ArrowException as error:
+        raise ReleaseError(f"captions: {column.type} is not a list of {CAPTION} ({error})") from None
     flat = column.flatten()
+    lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False)
     children = [pc.struct_field(flat, field.name).cast(field.type) for field in CAPTION]
     for field, child in zip(CAPTION, children, strict=True):
         if child.null_count:
