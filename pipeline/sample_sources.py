@@ -38,8 +38,8 @@ PHOTOGRAPHS = {
 }
 # Blue Marble is 5400 x 2700 pixels, about 4 arc minutes each: (left, top, right, bottom).
 MAP_REGIONS = {
-    "train": [("Americas", (300, 300, 2220, 2160)), ("Africa and Europe", (2420, 300, 3540, 1860))],
-    "val": [("East Asia", (3900, 540, 4700, 1340)), ("Australia", (4300, 1400, 5100, 2040))],
+    "train": [("Americas", (300, 300, 2220, 2160)), ("Asia", (3720, 480, 4840, 1380))],
+    "val": [("Africa", (2420, 760, 3400, 1860)), ("Australia", (4360, 1440, 5000, 2080))],
 }
 # fmt: on
 MRI_SLICES = {"train": range(24, 88, 2), "val": range(104, 144, 5)}
