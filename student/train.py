@@ -80,7 +80,7 @@ def train(job: Any, begun: float) -> int:
     run.build()
     accelerator, model, optimizer, done = run.accelerator, run.model, run.optimizer, run.start
 
-    with Progress(run.start, run.last, run.main).running() as progress:
+    with run.stop, Progress(run.start, run.last, run.main).running() as progress:
         for step in range(run.start, run.last):
             # ---- one step: one update, from grad_accumulation micro-batches ----
             lapse, lr = time.monotonic(), lr_at(step, config)
@@ -107,17 +107,18 @@ def train(job: Any, begun: float) -> int:
             # ---- end of the step ----
 
             row = None
-            if done % config.log_every == 0 or done == run.last:
+            if done % config.log_every == 0 or done == config.max_steps:
                 row = run.log_row(done, lr, means, norm)
-            best = run.val is not None and (done % config.val_every == 0 or done == run.last) and run.validate(done)
-            if best or done % config.save_every == 0:
+            if run.val and (done % config.val_every == 0 or done == config.max_steps) and run.validate(done):
+                run.save(done)  # the best so far
+            if done % config.save_every == 0:
                 run.save(done)
             progress.advance(done, row)
             if stop:
                 break
 
-    run.save(done)
-    run.publish(done)
+        run.save(done)
+        run.publish(done)
     run.finish(done, begun)
     return 0
 

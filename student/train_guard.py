@@ -17,14 +17,20 @@ class TrainingStopped(RuntimeError):
 class StopRequest:
     """SIGTERM, SIGINT or the time limit, noticed between steps; the run then saves and exits cleanly.
 
-    A second SIGINT interrupts at once.
+    As a context: signals are noticed inside, and handled as before outside. A second SIGINT interrupts at once.
     """
 
     def __init__(self, begun: float, max_minutes: float | None):
         self.reason: str | None = None
         self._deadline = begun + 60 * max_minutes if max_minutes else None
-        signal.signal(signal.SIGTERM, self._note)
-        signal.signal(signal.SIGINT, self._note)
+
+    def __enter__(self) -> "StopRequest":
+        self._before = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def __exit__(self, *_error: Any) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
     def _note(self, number: int, _frame: Any) -> None:
         self.reason = f"signal {signal.Signals(number).name}"

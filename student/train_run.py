@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration
+from accelerate.utils import broadcast_object_list
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -20,29 +19,10 @@ from student.data import PairDataset, whole
 from student.ema import WeightAverage
 from student.losses import TERMS, Losses, compute_losses
 from student.sampler import BalancedBatches
-from student.train_config import TrainConfig
 from student.train_guard import BadSteps, StopRequest, ignore_signals
 from student.train_log import RunLog
-from student.train_setup import Job, RunLock, build_student, publish, published
+from student.train_setup import Job, RunLock, build_student, make_accelerator, publish, published
 from student.train_validate import choose_rows, validate
-
-
-def make_accelerator(config: TrainConfig, out: Path) -> Accelerator:
-    """Raises `ParamsError` for a precision or tracker that this machine does not have."""
-    try:
-        accelerator = Accelerator(
-            mixed_precision=config.mixed_precision,
-            gradient_accumulation_steps=config.grad_accumulation,
-            log_with=list(config.trackers) or None,
-            project_config=ProjectConfiguration(str(out), logging_dir=str(out / "trackers")),
-            kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
-        )
-    except (ValueError, ImportError) as error:
-        raise ParamsError(f"train.mixed_precision or train.trackers: {' '.join(str(error).split())}") from None
-    # Accelerate drops a tracker whose package is missing without a word.
-    if missing := sorted(set(config.trackers) - {str(getattr(t, "value", t)) for t in accelerator.log_with}):
-        raise ParamsError(f"train.trackers: {missing[0]} is not installed: pip install {missing[0]}, or leave it out")
-    return accelerator
 
 
 def make_batches(job: Job, start: int, process: int, processes: int) -> BalancedBatches:
@@ -75,8 +55,9 @@ class Run:
             self._lock = RunLock(self.out)
             if message := self.checkpoints.open_run(job.identity, config.on_changed):
                 print(f"train: {message}", flush=True)
-        self.accelerator.wait_for_everyone()
-        self.latest = self.checkpoints.latest()
+        # The main process looks, so that all agree: a network file system may show the others something older.
+        found = [self.checkpoints.latest(), max(self.checkpoints.scores().values(), default=-math.inf)] * self.main
+        self.latest, self.best = broadcast_object_list(found or [None, None])
         self.meta = read_meta(self.latest) if self.latest else {"step": 0, "bad_steps": 0, "val_psnr": None}
         self.start, self.last = self.meta["step"], job.last_step
         self.saved = self.start if self.latest else -1
@@ -197,14 +178,14 @@ class Run:
         with self._averaged():
             scores, usage, panels = validate(network, dataset, rows, self.config.val_crop, self.accelerator)
         self.model.train()
-        best = max(self.checkpoints.scores().values(), default=-math.inf)
         self.meta["val_psnr"] = float(np.mean([score["psnr"] for score in scores.values()]))
         self.meta["val_step"] = step
         if self.log:
             self.log.write({"step": step, "val": scores})
             self.log.write({"step": step, "usage": usage})
             self.log.images(step, panels)
-        return self.meta["val_psnr"] > best
+        improved, self.best = self.meta["val_psnr"] > self.best, max(self.meta["val_psnr"], self.best)
+        return improved
 
     def save(self, step: int) -> None:
         """A checkpoint after `step` steps, unless there is one."""

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration
 
 from student.checkpoint import CheckpointError, fsync
 from student.config import ParamsError, Paths, load_section
@@ -104,6 +106,24 @@ def open_job(params: dict[str, Any], init_from: str | None = None) -> Job:
     if not len(pairs):
         raise TrainDataError(f"{paths.index}: no usable row of split train; run python -m pipeline.index --check")
     return Job(paths, config, model, pairs, val, release)
+
+
+def make_accelerator(config: TrainConfig, out: Path) -> Accelerator:
+    """Raises `ParamsError` for a precision or tracker that this machine does not have."""
+    try:
+        accelerator = Accelerator(
+            mixed_precision=config.mixed_precision,
+            gradient_accumulation_steps=config.grad_accumulation,
+            log_with=list(config.trackers) or None,
+            project_config=ProjectConfiguration(str(out), logging_dir=str(out / "trackers")),
+            kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
+        )
+    except (ValueError, ImportError) as error:
+        raise ParamsError(f"train.mixed_precision or train.trackers: {' '.join(str(error).split())}") from None
+    # Accelerate drops a tracker whose package is missing without a word.
+    if missing := sorted(set(config.trackers) - {str(getattr(t, "value", t)) for t in accelerator.log_with}):
+        raise ParamsError(f"train.trackers: {missing[0]} is not installed: pip install {missing[0]}, or leave it out")
+    return accelerator
 
 
 def build_student(job: Job) -> Student:

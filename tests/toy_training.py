@@ -140,7 +140,11 @@ def start(folder: Path, model: dict | None = None, processes: int = 1, name: str
 def finish(processes: list, code: int = 0) -> None:
     """Wait for processes of `start` and check how they ended."""
     for process in processes:
-        process.join(timeout=120)
+        process.join(timeout=600)  # a busy machine is no failure
+    if alive := [process for process in processes if process.is_alive()]:
+        for process in alive:
+            process.kill()
+        raise AssertionError(f"{len(alive)} of {len(processes)} training processes did not end")
     assert [process.exitcode for process in processes] == [code] * len(processes)
 
 
