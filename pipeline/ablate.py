@@ -43,7 +43,8 @@ def ablate(args: argparse.Namespace) -> str:
     if not (args.plan or args.table):
         prepare(config)
     wanted = queue.experiments(config, params, queue.data_hash(paths))
-    missing = [experiment for experiment in wanted if experiment.name not in queue.finished()]
+    finished = queue.finished()
+    missing = [experiment for experiment in wanted if experiment.name not in finished]
     if args.plan:
         listed = "\n".join(f"  {e.name}: {' '.join(e.overrides)}" for e in missing)
         return f"ablate: {len(wanted) - len(missing)} of {len(wanted)} experiments are finished; to run:\n{listed}"
@@ -75,10 +76,14 @@ def run(config: AblateConfig, missing: list[queue.Experiment], copies: list[str]
     idle, done = 0, 0
     try:
         with progress("ablation", len(names)) as advance:
-            while waiting := names & {n for n, state in queue.states().items() if state in ("Queued", "Running")}:
+            while True:
+                states = {name: state for name, state in queue.states().items() if state in ("Queued", "Running")}
+                waiting = names & states.keys()
                 advance(len(names) - len(waiting) - done)
                 done = len(names) - len(waiting)
-                idle = 0 if "Running" in queue.states().values() else idle + 1
+                if not waiting:
+                    break
+                idle = 0 if "Running" in states.values() else idle + 1
                 if idle >= 3:  # the worker was killed
                     queue.dvc("queue", "start", "--jobs", str(config.jobs))
                     idle = 0

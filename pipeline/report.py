@@ -30,6 +30,7 @@ def report(args: argparse.Namespace) -> str:
     params = load_all(args.params, args.overrides)
     # Heavy (matplotlib), so not before the parameters are known to be right.
     from pipeline import (
+        report_ablation,
         report_data,
         report_page,
         report_priors,
@@ -49,6 +50,7 @@ def report(args: argparse.Namespace) -> str:
         ("training", "Training", "Losses, validation and speed over the steps.", report_training),
         ("prompts", "Prompts", "What the learned prompts are used for, and how much they count.", report_prompts),
         ("results", "Results", "Restored images against the clean ones, on held-out images.", report_results),
+        ("ablation", "Ablation", "Which part of the method helps, measured by leaving it out.", report_ablation),
         ("provenance", "Provenance", "What this run was made of.", report_provenance),
     )
     sections = []

@@ -1,0 +1,179 @@
+"""The ablation: its arithmetic, its names, and real experiments in a real DVC queue."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline import ablate, ablate_queue
+from pipeline.ablate_config import AblateConfig
+from pipeline.ablate_stats import Interval, as_json, markdown, rows, verdict
+from pipeline.params import load_all
+from pipeline.report_ablation import differences
+from pipeline.report_blocks import Missing
+from pipeline.report_config import ReportConfig
+from pipeline.report_inputs import Inputs
+from student.config import ParamsError, Paths, load_section, read_params
+
+REPOSITORY = Path(__file__).parents[1]
+RECIPE = REPOSITORY / "recipes" / "ablation.yaml"
+
+
+def measured(**gains: float) -> dict:
+    tasks = {task: {"psnr_gain": gain} for task, gain in gains.items()}
+    return {"variant": "basicsr", "tasks": tasks, "overall": {"psnr_gain": float(np.mean(list(gains.values())))}}
+
+
+def config(**variants: dict) -> AblateConfig:
+    return AblateConfig(seeds=[0, 1, 2], variants={"both": {"asks": "the method"}, **variants})
+
+
+def test_the_interval_is_students():
+    interval = Interval.of([1.0, 2.0, 4.5])
+    half = 4.302653 * np.std([1.0, 2.0, 4.5], ddof=1) / np.sqrt(3)  # t of 2 degrees of freedom, from a table
+    assert interval.mean == 2.5 and (interval.low, interval.high) == pytest.approx((2.5 - half, 2.5 + half), rel=1e-6)
+    assert str(Interval.of([1.0])) == "+1.000 [one seed]"
+
+
+@given(st.lists(st.floats(-5, 5), min_size=3, max_size=3), st.floats(-2, 2))
+def test_differences_are_paired_so_what_seeds_share_cancels(base, shift):
+    scores = {
+        "both": {seed: measured(a=value, b=value) for seed, value in enumerate(base)},
+        "other": {seed: measured(a=value + shift, b=value + shift) for seed, value in enumerate(base)},
+    }
+    _, row = rows(config(other={"asks": "?"}), scores)
+    assert row.difference.mean == pytest.approx(shift, abs=1e-9)
+    assert row.difference.high - row.difference.low == pytest.approx(0, abs=1e-9)
+
+
+def test_a_variant_with_fewer_tasks_is_compared_on_these():
+    scores = {
+        "both": {0: measured(a=1, b=9), 1: measured(a=2, b=9)},
+        "four": {0: measured(a=2), 1: measured(a=3)},
+    }
+    _, row = rows(config(four={"asks": "?"}), scores)
+    assert row.difference.mean == pytest.approx(1) and set(row.by_task) == {"a"}
+
+
+def test_seeds_that_one_side_lacks_are_left_out_and_unfinished_variants_too():
+    scores = {"both": {0: measured(a=1), 2: measured(a=1)}, "other": {1: measured(a=9), 2: measured(a=2)}}
+    table = rows(config(other={"asks": "?"}, never={"asks": "?"}), scores)
+    assert [row.variant for row in table] == ["both", "other"] and table[1].difference.n == 1
+
+
+def test_a_control_that_helps_is_an_alarm():
+    assert verdict(Interval(1, 0.5, 1.5, 3), control=True) == "helps: THE CONTROL FAILS"
+    assert verdict(Interval(1, -0.5, 2.5, 3), control=True) == "no difference shown"
+    assert verdict(Interval(-1, -1.5, -0.5, 3), control=False) == "hurts"
+
+
+def test_table_and_report_show_the_same_numbers(tmp_path):
+    scores = {"both": {0: measured(a=1), 1: measured(a=2)}, "other": {0: measured(a=0.5), 1: measured(a=1.5)}}
+    table = rows(config(other={"asks": "does it?"}), scores)
+    assert "| other | +1.000 [" in markdown(table, [0, 1], "basicsr") and "does it?" in markdown(table, [0], "basicsr")
+    (tmp_path / "ablation").mkdir()
+    results = tmp_path / "ablation" / "results.json"
+    results.write_text(json.dumps(as_json(table, [0, 1], "basicsr", "c0ffee"), allow_nan=False))
+    inputs = Inputs(Paths(report=str(tmp_path / "report")), ReportConfig())
+    figure, shown = differences(inputs)
+    assert "Of 1 comparisons over 2 seeds 1 show a difference: other hurts." in figure.takeaway
+    assert shown.rows[1][:4] == ["other", "+1.00 [-5.35, +7.35]", "both", "-0.50 [-0.50, -0.50]"]
+    results.write_text("{}")
+    with pytest.raises(Missing, match="pipeline.ablate"):
+        list(differences(inputs))
+
+
+def test_names_change_with_what_changes_numbers_and_with_nothing_else():
+    params = {"train": {"max_steps": 5}, "ablate": {"jobs": 1}}
+    one = ablate_queue.experiments(config(), params, "data")
+    assert len({e.name for e in one}) == 3
+    assert one == ablate_queue.experiments(config(), params | {"ablate": {"jobs": 9}, "report": {}}, "data")
+    assert one[0].name != ablate_queue.experiments(config(), params, "other data")[0].name
+    assert one[0].name != ablate_queue.experiments(config(), {"train": {"max_steps": 6}}, "data")[0].name
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ({"variants": {"a": {"asks": "?"}}}, "'both', which is no variant"),
+        ({"variants": {"both": {"asks": "?", "set": ["train.lr"]}}}, "must be SECTION.KEY=VALUE"),
+        ({"variants": {"both": {"asks": "?", "set": ["train.seed=3"]}}}, "set by the ablation itself"),
+        ({"seeds": [1, 1]}, "repeats a number"),
+    ],
+)
+def test_mistakes_are_named(section, message):
+    with pytest.raises(ParamsError, match=message):
+        load_section(AblateConfig, "ablate", {"ablate": section})
+
+
+def test_every_variant_of_the_recipe_is_valid_and_there_is_a_control():
+    found = load_section(AblateConfig, "ablate", read_params(RECIPE))
+    for variant in found.variants.values():
+        load_all(RECIPE, variant.set)
+    assert any(variant.control for variant in found.variants.values()) and len(found.seeds) >= 3
+
+
+def test_copies_that_are_too_large_are_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("store").mkdir()
+    Path("store/part").write_bytes(bytes(2000))
+    paths = Paths(samples="absent", caption_store="store")
+    assert ablate_queue.copies(config(), paths) == ["store"]
+    with pytest.raises(ParamsError, match="index.root as an absolute path"):
+        ablate_queue.copies(AblateConfig(max_copy_gb=1e-6), paths)
+
+
+STAGES = """
+stages:
+  embed:
+    cmd: mkdir -p artifacts/samples && test -f artifacts/samples/made || echo made by hand > artifacts/samples/made
+    outs: [artifacts/samples: {persist: true, cache: false}]
+  evaluate:
+    cmd: python evaluate.py
+    deps: [artifacts/samples]
+    params: [train]
+    metrics: [artifacts/metrics.json]
+"""
+EVALUATE = """
+import json
+from ruamel.yaml import YAML
+train = YAML(typ="safe").load(open("params.yaml"))["train"]
+gain = float(open("artifacts/samples/made").read() == "made by hand\\n") + 0.5 * (train["lr"] > 1e-3) + train["seed"]
+tasks = {"a": {"psnr_gain": gain}}
+json.dump({"variant": "basicsr", "tasks": tasks, "overall": {"psnr_gain": gain}}, open("artifacts/metrics.json", "w"))
+"""
+PARAMS = """
+train: {lr: 1e-3, min_lr: 0, seed: 0}
+ablate: {seeds: [0, 1], variants: {both: {asks: base}, fast: {asks: faster?, set: [train.lr=2e-3]}}}
+"""
+
+
+@pytest.mark.slow
+def test_real_experiments_run_once_and_their_table_comes_from_dvc(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    for file, text in (("dvc.yaml", STAGES), ("evaluate.py", EVALUATE), ("params.yaml", PARAMS)):
+        Path(file).write_text(text)
+    Path(".gitignore").write_text("/artifacts/\n")
+    Path("artifacts").mkdir()
+    Path("artifacts/index.parquet").write_bytes(b"an index")
+    identity = ("-c", "user.name=n", "-c", "user.email=e@x")
+    for command in (["git", "init", "-q"], ["dvc", "init", "-q"], ["git", "add", "-A"]):
+        subprocess.run(command, check=True)
+    subprocess.run(["git", *identity, "commit", "-qm", "start"], check=True)
+    for name in ("AUTHOR", "COMMITTER"):
+        monkeypatch.setenv(f"GIT_{name}_NAME", "n")
+        monkeypatch.setenv(f"GIT_{name}_EMAIL", "e@x")
+    ablate.main([])
+    out = capsys.readouterr().out
+    assert "| fast | +2.000 [" in out and "| both | +0.500 [+0.500, +0.500] | helps |" in out
+    assert "4 of 4 experiments" in out
+    monkeypatch.setattr(ablate_queue, "enqueue", lambda *_: pytest.fail("a finished experiment was queued again"))
+    ablate.main([])
+    assert json.loads(Path("artifacts/ablation/results.json").read_text())["rows"][1]["difference"]["mean"] == 0.5
