@@ -9,6 +9,7 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from pipeline import ablate_queue as queue
@@ -27,6 +28,11 @@ EXAMPLES = """examples:
   dvc queue status; dvc queue stop                                     from another terminal
 """
 POLL_SECONDS = 10
+QUIET_POLLS = 2
+"""On a loaded machine a worker may not answer DVC in time, and its experiment is then in no list for a moment."""
+IDLE_POLLS = 3
+ATTEMPTS = 2
+"""An idle worker ends itself; one that was only slow to answer then takes its experiment along, which is run again."""
 
 
 def ablate(args: argparse.Namespace) -> str:
@@ -65,32 +71,36 @@ def prepare(config: AblateConfig) -> None:
 
 def run(config: AblateConfig, missing: list[queue.Experiment], copies: list[str]) -> None:
     """Queue what is neither finished nor in the queue, start workers, wait. Ctrl-C stops after what runs."""
-    known = queue.states()
-    for experiment in missing:
-        if known.get(experiment.name) not in ("Queued", "Running"):
-            queue.enqueue(experiment, copies, "evaluate")
-    names = {experiment.name for experiment in missing}
-    if not names:
-        return
-    queue.dvc("queue", "start", "--jobs", str(config.jobs))
-    idle, done = 0, 0
     try:
-        with progress("ablation", len(names)) as advance:
-            while True:
-                states = {name: state for name, state in queue.states().items() if state in ("Queued", "Running")}
-                waiting = names & states.keys()
-                advance(len(names) - len(waiting) - done)
-                done = len(names) - len(waiting)
-                if not waiting:
-                    break
-                idle = 0 if "Running" in states.values() else idle + 1
-                if idle >= 3:  # the worker was killed
-                    queue.dvc("queue", "start", "--jobs", str(config.jobs))
-                    idle = 0
-                time.sleep(POLL_SECONDS)
+        with progress("ablation", len(missing)) as advance:
+            for _ in range(ATTEMPTS):
+                known = queue.states()
+                for experiment in missing:
+                    if known.get(experiment.name) not in queue.WAITING:
+                        queue.enqueue(experiment, copies, "evaluate")
+                if missing:
+                    wait(config, {experiment.name for experiment in missing}, advance)
+                finished = queue.finished()
+                missing = [experiment for experiment in missing if experiment.name not in finished]
     except KeyboardInterrupt:
         queue.dvc("queue", "stop")
         raise queue.QueueError("stopped after the experiment that runs; the same command goes on") from None
+
+
+def wait(config: AblateConfig, names: set[str], advance: Callable[[int], None]) -> None:
+    """Return when none of `names` waits or runs; start workers when there are none."""
+    quiet, idle, done = 0, IDLE_POLLS, 0
+    while quiet < QUIET_POLLS:
+        if idle >= IDLE_POLLS:  # at first, and when the workers were killed
+            queue.dvc("queue", "start", "--jobs", str(config.jobs))
+            idle = 0
+        time.sleep(POLL_SECONDS)
+        states = queue.states()
+        waiting = {name for name in names if states.get(name) in queue.WAITING}
+        quiet = 0 if waiting else quiet + 1
+        idle = 0 if "Running" in states.values() or not waiting else idle + 1
+        advance(max(0, len(names) - len(waiting) - done))
+        done = max(done, len(names) - len(waiting))
 
 
 def collect(config: AblateConfig, wanted: list[queue.Experiment], paths) -> str:

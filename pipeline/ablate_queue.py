@@ -14,6 +14,7 @@ from student.config import ParamsError
 
 EXECUTION = {"ablate", "report"}
 """Sections that change no experiment's numbers."""
+WAITING = ("Queued", "Running")
 
 
 class QueueError(ValueError):

@@ -56,7 +56,7 @@ def run(tmp_path_factory):
     root = tmp_path_factory.mktemp("run")
     write_run(root)
     done = subprocess.run(
-        [sys.executable, "-m", "pipeline.report"], cwd=root, capture_output=True, text=True, timeout=120
+        [sys.executable, "-m", "pipeline.report"], cwd=root, capture_output=True, text=True, timeout=400
     )
     assert done.returncode == 0, done.stderr
     return root, done.stdout
