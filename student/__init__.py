@@ -1,1 +1,1 @@
-"""The restoration student: network, losses, data, training, evaluation and restoration (DATPRL-IR, arXiv 2603.01725)."""
+"""The restoration student: network, losses, data, training, evaluation, restoration (DATPRL-IR, arXiv 2603.01725)."""

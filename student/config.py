@@ -107,7 +107,8 @@ def _explain(cls: type[BaseModel], section: str, detail: Any) -> str:
     location = [str(part) for part in detail["loc"]]
     where = ".".join([section, *location])
     if detail["type"] == "extra_forbidden":
-        return f"params: unknown key {where} = {detail['input']!r}{_nearest(location[-1], _keys_at(cls, location[:-1]))}"
+        nearest = _nearest(location[-1], _keys_at(cls, location[:-1]))
+        return f"params: unknown key {where} = {detail['input']!r}{nearest}"
     return f"params: {where} = {detail['input']!r}: {detail['msg']}"
 
 
