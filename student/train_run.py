@@ -12,7 +12,7 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from student.allocator import keep_freed_memory
+from student.cpu import keep_freed_memory, use_all_cores
 from student.checkpoint import CheckpointError, Checkpoints, read_meta
 from student.config import ParamsError
 from student.data import PairDataset, whole
@@ -72,6 +72,7 @@ class Run:
         student, cuda = build_student(self.job), accelerator.device.type == "cuda"
         if not cuda:
             keep_freed_memory()
+            use_all_cores()
         if config.channels_last:
             student = student.to(memory_format=torch.channels_last)
         optimizer = torch.optim.Adam(student.parameters(), lr=config.lr, betas=config.betas, fused=cuda)

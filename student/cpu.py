@@ -1,6 +1,9 @@
-"""The C library's memory allocator, set up for training on a CPU."""
+"""The C library's memory allocator and the threads, set up for training on a CPU."""
 
 import ctypes
+import os
+
+import torch
 
 # Parameter numbers of glibc's malloc.h.
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
@@ -16,3 +19,12 @@ def keep_freed_memory() -> bool:
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     return mallopt is not None and mallopt(M_MMAP_MAX, 0) == 1 and mallopt(M_TRIM_THRESHOLD, -1) == 1
+
+
+def use_all_cores() -> None:
+    """Share this machine's cores among its training processes.
+
+    `accelerate launch` sets OMP_NUM_THREADS to 1 where nobody set it, and half of a two-core laptop would idle.
+    """
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // processes))
