@@ -12,9 +12,9 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from student.cpu import keep_freed_memory, use_all_cores
 from student.checkpoint import CheckpointError, Checkpoints, read_meta
 from student.config import ParamsError
+from student.cpu import keep_freed_memory, use_all_cores
 from student.data import PairDataset, whole
 from student.ema import WeightAverage
 from student.losses import TERMS, Losses, compute_losses
