@@ -105,14 +105,18 @@ def spread(inputs: Inputs) -> Iterator[Block]:
     axes[0, 0].axvline(0, color=style.INK, linewidth=1)
     axes[0, 0].set_yticks(range(len(names)), [pretty(name) for name in names])
     axes[0, 0].grid(axis="y", visible=False)
-    axes[0, 0].set_xlabel("PSNR gain of one image (dB); line: mean of the task")
+    axes[0, 0].set_xlabel("PSNR gain of one image (dB); line: mean")
     everyone = np.concatenate([gains[name] for name in names])
     worse = int((everyone <= 0).sum())
     yield Figure(
         "results-spread",
         "Gain of every image",
         f"{len(everyone) - worse} of {len(everyone)} held-out images get better"
-        + (f"; {worse} do not, the worst loses {-everyone.min():.2f} dB." if worse else ", none gets worse."),
+        + (
+            f"; {worse} {'does' if worse == 1 else 'do'} not, the worst loses {-everyone.min():.2f} dB."
+            if worse
+            else ", none gets worse."
+        ),
         style.png(figure),
         "Points: the PSNR gain of every image, by task, with the mean of the task.",
     )

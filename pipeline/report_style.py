@@ -90,7 +90,9 @@ def heatmap(
     axes.set_yticks(range(len(rows)), rows)
     axes.set_xticks(range(len(columns)), columns)
     axes.tick_params(length=0)
-    if values.size <= 64:
+    if len(columns) > 10:
+        axes.tick_params(axis="x", labelsize=8)
+    if len(columns) <= 8 and len(rows) <= 12:
         for (row, column), value in np.ndenumerate(values):
             dark = image.norm(value) < 0.5
             axes.text(column, row, form.format(value), ha="center", va="center", color="white" if dark else "black")

@@ -15,8 +15,8 @@ MEANING = {
     "fft": "fft: the same in frequencies",
     "align": "align: 1 − cos(prompt, prior)",
     "diversity": "diversity: prompts too alike",
-    "balance": "balance: prompts used unevenly",
-    "contrastive": "contrastive: tasks, domains mixed",
+    "balance": "balance: uneven use",
+    "contrastive": "contrastive: mixed labels",
 }
 
 
