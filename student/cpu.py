@@ -13,7 +13,7 @@ def keep_freed_memory() -> bool:
     """Keep freed activations in the process instead of handing them back to the kernel; returns whether that worked.
 
     A training step on a CPU allocates and frees the same hundreds of megabytes again and again. By default glibc maps
-    and unmaps every large block, and the kernel zeroes each page anew: 8,000 page faults a step of a NAFNet of width 16.
+    and unmaps every large block, and the kernel zeroes each page anew: 8,000 page faults a step of a small NAFNet.
     Without them a step took 0.22 s instead of 0.42 s (2 cores, batch 12 of 64x64). Values do not change.
     Other C libraries have no `mallopt`; there nothing happens.
     """
