@@ -9,12 +9,13 @@
         --new-tokens 48 --quantization nf4 nf4-dequantized int8 none --batch-sizes 8 16 32   # no download
 
 In float32 all three must give identical tokens, and the run fails if they do not. In bfloat16 greedy tokens depend on
-the batch composition, so there the share of equal rows is only reported.
+the batch composition, so there the share of equal rows is only reported. Times are medians.
 """
 
 import argparse
 import datetime
 import os
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -120,13 +121,17 @@ def shared(generator, images, batch):
     return results
 
 
-def timed(function, *arguments):
+def timed(repeats: int, function, *arguments):
+    """(result, median seconds of `repeats` calls)."""
     synchronize = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
-    synchronize()
-    started = perf_counter()
-    result = function(*arguments)
-    synchronize()
-    return result, perf_counter() - started
+    times = []
+    for _ in range(repeats):
+        synchronize()
+        started = perf_counter()
+        result = function(*arguments)
+        synchronize()
+        times.append(perf_counter() - started)
+    return result, statistics.median(times)
 
 
 def measure(options, quantization: str) -> list[str]:
@@ -141,7 +146,7 @@ def measure(options, quantization: str) -> list[str]:
     ]
     few = images[: options.naive_images or None]
     shared(generator, images[:1], 1)  # warm-up
-    expected, seconds = timed(naive, generator, few)
+    expected, seconds = timed(options.repeats, naive, generator, few)
     base = seconds / len(few)
     rows = [row("naive", quantization, 1, base, base, options, "")]
     for batch in options.batch_sizes:
@@ -150,7 +155,7 @@ def measure(options, quantization: str) -> list[str]:
                 torch.cuda.reset_peak_memory_stats()
             some = few if name == "padded" else images
             try:
-                captions, seconds = timed(function, generator, some, *arguments)
+                captions, seconds = timed(options.repeats, function, generator, some, *arguments)
             except torch.OutOfMemoryError:
                 torch.cuda.empty_cache()
                 rows.append(f"| {name} | {quantization} | {batch} | out of memory | | | | |")
@@ -185,6 +190,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=4)
     parser.add_argument("--naive-images", type=int, default=0, help="images of the two slow methods (0: all)")
     parser.add_argument("--new-tokens", type=int, default=24)
+    parser.add_argument("--repeats", type=int, default=3, help="calls of each method; the table has their medians")
     parser.add_argument("--record", action="store_true", help="append the table to benchmarks/RESULTS.md")
     options = parser.parse_args()
     options.dtype = options.dtype or ("float32" if options.device == "cpu" else "bfloat16")
@@ -196,7 +202,7 @@ def main() -> None:
     table = "\n".join(
         [
             f"\n## bench_teacher: {options.model_shape} shape, random weights, {options.dtype}, 5 questions x "
-            f"{options.new_tokens} new tokens, {options.images} images",
+            f"{options.new_tokens} new tokens, {options.images} images, medians of {options.repeats}",
             f"{datetime.date.today()}, commit {commit or 'unknown'}, {device}, {torch.get_num_threads()} threads; "
             f"`python benchmarks/bench_teacher.py {' '.join(sys.argv[1:])}`\n",
             "| method | weights | batch | images/s | captions/s | tokens/s | peak memory | equal to naive | speed-up |",
