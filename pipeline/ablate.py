@@ -92,7 +92,7 @@ def wait(config: AblateConfig, names: set[str], advance: Callable[[int], None]) 
     quiet, idle, done = 0, IDLE_POLLS, 0
     while quiet < QUIET_POLLS:
         if idle >= IDLE_POLLS:  # at first, and when the workers were killed
-            queue.dvc("queue", "start", "--jobs", str(config.jobs))
+            queue.start(config.jobs)
             idle = 0
         time.sleep(POLL_SECONDS)
         states = queue.states()

@@ -16,7 +16,7 @@ class Variant(Section):
     asks: str
     """What its difference to `against` tells, as a question; stands in the table."""
     set: list[str] = []
-    """`section.key=value`, as `--set` takes them; scalars only."""
+    """`section.key=value`, as `--set` takes them: scalars, and lists as `[a,b]` without blanks."""
     against: Name | None = None
     """The variant that it is compared with; null: `ablate.reference`."""
     control: bool = False

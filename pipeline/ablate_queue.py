@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping
@@ -57,9 +58,11 @@ def data_hash(paths: Any) -> str:
         raise QueueError(f"{paths.index}: no index; run dvc repro index first") from None
 
 
-def dvc(*arguments: str, show: bool = False) -> str:
+def dvc(*arguments: str, show: bool = False, environment: Mapping[str, str] | None = None) -> str:
     """Run a DVC command; its output. Raises `QueueError` with DVC's own last line."""
-    done = subprocess.run([sys.executable, "-m", "dvc", *arguments], capture_output=not show, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "dvc", *arguments], capture_output=not show, text=True, env=environment
+    )
     if done.returncode:
         reason = "see above" if show else (done.stderr.strip().splitlines() or ["no reason given"])[-1]
         raise QueueError(f"dvc {' '.join(arguments[:3])} failed: {reason}")
@@ -83,6 +86,18 @@ def copies(config: AblateConfig, paths: Any) -> list[str]:
             f"{config.max_copy_gb}; give index.root as an absolute path and leave the folder out of ablate.copy_paths"
         )
     return found
+
+
+def start(jobs: int) -> None:
+    """Start `jobs` workers, whose experiments run the code of their own workspace and share the cores.
+
+    Without a PYTHONPATH an editable installation would lend them the code of this folder as it is at that moment.
+    `MKL_NUM_THREADS` because `accelerate launch` overwrites the absence of `OMP_NUM_THREADS`, see `student/cpu.py`.
+    """
+    threads = str(max(1, len(os.sched_getaffinity(0)) // jobs))
+    here = os.pathsep.join(filter(None, [".", os.environ.get("PYTHONPATH")]))
+    environment = {"PYTHONPATH": here, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+    dvc("queue", "start", "--jobs", str(jobs), environment={**os.environ, **environment})
 
 
 def states() -> dict[str, str]:

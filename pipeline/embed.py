@@ -60,7 +60,7 @@ def embed_missing(ranges: Iterator, cache: EmbeddingCache, config: EmbedConfig, 
 
 def embed_images(images: list[ImageCaptions], embedder, pooling: str, apart: list[str]) -> dict:
     """image_sha256 -> (digest, truncated perspectives, vectors float16 `[columns, dim]`); each text is encoded once."""
-    said = {image.sha256: {name: row["caption"] for name, row in image.captions.items()} for image in images}
+    said = {image.sha256: image.texts for image in images}
     if pooling == "joined":  # a cut counts for every perspective in the text
         joined = {sha256: " ".join(of_image[name] for name in sorted(of_image)) for sha256, of_image in said.items()}
         said = {sha256: dict.fromkeys(of_image, joined[sha256]) for sha256, of_image in said.items()}
@@ -124,6 +124,7 @@ def embed(args: argparse.Namespace) -> str:
     fingerprints = {name: store.fingerprint for name, store in stores.items()}
     embedder = embedder_identity(config.model, revision=config.revision)
     apart = sorted(stores) if config.keep_apart else []
+    labels = labels_of(index) if config.pooling == "label" else {}
     dim = embedder["dim"] * (len(stores) if config.pooling == "concat" else 1)
     embedder |= {"pooling_of_perspectives": config.pooling, "keep_apart": config.keep_apart}
     teacher_fingerprint = fingerprint_of(fingerprints)
@@ -133,7 +134,7 @@ def embed(args: argparse.Namespace) -> str:
 
     def ranges(tally: Tally, advance: Callable[[int], None] = lambda n: None) -> Iterator:
         need_all = config.keep_apart or config.pooling == "concat"
-        return caption_ranges(images, stores, need_all, tally, advance)
+        return caption_ranges(images, stores, need_all, tally, advance, labels)
 
     (rank, world_size), stop, tally = process_of_many(), Stop(), Tally()
     try:
@@ -173,6 +174,14 @@ def embed(args: argparse.Namespace) -> str:
         f"verified; {left_out} without a caption left out, {truncated.total()} captions cut by the embedder, "
         f"{time.perf_counter() - started:.1f} s"
     )
+
+
+def labels_of(index: pa.Table) -> dict[str, str]:
+    """The domain of each image in words (sha256 -> "remote sensing"); of an image in several, all of them."""
+    domains: dict[str, set[str]] = {}
+    for sha256, domain in zip(index["gt_sha256"].to_pylist(), index["domain"].to_pylist(), strict=True):
+        domains.setdefault(sha256, set()).add(domain.replace("_", " "))
+    return {sha256: ", ".join(sorted(names)) for sha256, names in domains.items()}
 
 
 def sizes_of(index: pa.Table) -> dict[str, tuple[int, int]]:

@@ -14,9 +14,10 @@ class EmbedConfig(Section):
     """*identity* (by content): sentence-transformers or CLIP; hub id, directory, or a package that carries one."""
     revision: str | None = None
     """*identity*: commit, tag or branch of a hub id; resolved to a commit."""
-    pooling: Literal["mean", "concat", "joined"] = "mean"
+    pooling: Literal["mean", "concat", "joined", "label"] = "mean"
     """*identity*: `mean` of the perspectives' unit vectors, made unit length again [ours]; `concat`: one after the
-    other; `joined`: all captions embedded as one text, which a short `max_seq_length` may cut."""
+    other; `joined`: all captions embedded as one text, which a short `max_seq_length` may cut; `label`: the domain's
+    name instead of what the teacher says, the comparison of an ablation."""
     keep_apart: bool = False
     """*identity*: also keep each perspective's own vector, as a column `embedding_<perspective>`; only with `mean`."""
     device: str = "auto"

@@ -5,6 +5,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 import numpy as np
 
@@ -21,12 +22,18 @@ class ImageCaptions:
 
     sha256: str
     captions: dict[str, dict]
+    label: str | None = None
+    "the one text that is embedded instead of the captions"
+
+    @property
+    def texts(self) -> dict[str, str]:
+        """perspective -> the text that is embedded."""
+        return {name: self.label or row["caption"] for name, row in self.captions.items()}
 
     @property
     def digest(self) -> str:
         """sha256 over perspectives and texts: what the vector depends on besides the embedder."""
-        texts = {name: row["caption"] for name, row in self.captions.items()}
-        return hashlib.sha256(json.dumps(texts, sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(json.dumps(self.texts, sort_keys=True).encode()).hexdigest()
 
 
 @dataclass
@@ -49,10 +56,12 @@ def caption_ranges(
     need_all: bool,
     tally: Tally,
     advance: Callable[[int], None] = lambda n: None,
+    labels: Mapping[str, str] = MappingProxyType({}),
 ) -> Iterator[tuple[str, str, list[ImageCaptions]]]:
     """Yield `(low, high, images)` by ranges of sha256, ordered; images without a usable caption are only tallied.
 
-    With `need_all` an image that lacks one perspective is left out. Raises `EmbedError` if the store lacks an image.
+    With `need_all` an image that lacks one perspective is left out. `labels` (by sha256) are embedded instead of
+    captions. Raises `EmbedError` if the store lacks an image.
     """
     wanted = sorted(images)
     position = 0
@@ -75,7 +84,7 @@ def caption_ranges(
                 tally.without_row[max(failures, key=STATUSES.index)] += 1
                 continue
             tally.partial += bool(failures)
-            usable.append(ImageCaptions(sha256, captions))
+            usable.append(ImageCaptions(sha256, captions, labels.get(sha256)))
         yield low, high, usable
         advance(position - started)
 
@@ -93,8 +102,8 @@ def pool(vectors: Mapping[str, np.ndarray], pooling: str, apart: Iterable[str]) 
     """Unit vectors float32 `[d]` per perspective -> float16 `[columns, dim]`: the prior, then those kept apart.
 
     `mean`: the L2-normalised mean of the L2-normalised vectors [ours]; `concat`: one after the other by perspective
-    name, L2-normalised; `joined`: the vectors are equal already, and their mean is that vector. Vectors can be kept
-    apart only with `mean`: the columns of a release have one dim.
+    name, L2-normalised; `joined` and `label`: the vectors are equal already, and their mean is that vector.
+    Vectors can be kept apart only with `mean`: the columns of a release have one dim.
     """
     unit = {name: _unit(vectors[name].astype(np.float64)) for name in sorted(vectors)}
     vectors_of = list(unit.values())

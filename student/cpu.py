@@ -24,7 +24,11 @@ def keep_freed_memory() -> bool:
 def use_all_cores() -> None:
     """Share this machine's cores among its training processes.
 
-    `accelerate launch` sets OMP_NUM_THREADS to 1 where nobody set it, and half of a two-core laptop would idle.
+    `accelerate launch` sets OMP_NUM_THREADS to 1 where nobody set it, and half of a two-core laptop would idle. Hence
+    OMP_NUM_THREADS cannot be believed; MKL_NUM_THREADS, which torch reads too, can: it is kept where it is set.
     """
+    if "MKL_NUM_THREADS" in os.environ:
+        torch.set_num_threads(int(os.environ["MKL_NUM_THREADS"]))
+        return
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // processes))

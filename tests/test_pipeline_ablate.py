@@ -141,7 +141,9 @@ stages:
     metrics: [artifacts/metrics.json]
 """
 EVALUATE = """
-import json
+import json, os
+assert os.environ["PYTHONPATH"].startswith("."), "its own workspace's code must run"
+assert os.environ["MKL_NUM_THREADS"] == os.environ["OMP_NUM_THREADS"] == str(max(1, len(os.sched_getaffinity(0)) // 2))
 from ruamel.yaml import YAML
 train = YAML(typ="safe").load(open("params.yaml"))["train"]
 gain = float(open("artifacts/samples/made").read() == "made by hand\\n") + 0.5 * (train["lr"] > 1e-3) + train["seed"]
@@ -150,7 +152,7 @@ json.dump({"variant": "basicsr", "tasks": tasks, "overall": {"psnr_gain": gain}}
 """
 PARAMS = """
 train: {lr: 1e-3, min_lr: 0, seed: 0}
-ablate: {seeds: [0, 1], variants: {both: {asks: base}, fast: {asks: faster?, set: [train.lr=2e-3]}}}
+ablate: {seeds: [0, 1], jobs: 2, variants: {both: {asks: base}, fast: {asks: faster?, set: [train.lr=2e-3]}}}
 """
 
 

@@ -1,12 +1,17 @@
-"""What the ablation varies besides plain switches: shuffled priors, and all captions as one text."""
+"""What the ablation varies besides plain switches: shuffled priors, other texts; and its share of the cores."""
+
+import os
 
 import numpy as np
+import pyarrow as pa
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from toy_run import write_run
 
-from pipeline.embed import embed_images
+from pipeline.embed import embed_images, labels_of
 from pipeline.embed_rows import ImageCaptions
+from student.cpu import use_all_cores
 from student.data import PairDataset, exchanged, read_pairs, read_release
 from student.sampler import Draw
 
@@ -54,3 +59,29 @@ def test_joined_captions_are_embedded_as_one_text():
         "brightness",
         "content",
     ]
+
+
+def test_labels_take_the_place_of_the_captions_and_belong_to_the_vectors_identity():
+    index = pa.table({"gt_sha256": ["00", "00", "11"], "domain": ["dark_sky", "cat", "cat"]})
+    labels = labels_of(index)
+    assert labels == {"00": "cat, dark sky", "11": "cat"}
+    captions = {"content": {"caption": "sky sky sky"}, "brightness": {"caption": "sky"}}
+    image = ImageCaptions("00", captions, labels["00"])
+    (_, _, vector) = embed_images([image], WordCounts(), "label", [])["00"]
+    np.testing.assert_allclose(vector[0], np.array([1, 1, 1]) / np.sqrt(3), atol=1e-3)
+    digests = {ImageCaptions("00", captions, label).digest for label in (None, "cat", "dark sky")}
+    assert len(digests) == 3, "a cached vector of another text would be taken for this one"
+
+
+def test_experiments_side_by_side_keep_their_share_of_the_cores(monkeypatch):
+    before = torch.get_num_threads()
+    try:
+        monkeypatch.setenv("MKL_NUM_THREADS", "3")
+        monkeypatch.setenv("OMP_NUM_THREADS", "1")  # as `accelerate launch` leaves it
+        use_all_cores()
+        assert torch.get_num_threads() == 3
+        monkeypatch.delenv("MKL_NUM_THREADS")
+        use_all_cores()
+        assert torch.get_num_threads() == len(os.sched_getaffinity(0))
+    finally:
+        torch.set_num_threads(before)
