@@ -45,7 +45,7 @@ class PromptPool(nn.Module):
         self.top_k, self.selection_noise = top_k, selection_noise
         self.keys_ND = nn.Parameter(torch.empty(size, dim))
         self.values_NLD = nn.Parameter(torch.empty(size, prompt_len, dim))
-        self.temperature = nn.Parameter(torch.tensor(1.0))
+        self.temperature = nn.Parameter(torch.ones(1))  # FSDP2 cannot shard a scalar
         self.aggregate = nn.Sequential(nn.Linear(prompt_len * dim, dim), nn.LayerNorm(dim), nn.GELU())
         self.reset_prompts()
 

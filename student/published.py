@@ -167,12 +167,15 @@ def to_published(ours: Weights, config: ModelConfig) -> Weights:
 
 
 def _their_shape(name: str, tensor: Tensor) -> tuple[int, ...]:
-    """1×1 convolutions, temperatures and NAFNet's residual scales have extra dimensions of size 1 there."""
+    """1×1 convolutions, attention temperatures and NAFNet's residual scales have extra dimensions of size 1 there; the
+    pools' temperatures have none."""
     conv = r"(project_(in|out)|attn\.qkv|conv[1345]|sca\.1|prompt_fusion|reduce_chan_level\d|ups\.\d+\.0)\.weight$"
     if re.search(conv, name) and tensor.ndim == 2:
         return (*tensor.shape, 1, 1)
     if name.endswith("attn.temperature"):
         return (*tensor.shape, 1, 1)
+    if name.endswith("pool.temperature"):
+        return ()
     return (1, *tensor.shape, 1, 1) if name.endswith((".beta", ".gamma")) else tuple(tensor.shape)
 
 

@@ -22,6 +22,7 @@ from student.sampler import BalancedBatches
 from student.train_guard import BadSteps, StopRequest, ignore_signals
 from student.train_log import RunLog
 from student.train_setup import Job, RunLock, build_student, make_accelerator, publish, published
+from student.train_sharded import check_shards, make_shardable, shards_of, whole_tensor
 from student.train_validate import choose_rows, validate
 
 
@@ -73,14 +74,16 @@ class Run:
         if not cuda:
             keep_freed_memory()
             use_all_cores()
-        if config.channels_last:
+        self.shards = shards_of(accelerator)
+        if self.shards:
+            make_shardable(student, accelerator)
+        elif config.channels_last:  # FSDP2 takes contiguous weights only
             student = student.to(memory_format=torch.channels_last)
         optimizer = torch.optim.Adam(student.parameters(), lr=config.lr, betas=config.betas, fused=cuda)
         if config.compile:
             student.compile()
         self.model, self.optimizer = accelerator.prepare(student, optimizer)
         self.network = accelerator.unwrap_model(self.model)
-        self.sharded = accelerator.distributed_type == "FSDP"
         self.average = WeightAverage(self.network, config.ema_decay) if config.ema_decay else None
         if self.latest:
             self._restore(self.latest)
@@ -101,10 +104,11 @@ class Run:
         self.images = 0
 
     def _restore(self, folder: Path) -> None:
+        check_shards(folder, self.meta["shards"], self.shards)
         try:
             self.accelerator.load_state(str(folder))
             if self.average:
-                self.average.load(folder, self.rank, self.sharded)
+                self.average.load(folder, self.rank, bool(self.shards))
         except Exception as error:  # torch, pickle and safetensors each raise their own
             reason = " ".join(str(error).split())[:300]
             raise CheckpointError(f"{folder}: {reason}; delete it to go on from an older checkpoint") from error
@@ -174,7 +178,7 @@ class Run:
     def validate(self, step: int) -> bool:
         """Log validation scores, prompt usage and panels; True when this is the best so far."""
         dataset, rows = self.val
-        network = self.model if self.sharded else self.network.forward  # `forward`: not compiled for every size
+        network = self.model if self.shards else self.network.forward  # `forward`: not compiled for every size
         self.model.eval()
         with self._averaged():
             scores, usage, panels = validate(network, dataset, rows, self.config.val_crop, self.accelerator)
@@ -196,13 +200,14 @@ class Run:
             "step": step,
             "bad_steps": self.bad_steps.total,
             "val_psnr": self.meta["val_psnr"] if self.meta.get("val_step") == step else None,
+            "shards": self.shards,
             "identity": self.job.identity,
         }
 
         def write(folder: Path) -> None:
             self.accelerator.save_state(str(folder))
             if self.average:
-                self.average.save(folder, self.rank, self.sharded)
+                self.average.save(folder, self.rank, bool(self.shards))
 
         self.checkpoints.save(step, meta, write, self.config.keep_last, self.accelerator)
         self.saved = step
@@ -244,8 +249,3 @@ class Run:
 
     def _averaged(self) -> Any:
         return self.average.applied() if self.average else nullcontext()
-
-
-def whole_tensor(tensor: Tensor) -> Tensor:
-    """The whole of a sharded tensor (FSDP2), with gradients; any other as it is."""
-    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor

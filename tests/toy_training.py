@@ -116,8 +116,12 @@ def launch(file: Path, *arguments: str) -> tuple[int, str]:
     return done.returncode, done.stdout
 
 
-def start(folder: Path, model: dict | None = None, processes: int = 1, name: str = "params", **train) -> list:
+def start(
+    folder: Path, model: dict | None = None, processes: int = 1, name: str = "params", before=None, **train
+) -> list:
     """Start training in processes of its own, as torchrun would; several are one gloo group.
+
+    `before`, a function of a module, is called in each of them first.
 
     They come from a server that has already imported everything, and so begin within a second. Their output goes to
     `folder`/NAME-RANK.txt.
@@ -132,7 +136,7 @@ def start(folder: Path, model: dict | None = None, processes: int = 1, name: str
     started = []
     for rank in range(processes):
         env = group | {"RANK": str(rank), "LOCAL_RANK": str(rank)} if processes > 1 else {}
-        started.append(context.Process(target=_train, args=(file, folder / f"{name}-{rank}.txt", env)))
+        started.append(context.Process(target=_train, args=(file, folder / f"{name}-{rank}.txt", env, before)))
         started[-1].start()
     return started
 
@@ -154,7 +158,7 @@ def wait_for_rows(out: Path, count: int, process) -> None:
         time.sleep(0.005)
 
 
-def _train(file: Path, output: Path, env: dict[str, str]) -> None:
+def _train(file: Path, output: Path, env: dict[str, str], before) -> None:
     import torch
 
     from student.train import main
@@ -164,6 +168,8 @@ def _train(file: Path, output: Path, env: dict[str, str]) -> None:
     with open(output, "a") as stream:
         os.dup2(stream.fileno(), 1)
         os.dup2(stream.fileno(), 2)
+    if before:
+        before()
     sys.exit(main(["--params", str(file)]))
 
 
