@@ -49,8 +49,8 @@ TREES = {
 }
 
 
-def make_tree(root: Path, recipe: str, images: int = 12, size: int = 40) -> None:
-    """The folders of a recipe below `root`, `images` files in each; medical ones are gray."""
+def make_tree(root: Path, recipe: str, images: int = 12, size: int = 40) -> Path:
+    """The folders of a recipe below `root`, `images` files in each; medical ones are gray. Returns `root`."""
     for gt_folder, lq_folder, gt_name, lq_name in TREES[recipe]:
         for number in range(1, images + 1):
             for folder, name, softer in ((gt_folder, gt_name, 1.0), (lq_folder, lq_name, 0.6)):
@@ -58,6 +58,7 @@ def make_tree(root: Path, recipe: str, images: int = 12, size: int = 40) -> None
                     file.parent.mkdir(parents=True, exist_ok=True)
                     gray = folder.split("/")[0] in ("MRI", "CT", "PET")
                     scene(f"{gt_folder}/{number}", size, softer, gray).save(file)
+    return root
 
 
 def scene(name: str, size: int, contrast: float, gray: bool) -> Image.Image:

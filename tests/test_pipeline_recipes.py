@@ -7,9 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from lookalike import TREES, make_tree
+from PIL import Image
 from ruamel.yaml import YAML
 
 from pipeline import index
@@ -39,6 +41,18 @@ def config_of(recipe: str) -> IndexConfig:
 
 def test_there_is_a_recipe_for_every_setting_of_the_paper():
     assert set(RECIPES) <= {file.stem for file in (REPOSITORY / "recipes").glob("*.yaml")}
+
+
+def test_the_sample_recipe_is_the_default():
+    default = read_params(REPOSITORY / "params.yaml")
+    assert read_params(recipe_file("sample")) == default, (
+        "params.yaml changed: copy its sections to recipes/sample.yaml"
+    )
+
+
+def test_the_ablation_runs_on_the_default_data():
+    default, ablation = (read_params(file) for file in (REPOSITORY / "params.yaml", recipe_file("ablation")))
+    assert all(ablation[section] == default[section] for section in ("paths", "samples", "index", "caption", "embed"))
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -97,7 +111,7 @@ def followed() -> set[str]:
     return {key for stage in stages for key in stage.get("params", [])} | set(re.findall(r"\$\{([\w.]+)\}", text))
 
 
-@pytest.mark.parametrize("recipe", [*RECIPES, "ablation"])
+@pytest.mark.parametrize("recipe", [*RECIPES, "ablation", "sample"])
 def test_dvc_finds_every_parameter_that_it_follows(recipe):
     params = read_params(recipe_file(recipe))
     assert {"index.root", "caption.padding", "train.seed"} <= followed()
@@ -121,6 +135,29 @@ def test_the_folders_that_people_have_are_indexed_whole(recipe, tmp_path, monkey
     splits = [row["split"] for row in rows]
     found = (splits.count("train"), splits.count("test"), len({row["gt_sha256"] for row in rows}))
     assert found == EXPECTED[recipe]
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_check_finds_a_fault_of_each_kind_in_every_layout(recipe, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    data = make_tree(Path("data"), recipe, images=6, size=8)
+    pairs = [row for row in TREES[recipe] if row[1] is not None]
+    train, test = pairs[0], next(row for row in pairs if "train" not in row[0].lower() and row[0] != pairs[0][0])
+    gt, lq = ([data / train[side] / train[side + 2].format(n) for n in range(7)] for side in (0, 1))
+    gt[1].unlink()
+    Image.open(lq[2]).resize((4, 4)).save(lq[2])
+    Image.fromarray(np.zeros(Image.open(lq[3]).size[::-1], np.uint16)).save(lq[3], "PNG")
+    lq[4].write_bytes(lq[4].read_bytes()[:-30])
+    leaked = data / test[0] / test[2].format(5)
+    leaked.write_bytes(gt[5].read_bytes())
+    assert index.main(["--params", str(recipe_file(recipe)), "--set", "index.root=data", "--check"]) == 1
+    said = " ".join(capsys.readouterr().out.split())
+    for finding in (
+        f"{lq[1]}: no gt with this id", f"{lq[2]}: 4x4, its gt has 12x8", f"{lq[3]}: 16 bits (I;16), its gt 8",
+        f"{lq[4]}: cannot be decoded", f"{gt[5]}; ", f"{leaked}", "1 leaked clean images", "the stage would FAIL",
+        "1 size_mismatch", "1 depth_mismatch", "1 unreadable", "unpaired",
+    ):  # fmt: skip
+        assert finding in said, finding
 
 
 def run(folder: Path, *command: str) -> None:
