@@ -96,13 +96,16 @@ def release_rows(ranges: Iterator, cache: EmbeddingCache, sizes: Mapping, apart:
             yield release_row(image, sizes[image.sha256], vectors[image.sha256], apart)
 
 
+def public_name(model: str) -> str:
+    """Where a directory lies on this machine is nobody's business, and would change the bytes of the release."""
+    return Path(model).name if Path(model).is_absolute() else model
+
+
 def teacher_identity(config: CaptionConfig, caption_identities: Mapping[str, Mapping]) -> dict:
     """The teacher in the manifest: what the perspectives have in common, and their questions."""
     common = dict(next(iter(caption_identities.values())))
     del common["perspective"], common["prompt"]
-    # Where a directory lies on this machine is nobody's business, and would change the bytes of the release.
-    name = Path(config.model).name if Path(config.model).is_absolute() else config.model
-    return {"name": name, **common, "perspectives": dict(sorted(config.perspectives.items()))}
+    return {"name": public_name(config.model), **common, "perspectives": dict(sorted(config.perspectives.items()))}
 
 
 def aliases_of(index: pa.Table) -> pa.Table:
@@ -156,7 +159,7 @@ def embed(args: argparse.Namespace) -> str:
             release_rows(ranges(Tally(), advance), cache, sizes_of(index), apart),
             aliases_of(index),
             teacher=teacher_identity(params.caption, caption_identities),
-            embedder={**embedder, "fingerprint": fingerprint},
+            embedder={"name": public_name(config.model), **embedder, "fingerprint": fingerprint},
             fingerprints=fingerprints,
             teacher_fingerprint=teacher_fingerprint,
             dim=dim,

@@ -42,7 +42,7 @@ def report(args: argparse.Namespace) -> str:
     )
     from pipeline.report_inputs import Inputs
 
-    inputs = Inputs(params.paths, params.report)
+    inputs = Inputs(params.paths, params.report, params.train.batch_size)
     contents = (
         ("data", "Data", "What the student sees: degraded images and their clean originals.", report_data),
         ("teacher", "Teacher", "What the vision-language model says about the clean images.", report_teacher),
@@ -72,7 +72,7 @@ def report(args: argparse.Namespace) -> str:
     )
     folder = Path(params.paths.report)
     report_page.write(folder, html, sections)
-    missing = [lack for section in sections for lack in section.missing]
+    missing = [lack for section in sections for lack in section.missing if not lack.optional]
     return (
         f"report: {folder / 'index.html'}, {sum(len(section.blocks) for section in sections)} blocks, "
         f"{len(html) / 2**20:.1f} MiB, {time.perf_counter() - started:.1f} s"

@@ -21,7 +21,7 @@ def differences(inputs: Inputs) -> Iterator[Block]:
         table = [_row(row) for row in found["rows"]]
         seeds = len(found["seeds"])
     except FileNotFoundError:
-        raise Missing(f"{file}: no ablation was run here", ABLATE) from None
+        raise Missing("No ablation was run here.", ABLATE, optional=True) from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise Missing(f"{file}: {error}", ABLATE) from None
     if rows:

@@ -1,15 +1,19 @@
 """What a section of the report is made of. Blocks carry numbers and finished pictures, no HTML and no matplotlib."""
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+
+NUMBER = re.compile(r"–|[-+]?\d[\d.,]*( / (–|[\d.]+))?( [(\[].*[)\]])?")
+"""A number, two with a slash, or one with its interval or remark in brackets; or the dash for none."""
 
 
 class Missing(Exception):
     """An input of a block is not there or cannot be read; the report then says so, and how to make it."""
 
-    def __init__(self, what: str, command: str):
+    def __init__(self, what: str, command: str, optional: bool = False):
         super().__init__(f"{what}; {command}")
-        self.what, self.command = what, command
+        self.what, self.command, self.optional = what, command, optional
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,7 @@ class Table:
     def is_text(self, column: int) -> bool:
         """Whether the column holds words, which stand left, and no numbers, which stand right."""
         cells = [row[column] for row in self.rows if row[column]]
-        return column == 0 or sum(cell[0].isalpha() for cell in cells) * 2 > len(cells)
+        return column == 0 or sum(NUMBER.fullmatch(cell) is None for cell in cells) * 2 > len(cells)
 
 
 @dataclass(frozen=True)

@@ -52,8 +52,8 @@ class Sample:
 class Inputs:
     """Lazy, cached access to every artifact."""
 
-    def __init__(self, paths: Paths, config: ReportConfig):
-        self.paths, self.config = paths, config
+    def __init__(self, paths: Paths, config: ReportConfig, batch_size: int | None = None):
+        self.paths, self.config, self.batch_size = paths, config, batch_size
 
     @cached_property
     def index(self) -> pa.Table:

@@ -16,6 +16,7 @@ FEWEST = 6
 """Images below which a map of them says nothing."""
 NEAREST = 5
 MOST_LABELS = 8
+EQUAL = "; the more images share a point, the larger it is"
 
 
 def maps(inputs: Inputs) -> Iterator[Block]:
@@ -25,10 +26,13 @@ def maps(inputs: Inputs) -> Iterator[Block]:
     from sklearn.metrics import silhouette_score
 
     vectors, sample = _enough(inputs), inputs.sample
-    distinct = len(np.unique(vectors, axis=0))
-    # 50 components are what t-SNE's author recommends; equal priors then lie on one point.
-    reduced = PCA(min(50, *vectors.shape), random_state=inputs.config.seed).fit_transform(vectors)
-    perplexity = min(inputs.config.perplexity, (len(vectors) - 1) / 3)
+    distinct, number = np.unique(vectors, axis=0, return_inverse=True)
+    differ = f"{len(distinct)} of {len(vectors)} priors differ"
+    if len(distinct) < FEWEST:
+        distinct, number = vectors, np.arange(len(vectors))
+    # Equal priors are one point: t-SNE would lay them out as a ring. 50 components are what t-SNE's author recommends.
+    reduced = PCA(min(50, *distinct.shape), random_state=inputs.config.seed).fit_transform(distinct)
+    perplexity = min(inputs.config.perplexity, (len(distinct) - 1) / 3)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of PCA initialisation when all priors are equal
         places = TSNE(perplexity=perplexity, init="random", random_state=inputs.config.seed).fit_transform(reduced)
@@ -38,9 +42,12 @@ def maps(inputs: Inputs) -> Iterator[Block]:
         figure, axes = style.canvas(4.6 + 0.15 * len(names))
         color, marker = style.colors(names), style.markers(names)
         for name in names:
-            x, y = places[labels == name].T
+            points, images = np.unique(number[labels == name], return_counts=True)
+            x, y = places[points].T
             shown = " + ".join(map(pretty, name.split(" + ")))
-            axes[0, 0].scatter(x, y, s=22, c=color[name], marker=marker[name], alpha=0.75, linewidths=0, label=shown)
+            axes[0, 0].scatter(
+                x, y, s=22 * np.sqrt(images), c=color[name], marker=marker[name], alpha=0.75, linewidths=0, label=shown
+            )
         axes[0, 0].set(xticks=[], yticks=[])
         axes[0, 0].grid(False)
         axes[0, 0].spines[:].set_visible(True)
@@ -50,8 +57,8 @@ def maps(inputs: Inputs) -> Iterator[Block]:
         yield Figure(
             f"priors-tsne-{kind.replace(' ', '-')}",
             f"Map of the priors by {kind}",
-            f"{apart}{_purity(vectors, labels, kind) if len(names) > 1 else ''}{distinct} of {len(vectors)} priors "
-            f"differ. {sample.rule}",
+            f"{apart}{_purity(vectors, labels, kind) if len(names) > 1 else ''}{differ}"
+            f"{EQUAL if len(distinct) < len(vectors) else ''}. {sample.rule}",
             style.png(figure),
             f"t-SNE map: every point is the prior of one image, coloured by {kind}. Only neighbourhoods mean something "
             "on it, distances between groups do not.",

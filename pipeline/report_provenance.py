@@ -59,12 +59,8 @@ def times(inputs: Inputs) -> Iterator[Block]:
             rows.append(["captioning", f"{file.name} cannot be read", "", ""])
     training = [row for row in inputs.log if row.get("images_per_second")]
     if training:
-        first, last = training[0], training[-1]
         rate = sum(row["images_per_second"] for row in training) / len(training)
-        row = ["training", f"steps {first['step']} to {last['step']}, {rate:.1f} images/s", "", last.get("device", "")]
-        if "seconds" in last:
-            row[2] = _duration(last["seconds"])
-        rows.append(row)
+        rows.append(["training", f"{training[-1]['step']} steps, {rate:.1f} images/s", _training_time(inputs), ""])
     if rows:
         yield Table(
             "Times",
@@ -72,6 +68,18 @@ def times(inputs: Inputs) -> Iterator[Block]:
             ["stage", "what", "time", "device"],
             rows,
         )
+
+
+def _training_time(inputs: Inputs) -> str:
+    """From the logged rates; without validations, checkpoints and starts."""
+    if inputs.batch_size is None:
+        return ""
+    seconds, before = 0.0, 0
+    for row in inputs.log:
+        if row.get("images_per_second"):
+            seconds += max(row["step"] - before, 0) * inputs.batch_size / row["images_per_second"]
+            before = row["step"]
+    return _duration(seconds)
 
 
 def machine(inputs: Inputs) -> Iterator[Block]:

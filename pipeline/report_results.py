@@ -20,36 +20,37 @@ PAPER = {
 """[paper] MD-6T, the setting that the sample tasks imitate: data set, PSNR, SSIM."""
 
 
-def scores(inputs: Inputs) -> Iterator[Block]:
-    """Gain per task, and the table with the paper's numbers."""
-    metrics = inputs.metrics
-    try:
-        tasks, overall, variant = metrics["tasks"], metrics["overall"], metrics["variant"]
-        names = sorted(tasks, key=lambda name: tasks[name]["psnr_gain"])
-        gains = np.array([tasks[name]["psnr_gain"] for name in names])
-        rows = [_row(name, tasks[name]) for name in reversed(names)]
-        total = _row("mean over tasks", overall)
-    except (KeyError, TypeError) as error:
-        raise Missing(f"{inputs.paths.metrics} has another form: {error!r}", EVAL) from None
+def gains(inputs: Inputs) -> Iterator[Block]:
+    """Gain per task."""
+    names, tasks, overall, variant = _scores(inputs)
+    values = np.array([tasks[name]["psnr_gain"] for name in names])
     figure, axes = style.canvas(1.2 + 0.42 * len(names))
     bars = axes[0, 0].barh(
-        [pretty(name) for name in names], gains, color=[style.GOOD if gain > 0 else style.BAD for gain in gains]
+        [pretty(name) for name in names], values, color=[style.GOOD if gain > 0 else style.BAD for gain in values]
     )
-    axes[0, 0].bar_label(bars, [f"{gain:+.2f}" for gain in gains], padding=4)
+    for bar, gain in zip(bars, values, strict=True):  # right of the axis always: left of it stand the names
+        beside = (max(gain, 0), bar.get_y() + bar.get_height() / 2)
+        axes[0, 0].annotate(f"{gain:+.2f}", beside, (4, 0), textcoords="offset points", va="center")
     axes[0, 0].axvline(0, color=style.INK, linewidth=1)
     axes[0, 0].margins(x=0.18)
     axes[0, 0].grid(axis="y", visible=False)
     axes[0, 0].set_xlabel("PSNR gain over the degraded input (dB)")
-    better = int((gains > 0).sum())
+    better = int((values > 0).sum())
     yield Figure(
         "results-gain",
         "What restoration gains",
-        f"{f'All {better}' if better == len(gains) else f'{better} of {len(gains)}'} tasks gain (metric variant "
-        f"{variant}): from {decibel(gains[0])} ({pretty(names[0])}) to {decibel(gains[-1])} ({pretty(names[-1])}), "
+        f"{f'All {better}' if better == len(values) else f'{better} of {len(values)}'} tasks gain (metric variant "
+        f"{variant}): from {decibel(values[0])} ({pretty(names[0])}) to {decibel(values[-1])} ({pretty(names[-1])}), "
         f"{decibel(overall['psnr_gain'])} on average.",
         style.png(figure),
         "Bars: PSNR gain over the degraded input for each task.",
     )
+
+
+def table(inputs: Inputs) -> Iterator[Block]:
+    """Every score, beside the paper's."""
+    names, tasks, overall, variant = _scores(inputs)
+    rows = [*(_row(name, tasks[name]) for name in reversed(names)), _row("mean over tasks", overall)]
     known = any(name in PAPER for name in tasks)
     yield Table(
         "Scores by task",
@@ -61,9 +62,22 @@ def scores(inputs: Inputs) -> Iterator[Block]:
             else ""
         ),
         ["task", "PSNR", "input", "gain", "SSIM", "input", "images", *(["paper (its data)"] if known else [])],
-        [row if known else row[:-1] for row in (*rows, total)],
+        [row if known else row[:-1] for row in rows],
         last_is_total=True,
     )
+
+
+def _scores(inputs: Inputs) -> tuple[list[str], dict, dict, str]:
+    """Task names, least gain first; their scores; the mean's; the metric variant. All that is drawn is there."""
+    metrics = inputs.metrics
+    try:
+        tasks, overall, variant = metrics["tasks"], metrics["overall"], metrics["variant"]
+        names = sorted(tasks, key=lambda name: tasks[name]["psnr_gain"])
+        for values in (overall, *tasks.values()):
+            _row("", values)
+    except (KeyError, TypeError) as error:
+        raise Missing(f"{inputs.paths.metrics} has another form: {error!r}", EVAL) from None
+    return names, tasks, overall, variant
 
 
 def against_paper(inputs: Inputs) -> Iterator[Block]:
@@ -92,12 +106,12 @@ def against_paper(inputs: Inputs) -> Iterator[Block]:
 
 def spread(inputs: Inputs) -> Iterator[Block]:
     """The gain of every image, by task."""
-    gains = inputs.image_gains
-    names = sorted(gains, key=lambda name: np.mean(gains[name]))
+    of_task = inputs.image_gains
+    names = sorted(of_task, key=lambda name: np.mean(of_task[name]))
     figure, axes = style.canvas(1.2 + 0.45 * len(names))
     rng = np.random.default_rng(0)
     for place, name in enumerate(names):
-        values = np.array(gains[name])
+        values = np.array(of_task[name])
         heights = place + rng.uniform(-0.22, 0.22, len(values))
         colors = np.where(values > 0, style.GOOD, style.BAD)
         axes[0, 0].scatter(values, heights, s=16, c=colors, alpha=0.6 if len(values) < 500 else 0.1, linewidths=0)
@@ -106,7 +120,7 @@ def spread(inputs: Inputs) -> Iterator[Block]:
     axes[0, 0].set_yticks(range(len(names)), [pretty(name) for name in names])
     axes[0, 0].grid(axis="y", visible=False)
     axes[0, 0].set_xlabel("PSNR gain of one image (dB); line: mean")
-    everyone = np.concatenate([gains[name] for name in names])
+    everyone = np.concatenate([of_task[name] for name in names])
     worse = int((everyone <= 0).sum())
     yield Figure(
         "results-spread",
@@ -128,9 +142,9 @@ def panels(inputs: Inputs) -> Iterator[Block]:
     files = sorted(folder.glob("*.png"), key=lambda file: (file.stem != "overview", file.stem))
     if not files:
         raise Missing(f"{folder}: no pictures", EVAL)
-    gains = inputs.image_gains
+    of_task = inputs.image_gains
     for file in files:
-        values = gains.get(file.stem)
+        values = of_task.get(file.stem)
         if file.stem == "overview":
             title, told = "Before and after", "The median image of every task, by gain: neither the best nor the worst."
         elif values:
@@ -153,4 +167,4 @@ def _ssim(value: float | None) -> str:
     return "–" if value is None else f"{value:.4f}"
 
 
-BLOCKS = (scores, against_paper, spread, panels)
+BLOCKS = (gains, spread, table, against_paper, panels)

@@ -122,7 +122,7 @@ def vocabulary(inputs: Inputs) -> Iterator[Block]:
             f"teacher-telling-{domain}",
             f"Telling words: {pretty(domain)}",
             f"“{best[0][0]}” tells {pretty(domain)} from the other domains most clearly (z = {best[0][1]:.1f}; "
-            "beyond 1.96 is no chance).",
+            "above 1.96 is more than chance).",
             style.png(figure),
             f"Bars: the words most typical of {pretty(domain)} captions, by the z of their log-odds.",
         )

@@ -90,6 +90,8 @@ def test_a_whole_run_gives_every_section_in_one_closed_file(run):
     assert len(beside) + 3 == len(page.images), "every picture but the three cards' lies beside the page"
     assert out.startswith("report: artifacts/report/index.html, ") and "blocks" in out
     assert len(page.html) < 8 << 20
+    assert "No ablation was run here. To add it:" in page.text and "ablation" not in out, "it is no part of a run"
+    assert "300 steps" in page.text and "3 min 0" in page.text, "300 steps of 12 crops at 20 crops a second"
 
 
 def test_captions_cannot_inject_html(run):
@@ -101,12 +103,12 @@ def test_takeaways_are_written_from_the_numbers(project):
     metrics = json.loads(Path("artifacts/metrics.json").read_text())
     inputs = Inputs(Paths(), ReportConfig())
     assert inputs.pairs.num_rows == 4 * len(TASKS), "the unreadable row is left out"
-    figure, table = report_results.scores(inputs)
+    (figure,), (table,) = report_results.gains(inputs), report_results.table(inputs)
     assert figure.takeaway.startswith("All 6 tasks gain (metric variant basicsr): from +0.50 dB (natural SR ×4)")
     assert table.rows[-1][0] == "mean over tasks" and table.rows[-1][3] == "+3.00"
     metrics["tasks"]["natural_sr_x4"]["psnr_gain"] = -1.25
     Path("artifacts/metrics.json").write_text(json.dumps(metrics))
-    figure, _ = report_results.scores(Inputs(Paths(), ReportConfig()))
+    (figure,) = report_results.gains(Inputs(Paths(), ReportConfig()))
     assert figure.takeaway.startswith("5 of 6 tasks gain (metric variant basicsr): from -1.25 dB (natural SR ×4)")
 
 

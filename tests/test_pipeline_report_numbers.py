@@ -5,13 +5,16 @@ import math
 import subprocess
 import sys
 from collections import Counter
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.report_blocks import listed, pretty
+from pipeline import report_priors
+from pipeline.report_blocks import Table, listed, pretty
+from pipeline.report_config import ReportConfig
 from pipeline.report_inputs import choose
 from pipeline.report_prompts import _depth, _information
 from pipeline.report_words import count, log_odds
@@ -70,6 +73,29 @@ def test_gates_come_in_the_order_of_the_forward_pass():
 def test_names_and_lists_read_like_prose():
     assert pretty("remote_sensing_sr_x4") == "remote sensing SR ×4"
     assert [listed([]), listed("a"), listed("ab"), listed("abc")] == ["", "a", "a and b", "a, b and c"]
+
+
+@pytest.mark.parametrize(
+    "cell", ["3", "-1.04", "+3.00", "33.80 / 0.9278 (AAPM CT)", "29.71 / –", "+0.10 [-1.00, +1.20]", "–", "1,024"]
+)
+def test_numbers_stand_right(cell):
+    assert not Table("", "", ["what", "value"], [["x", cell]]).is_text(1)
+
+
+@pytest.mark.parametrize(
+    "cell", ["00346ed7d960f656", "2026-11-23 07:28 UTC", "3.11.7 on Linux", "167 images, 9 captions/s", "helps"]
+)
+def test_words_hashes_and_dates_stand_left(cell):
+    assert Table("", "", ["what", "value"], [["x", cell]]).is_text(1)
+
+
+def test_equal_priors_share_a_point_of_the_map():
+    vectors = np.repeat(np.eye(8, dtype=np.float32), 5, axis=0)
+    labels = np.array(["a", "b"] * 20)
+    sample = SimpleNamespace(domains=labels, datasets=labels, rule="All.", sha256s=list("x" * 40))
+    inputs = SimpleNamespace(vectors=vectors, sample=sample, config=ReportConfig())
+    by_domain, _ = report_priors.maps(inputs)
+    assert "8 of 40 priors differ; the more images share a point, the larger it is. All." in by_domain.takeaway
 
 
 @pytest.mark.slow
