@@ -6,9 +6,10 @@ Shapes: B batch, H, W height and width, C channels.
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from student.blocks import NAFBlock, SpatialConv, run_blocks
-from student.fusion import FUSIONS, Condition
+from student.blocks import NAFBlock, SpatialConv
+from student.fusion import FUSIONS
 from student.model_config import ModelConfig
+from student.u_shape import UShape
 
 
 class Upsample(nn.Module):
@@ -22,7 +23,7 @@ class Upsample(nn.Module):
         return F.pixel_shuffle(self.conv(x_BHWC).permute(0, 3, 1, 2), 2).permute(0, 2, 3, 1).contiguous()
 
 
-class NAFNet(nn.Module):
+class NAFNet(UShape):
     """Encoder, middle and decoder blocks; skip connections are added."""
 
     def __init__(self, config: ModelConfig):
@@ -45,29 +46,8 @@ class NAFNet(nn.Module):
         self.decoder = nn.ModuleList(
             stack(config.decoder_blocks[i], width * 2**i, prompted=True) for i in range(levels)
         )
+        self.refinement = nn.ModuleList()  # it has none
         self.output = SpatialConv(width, 3, 3, padding=1)
 
-    def prompted_blocks(self) -> list[NAFBlock]:
-        """The blocks that take a condition, in the order of `decode`'s `conditions`."""
-        return [block for blocks in (self.latent, *reversed(self.decoder)) for block in blocks]
-
-    def encode(self, x_BHWC: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """First features → deepest features, and each level's skip connection, finest first."""
-        skips = []
-        for blocks, down in zip(self.encoder, self.down, strict=True):
-            x_BHWC = run_blocks(blocks, x_BHWC, [()] * len(blocks), self.checkpoint)
-            skips.append(x_BHWC)
-            x_BHWC = down(x_BHWC)
-        return x_BHWC, skips
-
-    def decode(self, x_BHWC: Tensor, skips: list[Tensor], conditions: list[Condition]) -> Tensor:
-        """Deepest features, skips and one condition a prompted block → the residual image [B, H, W, 3]."""
-        rest = iter(conditions)
-
-        def run(blocks: nn.ModuleList, x_BHWC: Tensor) -> Tensor:
-            return run_blocks(blocks, x_BHWC, [next(rest) for _ in blocks], self.checkpoint)
-
-        x_BHWC = run(self.latent, x_BHWC)
-        for level in reversed(range(len(skips))):
-            x_BHWC = run(self.decoder[level], self.up[level](x_BHWC) + skips[level])
-        return self.output(x_BHWC)
+    def join(self, level: int, x_BHWC: Tensor, skip_BHWC: Tensor) -> Tensor:
+        return self.up[level](x_BHWC) + skip_BHWC

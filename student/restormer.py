@@ -7,9 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from student.blocks import RestormerBlock, SpatialConv, run_blocks
-from student.fusion import FUSIONS, Condition
+from student.blocks import RestormerBlock, SpatialConv
+from student.fusion import FUSIONS
 from student.model_config import ModelConfig
+from student.u_shape import UShape
 
 
 class Downsample(nn.Module):
@@ -34,7 +35,7 @@ class Upsample(nn.Module):
         return F.pixel_shuffle(self.conv(x_BHWC).permute(0, 3, 1, 2), 2).permute(0, 2, 3, 1).contiguous()
 
 
-class Restormer(nn.Module):
+class Restormer(UShape):
     """Encoder, latent, decoder and refinement blocks around one skip connection a level."""
 
     def __init__(self, config: ModelConfig):
@@ -66,31 +67,6 @@ class Restormer(nn.Module):
         self.refinement = stack(config.refinement_blocks, 2 * width, config.heads[0], prompted=True)
         self.output = SpatialConv(2 * width, 3, 3, padding=1, bias=False)
 
-    def prompted_blocks(self) -> list[RestormerBlock]:
-        """The blocks that take a condition, in the order of `decode`'s `conditions`."""
-        stacks = [self.latent, *reversed(self.decoder), self.refinement]
-        return [block for blocks in stacks for block in blocks]
-
-    def encode(self, x_BHWC: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """First features → deepest features, and each level's skip connection, finest first."""
-        skips = []
-        for blocks, down in zip(self.encoder, self.down, strict=True):
-            x_BHWC = run_blocks(blocks, x_BHWC, [()] * len(blocks), self.checkpoint)
-            skips.append(x_BHWC)
-            x_BHWC = down(x_BHWC)
-        return x_BHWC, skips
-
-    def decode(self, x_BHWC: Tensor, skips: list[Tensor], conditions: list[Condition]) -> Tensor:
-        """Deepest features, skips and one condition a prompted block → the residual image [B, H, W, 3]."""
-        rest = iter(conditions)
-
-        def run(blocks: nn.ModuleList, x_BHWC: Tensor) -> Tensor:
-            return run_blocks(blocks, x_BHWC, [next(rest) for _ in blocks], self.checkpoint)
-
-        x_BHWC = run(self.latent, x_BHWC)
-        for level in reversed(range(len(skips))):
-            x_BHWC = torch.cat((self.up[level](x_BHWC), skips[level]), dim=-1)
-            if level > 0:
-                x_BHWC = self.reduce[level - 1](x_BHWC)
-            x_BHWC = run(self.decoder[level], x_BHWC)
-        return self.output(run(self.refinement, x_BHWC))
+    def join(self, level: int, x_BHWC: Tensor, skip_BHWC: Tensor) -> Tensor:
+        x_BHWC = torch.cat((self.up[level](x_BHWC), skip_BHWC), dim=-1)
+        return self.reduce[level - 1](x_BHWC) if level > 0 else x_BHWC

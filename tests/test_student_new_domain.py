@@ -1,0 +1,163 @@
+"""A domain is added to a trained student: only its images are captioned, weights are carried on, old tasks are kept."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+import pytest
+import toy_training as toy
+from PIL import Image
+
+from shards import open_release
+from student.checkpoint import Checkpoints
+from student.train_run import Run
+from student.train_setup import build_student, open_job
+
+NEW = {"remote_denoising": ("remote_sensing", "denoising", 6)}
+
+
+@pytest.fixture
+def grown(tmp_path):
+    """A trained toy student, copied to `before`; then a data set of a new domain joins index and release."""
+    toy.make_data(tmp_path)
+    toy.run_here(tmp_path, max_steps=8, lr=2e-3)
+    shutil.copytree(tmp_path / "student", tmp_path / "before")
+    toy.make_data(tmp_path, toy.DATASETS | NEW)
+    return tmp_path
+
+
+def test_the_new_run_starts_from_the_old_weights_with_a_fresh_optimiser_and_schedule(grown, monkeypatch, capsys):
+    settings = {"init_from": str(grown / "before"), "max_steps": 8, "lr": 5e-4}
+    old, job = toy.weights(grown / "before"), open_job(toy.params(grown, **settings))
+    assert toy.same(dict(build_student(job).state_dict()), old)
+    started = []
+    build = Run.build
+    monkeypatch.setattr(
+        Run, "build", lambda run: (build(run), started.append((run.start, dict(run.optimizer.state))))[0]
+    )
+    out = toy.run_here(grown, **settings)
+    assert started == [(0, {})]
+    assert [row["step"] for row in toy.log_rows(out)] == list(range(1, 9))
+    assert toy.log_rows(out)[0]["lr"] == 5e-4
+    assert toy.weights(out).keys() == old.keys()
+    assert {name: tensor.shape for name, tensor in toy.weights(out).items()} == {n: t.shape for n, t in old.items()}
+    assert "it is kept in" in capsys.readouterr().out
+    assert len(list((out / "checkpoints" / "earlier").iterdir())) == 1
+
+
+def test_the_new_domain_is_trained_validated_and_logged_beside_the_old_ones(grown):
+    out = toy.run_here(grown, init_from=str(grown / "before"), max_steps=4, val_every=4)
+    (val,), (usage,) = (toy.log_rows(out, key) for key in ("val", "usage"))
+    assert set(val["val"]) == {*toy.DATASETS, *NEW}
+    assert set(usage["usage"]["domain"]) == {"medical", "natural", "remote_sensing"}
+    assert len(usage["usage"]["domain"]["remote_sensing"]) == toy.MODEL["domain_pool_size"]  # the pool did not grow
+
+
+def test_a_restart_of_the_new_run_goes_on_and_does_not_begin_from_the_old_student_again(grown):
+    settings = {"init_from": str(grown / "before"), "max_steps": 8}
+    toy.run_here(grown, **settings, stop_at_step=5)
+    middle = toy.weights(Checkpoints(grown / "student").latest())
+    assert not toy.same(middle, toy.weights(grown / "before"))
+    out = toy.run_here(grown, **settings)
+    assert [row["step"] for row in toy.log_rows(out)] == list(range(1, 9))
+
+
+HISTOLOGY = {
+    "name": "histology_denoising", "domain": "histology", "task": "histology_denoising",
+    "splits": {
+        split: {"gt": f"histology_denoising/{split}/gt", "degradation": {"kind": "gaussian_noise", "sigma": 25}}
+        for split in ("train", "val")
+    },
+}  # fmt: skip
+
+
+def old_dataset(name: str, domain: str) -> dict:
+    splits = {split: {"gt": f"{name}/{split}/gt", "lq": f"{name}/{split}/lq"} for split in ("train", "val")}
+    return {"name": name, "domain": domain, "task": name, "splits": splits}
+
+
+class Project:
+    """The real stages on real sample images with the mini teacher, and a student of 50 k parameters."""
+
+    def __init__(self, root: Path):
+        self.root = root
+        self.datasets = [old_dataset("natural_deraining", "natural"), old_dataset("medical_denoising", "medical")]
+        self.train = {
+            "max_steps": 200, "batch_size": 6, "patch_size": 48, "lr": 2e-3, "ema_decay": 0.99, "mixed_precision": "no",
+            "num_workers": 0, "cache_images": "memory", "val_every": 200, "val_images": 0, "log_every": 50,
+            "trackers": [],
+        }  # fmt: skip
+
+    def run(self, *command: str) -> str:
+        params = {
+            "samples": {"train_pairs": 8, "val_pairs": 3},
+            "index": {"root": "artifacts/samples", "datasets": self.datasets},
+            "caption": {"model": str(toy.ROOT / "teacher" / "mini")},
+            "model": toy.MODEL,
+            "train": self.train,
+        }
+        (self.root / "params.yaml").write_text(json.dumps(params))
+        environment = os.environ | {"PYTHONPATH": str(toy.ROOT), "ACCELERATE_USE_CPU": "1"}
+        done = subprocess.run(
+            [sys.executable, *command], cwd=self.root, env=environment, capture_output=True, text=True, timeout=1200
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def repro(self) -> str:
+        """What `dvc repro train` runs; returns what the caption stage said."""
+        self.run("-m", "pipeline.index")
+        said = self.run("-m", "pipeline.caption")
+        self.run("-m", "pipeline.embed")
+        self.run(str(toy.ROOT / "student" / "train.py"))
+        return said
+
+    def gains(self) -> dict[str, float]:
+        rows = toy.log_rows(self.root / "artifacts" / "student", "val")
+        return {name: score["psnr_gain"] for name, score in rows[-1]["val"].items()}
+
+
+def save_histology(folder: Path) -> None:
+    """Six crops for training and three for validation of the stained tissue that scikit-image carries."""
+    tissue = Image.open(str(files("skimage") / "data" / "ihc.png"))
+    for row, column in np.ndindex(3, 3):
+        file = folder / ("val" if row == 2 else "train") / "gt" / f"{row}{column}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        tissue.crop((column * 160, row * 160, column * 160 + 96, row * 160 + 96)).save(file)
+
+
+@pytest.mark.slow
+def test_a_real_domain_joins_real_ones(tmp_path):
+    project, artifacts = Project(tmp_path), tmp_path / "artifacts"
+    project.run("-m", "pipeline.samples")
+    project.repro()
+    before, release = project.gains(), open_release(artifacts / "caption_shards")
+    shutil.copytree(artifacts / "student", artifacts / "student-before")
+    hashes = clean_images(artifacts)
+    old_vectors = np.array(release.lookup(hashes)[0])
+
+    save_histology(artifacts / "samples" / "histology_denoising")
+    project.datasets.append(HISTOLOGY)
+    project.train |= {"init_from": "artifacts/student-before", "max_steps": 100, "lr": 5e-4, "warmup_steps": 10}
+    project.train |= {"val_every": 100}
+    said = project.repro()
+    assert f"9 new of {len(hashes) + 9} images × 5 perspectives, {len(hashes)} found in the store" in said
+    vectors, found = open_release(artifacts / "caption_shards").lookup(hashes)
+    assert found.all() and np.array_equal(vectors, old_vectors)
+    after = project.gains()
+    assert after["histology_denoising"] > 2, after
+    for name, gain in before.items():
+        assert gain > 1 and after[name] > gain - 0.5, (name, before, after)
+    assert project.run("-m", "pipeline.caption").count("no model loaded") == 1
+
+
+def clean_images(artifacts: Path) -> list[str]:
+    """sha256 of every clean image in the index."""
+    import pyarrow.parquet as parquet
+
+    return sorted(set(parquet.read_table(artifacts / "index.parquet")["gt_sha256"].to_pylist()))

@@ -1,0 +1,137 @@
+"""Training steps of every configuration: no dead parameter, precision, compilation, activation checkpointing."""
+
+import pytest
+import torch
+from toy_student import CONFIGURATIONS, NAF, alive, make_student
+
+from student.losses import TERMS, compute_losses
+from student.model import Student
+from student.train_config import LossWeights, TrainConfig
+
+FEW = ["restormer-both-broadcast", "nafnet-both-tokens", "restormer-both-concat-concat", "nafnet-domain-modulation"]
+"""Each backbone and each fusion once, for what depends on nothing else."""
+
+
+@pytest.fixture(params=CONFIGURATIONS)
+def options(request):
+    return CONFIGURATIONS[request.param]
+
+
+@pytest.fixture(params=FEW)
+def few(request):
+    return CONFIGURATIONS[request.param]
+
+
+def training_loss(model: Student, lq: torch.Tensor) -> torch.Tensor:
+    """The trainer's own losses, all that the model can have, on 4 rows of 2 tasks and 2 domains."""
+    random = torch.Generator().manual_seed(1)
+    off = set()
+    if not model.config.has_prompts:
+        off = set(TERMS) - {"pixel", "fft"}
+    elif not model.config.domain_pool:
+        off = {"align"}
+    config = TrainConfig(losses=LossWeights(**{term: 0.0 for term in off}))
+    restored, prompts = model(lq, return_prompts=True)
+    values = {name: pool.values_NLD for name, pool in model.pools().items()}
+    labels = {"task": torch.tensor([0, 1, 0, 1]), "domain": torch.tensor([0, 0, 1, 1])}
+    prior = torch.randn(4, 16, generator=random)
+    gt = torch.rand(lq.shape, generator=random)
+    return compute_losses(restored, gt, prompts, values, labels, prior, torch.ones(4, dtype=torch.bool), config).total
+
+
+def gradients(model: Student, lq: torch.Tensor) -> dict[str, torch.Tensor]:
+    model.zero_grad()
+    torch.manual_seed(1)
+    training_loss(model, lq).backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def images(height: int = 16, width: int = 16) -> torch.Tensor:
+    return torch.rand(4, 3, height, width, generator=torch.Generator().manual_seed(0))
+
+
+def test_every_parameter_gets_a_gradient_in_one_training_step(options):
+    model = alive(make_student(**options))
+    found = gradients(model, images())
+    assert {n for n, _ in model.named_parameters()} == {n for n, grad in found.items() if grad.abs().max() > 0}
+
+
+@pytest.mark.parametrize("backbone", [{}, NAF], ids=["restormer", "nafnet"])
+def test_from_the_first_weights_every_parameter_moves_within_four_steps(backbone):
+    """The default start is the identity: the first steps free the output, then the blocks, then what is in them."""
+    model = make_student(**backbone, zero_init_output=True)
+    optimizer, moved = torch.optim.SGD(model.parameters(), lr=0.01), set()
+    for _ in range(4):
+        moved |= {name for name, grad in gradients(model, images()).items() if grad.abs().max() > 0}
+        optimizer.step()
+    assert {name for name, _ in model.named_parameters()} == moved
+
+
+def test_activation_checkpointing_changes_nothing(options):
+    plain, saving = alive(make_student(**options)), make_student(**options, activation_checkpointing=True)
+    saving.load_state_dict(plain.state_dict())
+    torch.testing.assert_close(gradients(saving, images()), gradients(plain, images()))
+
+
+def test_black_and_constant_images_train(few):
+    for value in (0.0, 1.0):
+        grads = gradients(make_student(**few), torch.full((4, 3, 16, 16), value))
+        assert all(grad.isfinite().all() for grad in grads.values())
+
+
+def test_a_network_without_prompts_compiles_and_trains_as_any_other():
+    for name in ("restormer-none", "nafnet-none"):
+        assert_compiles(CONFIGURATIONS[name])
+
+
+@pytest.mark.parametrize("fusion", ["broadcast", "modulation", "concat", "tokens"])
+@pytest.mark.parametrize("backbone", [{}, NAF], ids=["restormer", "nafnet"])
+def test_a_training_step_compiles_whole_with_dynamic_sizes(backbone, fusion):
+    assert_compiles({**backbone, "fusion": fusion})
+
+
+def assert_compiles(options: dict) -> None:
+    """Forward and backward as one graph each (`fullgraph`: a graph break would raise), for two sizes of image."""
+    torch._dynamo.reset()
+    options = {**options, "dropout": 0.0, "selection_noise": 0.0}
+    model, eager = alive(make_student(**options)), make_student(**options)
+    eager.load_state_dict(model.state_dict())
+    model.compile(fullgraph=True, dynamic=True, backend="aot_eager")
+    for height, width in ((16, 24), (33, 17)):
+        expected = gradients(eager, images(height, width))
+        torch.testing.assert_close(gradients(model, images(height, width)), expected, atol=1e-4, rtol=1e-3)
+
+
+def test_restoring_compiles_whole_with_dynamic_sizes(few):
+    torch._dynamo.reset()
+    model = alive(make_student(**few)).eval().fold()
+    compiled = torch.compile(model, fullgraph=True, dynamic=True, backend="eager")
+    with torch.no_grad():
+        for height, width in ((16, 24), (33, 17)):
+            torch.testing.assert_close(
+                compiled(images(height, width)), model(images(height, width)), atol=1e-5, rtol=1e-5
+            )
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_stays_near_fp32_and_chooses_the_same_prompts(few, dtype):
+    model, lq = alive(make_student(**few)).eval(), images(32, 32)
+    expected, prompts = model(lq, return_prompts=True)
+    with torch.autocast("cpu", dtype=dtype):
+        restored, again = model(lq, return_prompts=True)
+    assert restored.dtype == torch.float32  # the residual connection to the input keeps it
+    assert (restored - expected).abs().max() < 0.05 * (expected - lq).abs().max() + 0.02
+    for before, after in zip(prompts[:2], again[:2], strict=True):
+        assert before is None or after.similarity_BN.dtype == torch.float32
+    with torch.autocast("cpu", dtype=dtype):
+        assert all(grad.isfinite().all() for grad in gradients(model.train(), lq).values())
+
+
+def test_half_precision_survives_sums_that_overflow_fp16():
+    """Channel attention sums products over all pixels: 16,384 pixels of value 2 already exceed fp16's 65,504."""
+    model = alive(make_student())
+    for block in (*model.backbone.encoder[0], *model.backbone.refinement):
+        block.attention.qkv_conv.weight.data.mul_(60)
+    lq = torch.rand(1, 3, 128, 128)
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.float16):
+        assert model.eval()(lq).isfinite().all()
