@@ -47,8 +47,8 @@ def differences(inputs: Inputs) -> Iterator[Block]:
         )
     yield Table(
         "Ablation",
-        f"PSNR gain over the degraded input (dB, metric variant {found['variant']}), mean over tasks and {seeds} "
-        "seeds; brackets: 95 % interval by Student's t.",
+        f"PSNR gain over the degraded input (dB, metric variant {found['variant']}), mean over a variant's "
+        f"tasks and {seeds} seeds; brackets: 95 % interval by Student's t. Differences are over the tasks that both have.",
         ["variant", "gain", "against", "difference", "verdict", "asks"],
         table,
     )
