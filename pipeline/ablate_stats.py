@@ -94,9 +94,9 @@ def verdict(difference: Interval, control: bool) -> str:
 def markdown(table: Sequence[Row], seeds: Sequence[int], variant: str) -> str:
     """The table as people paste it."""
     lines = [
-        f"PSNR gain over the degraded input (dB, metric variant `{variant}`, unweighted mean over the variant's tasks) of "
-        f"{len(seeds)} seeds; brackets: 95 % interval by Student's t. Differences are paired by seed, over the tasks that "
-        "both sides have.",
+        f"PSNR gain over the degraded input (dB, metric variant `{variant}`, unweighted mean over the variant's "
+        f"tasks) of {len(seeds)} seeds; brackets: 95 % interval by Student's t. Differences are paired by seed, over the "
+        "tasks that both sides have.",
         "",
         "| variant | gain | compared with | difference | | asks |",
         "|---|--:|---|--:|---|---|",

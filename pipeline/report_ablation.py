@@ -48,7 +48,8 @@ def differences(inputs: Inputs) -> Iterator[Block]:
     yield Table(
         "Ablation",
         f"PSNR gain over the degraded input (dB, metric variant {found['variant']}), mean over a variant's "
-        f"tasks and {seeds} seeds; brackets: 95 % interval by Student's t. Differences are over the tasks that both have.",
+        f"tasks and {seeds} seeds; brackets: 95 % interval by Student's t. Differences: over the tasks "
+        "that both sides have.",
         ["variant", "gain", "against", "difference", "verdict", "asks"],
         table,
     )
