@@ -95,8 +95,8 @@ def markdown(table: Sequence[Row], seeds: Sequence[int], variant: str) -> str:
     """The table as people paste it."""
     lines = [
         f"PSNR gain over the degraded input (dB, metric variant `{variant}`, unweighted mean over the variant's "
-        f"tasks) of {len(seeds)} seeds; brackets: 95 % interval by Student's t. Differences are paired by seed, over the "
-        "tasks that both sides have.",
+        f"tasks) of {len(seeds)} seeds; brackets: 95 % interval by Student's t. Differences are paired by seed, over "
+        "the tasks that both sides have.",
         "",
         "| variant | gain | compared with | difference | | asks |",
         "|---|--:|---|--:|---|---|",
