@@ -40,6 +40,16 @@ def project(x_BHWC: Tensor, norm: nn.LayerNorm, weights: tuple[Tensor, ...]) -> 
     return lean(products, x_BHWC)
 
 
+def add(x: Tensor, update: Tensor) -> Tensor:
+    """x + update; without gradients into `update`, which saves a pass over fresh memory."""
+    return x + update if torch.is_grad_enabled() else update.add_(x)
+
+
+def gate(a: Tensor, b: Tensor) -> Tensor:
+    """gelu(a)·b; without gradients into one tensor."""
+    return F.gelu(a) * b if torch.is_grad_enabled() else F.gelu(a).mul_(b)
+
+
 class SpatialConv(nn.Conv2d):
     """A convolution on [B, H, W, C] features; its weight keeps PyTorch's layout. Neither permutation copies."""
 
@@ -129,7 +139,7 @@ class GatedFeedForward(nn.Module):
         out = F.pad(self.out.weight, (0, pad))
         features = project(x_BHWC, norm, expand.unbind())
         a, b = (depthwise_conv(x, w) for x, w in zip(features, filters, strict=True))
-        return lean(lambda a, b: F.linear(F.gelu(a) * b, out), a, b)
+        return lean(lambda a, b: F.linear(gate(a, b), out), a, b)
 
 
 class RestormerBlock(nn.Module):
@@ -145,8 +155,8 @@ class RestormerBlock(nn.Module):
 
     def forward(self, x_BHWC: Tensor, *condition: Tensor) -> Tensor:
         fused = x_BHWC if self.fusion is None else self.fusion(x_BHWC, *condition)
-        x_BHWC = x_BHWC + self.attention(fused, self.norm1)
-        return x_BHWC + self.ffn(x_BHWC, self.norm2)
+        x_BHWC = add(x_BHWC, self.attention(fused, self.norm1))
+        return add(x_BHWC, self.ffn(x_BHWC, self.norm2))
 
 
 class NAFBlock(nn.Module):

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from student.cpu import keep_freed_memory
 from student.memory import available_bytes, forward_bytes
 from student.model import Student
 from student.prompts import Prompts
@@ -76,7 +77,7 @@ class Restorer:
 
     `tile`: "off" (whole), a side in pixels, or "auto" (whole if it fits into half of the free memory, else the largest
     tile that does). `overlap`: pixels that neighbouring tiles share. `batch`: tiles a forward. `dtype` other than
-    float32 runs under autocast.
+    float32 runs under autocast. On a CPU the process keeps freed memory from then on (`student.cpu`).
     """
 
     def __init__(
@@ -93,6 +94,8 @@ class Restorer:
                 f"--tile {tile}: must be at least {SMALLEST_TILE} and more than the overlap of {overlap}"
             )
         self.device = device if isinstance(device, torch.device) else pick_device(device)
+        if self.device.type == "cpu":
+            keep_freed_memory()
         self.student = student.eval().to(self.device)
         self.dtype, self.tile, self.overlap, self.batch = getattr(torch, dtype), tile, overlap, batch
         self._bytes: Callable[[int], float] | None = None
