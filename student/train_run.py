@@ -57,15 +57,18 @@ class Run:
             if message := self.checkpoints.open_run(job.identity, config.on_changed):
                 print(f"train: {message}", flush=True)
         # The main process looks, so that all agree: a network file system may show the others something older.
-        found = [self.checkpoints.latest(), max(self.checkpoints.scores().values(), default=-math.inf)] * self.main
-        self.latest, self.best = broadcast_object_list(found or [None, None])
+        found = [None, -math.inf, False]
+        if self.main:
+            best = max(self.checkpoints.scores().values(), default=-math.inf)
+            found = [self.checkpoints.latest(), best, published(job)]
+        self.latest, self.best, self.published = broadcast_object_list(found)
         self.meta = read_meta(self.latest) if self.latest else {"step": 0, "bad_steps": 0, "val_psnr": None}
         self.start, self.last = self.meta["step"], job.last_step
         self.saved = self.start if self.latest else -1
         self.bad_steps = BadSteps(config.max_bad_steps, self.meta["bad_steps"])
 
     def already_done(self) -> bool:
-        return self.start >= self.last and published(self.job)
+        return self.start >= self.last and self.published
 
     def build(self) -> None:
         """Network and data, restored from the latest checkpoint."""

@@ -2,6 +2,8 @@
 
 import json
 import pickle
+from dataclasses import replace
+from typing import get_args
 
 import numpy as np
 import pyarrow as pa
@@ -11,6 +13,7 @@ import toy_training as toy
 from torch.utils.data import DataLoader
 
 from student.data import PairDataset, data_fingerprint, read_pairs, read_release, whole
+from student.degradations import DegradationSpec, Kind
 from student.image_cache import FreshImages, TrainDataError, decode, open_images
 from student.sampler import BalancedBatches, Draw
 
@@ -59,6 +62,21 @@ def test_noise_on_the_fly_has_the_strength_that_the_index_asks_for(folder, pairs
         [(lq - gt)[(gt > 0.3) & (gt < 0.7)] for lq, gt in (dataset.crop(Draw(row, e)) for e in range(60))]
     )
     assert noise.std() * 255 == pytest.approx(25, rel=0.05)
+
+
+@pytest.mark.parametrize("kind", get_args(Kind))
+def test_every_degradation_can_be_made_on_the_fly(pairs, kind):
+    row = row_of(pairs, "natural_denoising")
+    degradations = pairs.degradation.copy()
+    degradations[row] = DegradationSpec(kind=kind).model_dump_json()
+    dataset = PairDataset(replace(pairs, degradation=degradations), None, 16, seed=0)
+    lq, gt = dataset.crop(Draw(row, 0))
+    assert lq.shape == gt.shape and lq.dtype == np.float32 and lq.min() >= 0 and lq.max() <= 1
+    assert np.abs(lq - gt).mean() > 1e-4
+    np.testing.assert_array_equal(dataset.crop(Draw(row, 0))[0], lq)
+    whole_lq, whole_gt = dataset.whole_image(row)
+    assert whole_lq.shape == whole_gt.shape
+    np.testing.assert_array_equal(dataset.whole_image(row)[0], whole_lq)
 
 
 def test_an_image_smaller_than_the_patch_is_mirrored(folder, pairs):

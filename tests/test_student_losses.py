@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from student import losses as L
 from student.model import Student
 from student.model_config import ModelConfig
+from student.prompts import PromptPool
 from student.train_config import LossWeights, TrainConfig
 
 SMALL = ModelConfig(
@@ -82,6 +83,37 @@ def test_contrastive_falls_when_a_label_s_rows_draw_together():
     apart = L.loss_contrastive(torch.eye(4), labels, 0.1)
     together = L.loss_contrastive(torch.eye(2).repeat_interleave(2, 0), labels, 0.1)
     assert together < 1e-3 < apart
+
+
+@pytest.mark.parametrize("label", [[0, 0, 1, 1, 2], [0, 1, 0, 1, 0], [0, 0, 0, 0, 0]])
+def test_gradients_of_contrastive_balance_diversity_and_align_are_those_of_finite_differences(label):
+    rows, labels = random(5, 6).double().requires_grad_(), torch.tensor(label)
+    prior, found = random(5, 6, seed=1).double(), torch.tensor(label) != 1
+    for loss in (
+        lambda x: L.loss_contrastive(x, labels, 0.1),
+        L.loss_balance,
+        lambda x: L.loss_diversity(x.unflatten(1, (2, 3)), -0.5),
+        lambda x: L.loss_align(x, prior, found),
+    ):
+        assert torch.autograd.gradcheck(loss, rows)
+
+
+def test_contrastive_falls_to_almost_nothing_where_queries_tell_the_labels_apart():
+    """By training a pool alone: the floor is log(positives) a row, and log(rows - 1) is where prompts are all alike."""
+    torch.manual_seed(0)
+    pool, centres = PromptPool(8, 3, 2, 16, selection_noise=0.1), random(4, 16)
+    labels = torch.arange(4).repeat(3)
+    optimizer = torch.optim.Adam(pool.parameters(), lr=3e-3)
+    history = []
+    for step in range(150):
+        queries = centres[labels] + 0.1 * random(12, 16, seed=step)
+        loss = L.loss_contrastive(pool(queries).prompt_BD, labels, 0.1)
+        history.append(loss.item())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    floor = math.log(2)
+    assert history[0] > floor + 0.5 and history[-1] < floor + 0.1
 
 
 def student_losses(weights: dict[str, float], student: Student | None = None):

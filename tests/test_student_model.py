@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
-from toy_student import NAF, TINY, alive, make_student
+from toy_student import CONFIGURATIONS, NAF, TINY, alive, make_student
 
 from student.model import Student
 from student.model_config import ModelConfig
@@ -33,10 +33,16 @@ def variant(request):
 
 
 @settings(max_examples=20, deadline=None)
-@given(st.integers(8, 41), st.integers(8, 41), st.integers(1, 3), st.sampled_from([{}, NAF]), st.integers(1, 3))
-def test_any_size_from_8_up(height, width, batch, backbone, levels):
+@given(
+    st.integers(8, 41),
+    st.integers(8, 41),
+    st.integers(1, 3),
+    st.sampled_from(sorted(CONFIGURATIONS)),
+    st.integers(1, 3),
+)
+def test_any_size_from_8_up_in_every_configuration(height, width, batch, name, levels):
     shape = dict(encoder_blocks=(1,) * levels, decoder_blocks=(1,) * levels, heads=(1,) * (levels + 1))
-    model = make_student(**{**shape, **backbone, "width": 8}).eval()
+    model = make_student(**{**shape, **CONFIGURATIONS[name], "width": 8}).eval()
     with torch.no_grad():
         restored = model(torch.rand(batch, 3, height, width))
     assert restored.shape == (batch, 3, height, width) and restored.isfinite().all()
