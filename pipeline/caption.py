@@ -5,6 +5,7 @@ model and ends in seconds.
 """
 
 import argparse
+import os
 import sys
 import time
 from pathlib import Path
@@ -96,6 +97,7 @@ def caption(args: argparse.Namespace) -> str:
 
 def main(argv: list[str] | None = None) -> None:
     """Entry point of `python -m pipeline.caption`."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # docs/decisions.md, before torch is imported
     parser = argparse.ArgumentParser(
         prog="python -m pipeline.caption",
         description=__doc__,

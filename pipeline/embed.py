@@ -6,6 +6,7 @@ get no row and are counted.
 
 import argparse
 import json
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -202,6 +203,7 @@ def wait_for_all() -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """Entry point of `python -m pipeline.embed`."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # docs/decisions.md, before torch is imported
     parser = argparse.ArgumentParser(
         prog="python -m pipeline.embed",
         description=__doc__,

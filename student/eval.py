@@ -12,6 +12,7 @@ A stopped run goes on where it was: finished images are kept in paths.evaluation
 import argparse
 import hashlib
 import json
+import os
 import shutil
 import sys
 import time
@@ -28,6 +29,7 @@ class EvalError(ValueError):
 
 
 def main(argv: list[str] | None = None) -> int:
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # docs/decisions.md, before torch is imported
     started = time.perf_counter()
     parser = argparse.ArgumentParser(
         prog="python -m student.eval", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter

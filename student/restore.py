@@ -23,6 +23,7 @@ from student.restore_paths import Job, RestorePathError, plan_jobs
 
 
 def main(argv: list[str] | None = None) -> int:
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # docs/decisions.md, before torch is imported
     args = _arguments(argv)
     try:
         jobs = plan_jobs(args.input, args.output)

@@ -11,6 +11,7 @@ SIGTERM and Ctrl-C save a checkpoint and exit; so does train.max_minutes. docs/t
 
 import argparse
 import math
+import os
 import sys
 import time
 from typing import Any
@@ -20,6 +21,7 @@ from student.train_config import TrainConfig
 
 
 def main(argv: list[str] | None = None) -> int:
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # docs/decisions.md, before torch is imported
     begun = time.monotonic()
     parser = argparse.ArgumentParser(
         prog="train.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -44,7 +46,6 @@ def main(argv: list[str] | None = None) -> int:
 
 def dry_run(job: Any) -> int:
     """Print what `train` would do."""
-    import os
 
     from student.checkpoint import Checkpoints, differing_keys, read_meta
     from student.train_plan import plan
