@@ -46,7 +46,6 @@ def main(argv: list[str] | None = None) -> int:
 
 def dry_run(job: Any) -> int:
     """Print what `train` would do."""
-
     from student.checkpoint import Checkpoints, differing_keys, read_meta
     from student.train_plan import plan
     from student.train_run import make_batches
