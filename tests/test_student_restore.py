@@ -192,20 +192,21 @@ def test_a_file_without_permission_does_not_stop_the_rest(model, tmp_path):
 
 
 def test_ctrl_c_leaves_whole_files_and_the_same_command_goes_on(model, tmp_path):
-    write_photos(tmp_path / "in", 24, side=160)
+    images = 100  # a few seconds of work, so that the signal comes in the middle on a loaded machine too
+    write_photos(tmp_path / "in", images, side=160)
     out = tmp_path / "out"
     process = start(model, tmp_path / "in", out)
     deadline = time.monotonic() + 200
-    while len(list(out.glob("*.png")) if out.exists() else []) < 2:
+    while len(list(out.glob("*.png")) if out.exists() else []) < 1:
         assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.02)
+        time.sleep(0.005)
     process.send_signal(signal.SIGINT)
     errors = process.communicate(timeout=60)[1].decode()
     assert process.returncode == -signal.SIGINT and "stopped" in errors and "Traceback" not in errors
     finished = sorted(out.iterdir())
-    assert 2 <= len(finished) < 24 and all(file.suffix == ".png" and file.name[0] != "." for file in finished)
+    assert 1 <= len(finished) < images and all(file.suffix == ".png" and file.name[0] != "." for file in finished)
     for file in finished:
         Image.open(file).load()
     times = {file: file.stat().st_mtime_ns for file in finished}
     assert run(model, tmp_path / "in", out) == 0
-    assert len(list(out.iterdir())) == 24 and times == {file: file.stat().st_mtime_ns for file in finished}
+    assert len(list(out.iterdir())) == images and times == {file: file.stat().st_mtime_ns for file in finished}
