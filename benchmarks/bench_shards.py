@@ -133,12 +133,7 @@ class JsonEncoded:
 
 
 RIVALS = {"shards": Ours, "pandas + dict": Pandas, "datasets + dict": Datasets, "JSON, encoded": JsonEncoded}
-HEAVY = {
-    "shards": "shards",
-    "pandas + dict": "pandas",
-    "datasets + dict": "datasets",
-    "JSON, encoded": "transformers, torch",
-}
+HEAVY = dict(zip(RIVALS, ("shards", "pandas", "datasets", "transformers, torch"), strict=True))
 
 
 def measure(name: str, folder: str, rows: int, cold: bool) -> dict:
