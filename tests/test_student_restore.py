@@ -155,7 +155,14 @@ def test_a_model_that_cannot_be_loaded_is_named(tmp_path, capsys):
 def start(model, *arguments, prefix=(), **options) -> subprocess.Popen:
     command = [*prefix, sys.executable, "-m", "student.restore", *map(str, arguments), "--model", str(model)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
-    return subprocess.Popen([*command, "--device", "cpu"], env=environment, stderr=subprocess.PIPE, **options)
+    return subprocess.Popen(
+        [*command, "--device", "cpu"], env=environment, stderr=subprocess.PIPE, preexec_fn=heed_ctrl_c, **options
+    )
+
+
+def heed_ctrl_c() -> None:
+    """What a shell starts in the background, such as a run of the tests, ignores SIGINT, and so would its children."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def write_photos(folder: Path, count: int, side: int = 200) -> None:
