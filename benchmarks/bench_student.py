@@ -8,12 +8,11 @@ Both models hold the same weights at the published size (53 M), and equal output
 Times are medians of runs that alternate between the two. Memory is the allocator's peak on a GPU; on a CPU, the bytes
 kept for the backward pass.
 
-"as used" (CPU): each side in a process of its own, the plain one as PyTorch comes, ours as `student.restore` runs it,
-which keeps freed memory (`student.cpu`). The other rows share one process and its allocator: they compare formulations.
+On a CPU, --keep-freed-memory gives both sides the allocator that `student.restore` runs with (`student.cpu`), instead of
+the one that PyTorch comes with: page faults, half of the plain side's time, are then gone from both.
 """
 
 import argparse
-import json
 import platform
 import statistics
 import subprocess
@@ -121,27 +120,6 @@ def forward_rows(plain: PlainStudent, student: Student, size: int, repeats: int,
     return [row(what, name, t, times[0], None) for name, t in zip(("plain", "ours"), times, strict=True)]
 
 
-def alone(side: str, size: int, repeats: int) -> float:
-    """Median seconds of one side's forward in this process."""
-    plain, student = pair(ModelConfig(zero_init_output=False, selection_noise=0, dropout=0), "cpu")
-    if side == "ours":
-        keep_freed_memory()
-        student.fold()
-    model, lq = (student if side == "ours" else plain), torch.rand(1, 3, size, size)
-    with torch.inference_mode():
-        return medians([lambda: model(lq)], repeats, "cpu")[0]
-
-
-def as_used_rows(size: int, repeats: int) -> list[str]:
-    """Both sides in processes of their own; `pair` asserts in each that they are equal."""
-    times = {}
-    for side in ("plain", "ours"):
-        command = [sys.executable, __file__, "--alone", side, "--sizes", str(size), "--repeats", str(repeats)]
-        times[side] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-    what = f"forward {size}², batch 1, fp32, as used"
-    return [row(what, side, seconds, times["plain"], None) for side, seconds in times.items()]
-
-
 def cpu_step_rows(plain: PlainStudent, student: Student, size: int, repeats: int) -> list[str]:
     lq = torch.rand(2, 3, size, size)
     student.train()
@@ -175,21 +153,18 @@ def main() -> None:
     parser.add_argument("--step-size", type=int, default=128, help="side of the CPU training step's images; 0: none")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--width", type=int, default=48, help="48 is the published size")
-    parser.add_argument("--alone", choices=("plain", "ours"), help=argparse.SUPPRESS)
+    parser.add_argument("--keep-freed-memory", action="store_true", help="CPU: no page faults on either side")
     parser.add_argument("--record", action="store_true", help="append the table to benchmarks/RESULTS.md")
     options = parser.parse_args()
     if options.device == "cuda" and not torch.cuda.is_available():
         sys.exit("error: --device cuda: torch sees no GPU here; use --device cpu")
-    if options.alone:
-        print(json.dumps(alone(options.alone, options.sizes[0], options.repeats)))
-        return
+    if options.keep_freed_memory and not keep_freed_memory():
+        sys.exit("error: --keep-freed-memory: this C library has no mallopt; leave it out")
     config = ModelConfig(width=options.width, zero_init_output=False, selection_noise=0, dropout=0)
     plain, student = pair(config, options.device)
     rows = []
     for size in options.sizes:
         rows += forward_rows(plain, student, size, options.repeats, options.device)
-        if options.device == "cpu" and options.width == 48:
-            rows += as_used_rows(size, options.repeats)
     if options.device == "cuda":
         for batch in (12, 24):
             rows += gpu_step_rows(plain, student, batch, options.repeats)

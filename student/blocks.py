@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recompute
 
+from student import strips
 from student.fusion import Condition, GatedFusion
 
 Kept = TypeVar("Kept", Tensor, tuple[Tensor, ...])
@@ -131,13 +132,17 @@ class GatedFeedForward(nn.Module):
         self.conv = depthwise(2 * self.hidden, bias=False)
         self.out = nn.Linear(self.hidden, channels, bias=False)
 
-    def forward(self, x_BHWC: Tensor, norm: nn.LayerNorm) -> Tensor:
+    def padded(self) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...], Tensor]:
+        """Weights, filters (of the halves a and b each) and the output's weight, padded with zeros."""
         # Two halves rather than one tensor in two views: gelu is vectorised on contiguous memory only.
         pad = -self.hidden % 16
         expand = F.pad(self.expand.weight.unflatten(0, (2, -1)), (0, 0, 0, pad))
         filters = F.pad(self.conv.weight.unflatten(0, (2, -1)), (0, 0, 0, 0, 0, 0, 0, pad))
-        out = F.pad(self.out.weight, (0, pad))
-        features = project(x_BHWC, norm, expand.unbind())
+        return expand.unbind(), filters.unbind(), F.pad(self.out.weight, (0, pad))
+
+    def forward(self, x_BHWC: Tensor, norm: nn.LayerNorm) -> Tensor:
+        expand, filters, out = self.padded()
+        features = project(x_BHWC, norm, expand)
         a, b = (depthwise_conv(x, w) for x, w in zip(features, filters, strict=True))
         return lean(lambda a, b: F.linear(gate(a, b), out), a, b)
 
@@ -154,9 +159,22 @@ class RestormerBlock(nn.Module):
         self.ffn = GatedFeedForward(channels, expansion)
 
     def forward(self, x_BHWC: Tensor, *condition: Tensor) -> Tensor:
-        fused = x_BHWC if self.fusion is None else self.fusion(x_BHWC, *condition)
-        x_BHWC = add(x_BHWC, self.attention(fused, self.norm1))
+        fused_BHWC = x_BHWC if self.fusion is None else self.fusion(x_BHWC, *condition)
+        if strips.usable(x_BHWC):
+            return self.in_strips(x_BHWC, fused_BHWC)
+        x_BHWC = add(x_BHWC, self.attention(fused_BHWC, self.norm1))
         return add(x_BHWC, self.ffn(x_BHWC, self.norm2))
+
+    def in_strips(self, x_BHWC: Tensor, fused_BHWC: Tensor) -> Tensor:
+        """The same without gradients, image by image, in the processor's cache."""
+        expand, filters, ffn_out = self.ffn.padded()
+        ffn_inner = strips.Inner(self.norm2, expand, filters)
+        attention, result_BHWC = self.attention, torch.empty_like(x_BHWC)
+        inner = strips.Inner(self.norm1, attention.qkv.weight.chunk(3), attention.qkv_conv.weight.chunk(3))
+        for x, fused, result in zip(x_BHWC, fused_BHWC, result_BHWC, strict=True):
+            strips.attend(x, fused, inner, attention.temperature, attention.out.weight, result)
+            strips.feed_forward_(result, ffn_inner, ffn_out)
+        return result_BHWC
 
 
 class NAFBlock(nn.Module):

@@ -1,0 +1,62 @@
+"""Blocks computed in strips of rows equal blocks computed whole, at every place where a strip can end."""
+
+import pytest
+import torch
+
+from student import strips
+from student.blocks import RestormerBlock
+from student.fusion import FUSIONS
+from student.memory import _LiveBytes
+
+CHANNELS, DIM = 24, 8
+
+
+@pytest.fixture
+def block() -> RestormerBlock:
+    torch.manual_seed(0)
+    return RestormerBlock(CHANNELS, heads=2, expansion=2.66, fusion=FUSIONS["broadcast"](CHANNELS, DIM))
+
+
+@pytest.mark.parametrize("rows", [4, 5, 100])
+@pytest.mark.parametrize("height", [1, 2, 3, 4, 5, 8, 9, 10, 11, 12, 13])
+def test_strips_equal_the_whole(block, monkeypatch, height, rows):
+    monkeypatch.setattr(strips, "STRIP_BYTES", 0)
+    monkeypatch.setattr(strips, "FEWEST_ROWS", rows)
+    x = torch.randn(2, height, 7, CHANNELS)
+    before = x.clone()
+    condition = block.fusion.prepare(torch.randn(2, DIM))
+    assert not strips.usable(x)  # with gradients: the whole image at once
+    whole = block(x, *condition).detach()
+    with torch.no_grad():
+        assert strips.usable(x)
+        stripped = block(x, *condition)
+    torch.testing.assert_close(stripped, whole, atol=2e-6, rtol=1e-5)
+    assert torch.equal(x, before)
+
+
+def test_a_row_forgotten_between_strips_would_be_seen(block, monkeypatch):
+    """The comparison above is fine enough: a zero row where two strips meet changes the output by far more."""
+    x = torch.randn(1, 9, 7, CHANNELS)
+    with torch.no_grad():
+        whole = block.ffn(x, block.norm2)
+        top, bottom = block.ffn(x[:, :4], block.norm2), block.ffn(x[:, 4:], block.norm2)
+    assert (torch.cat((top, bottom), 1) - whole).abs().max() > 1e-3
+
+
+def test_memory_does_not_grow_with_the_inner_width(block, monkeypatch):
+    monkeypatch.setattr(strips, "STRIP_BYTES", 2**16)
+    x = torch.randn(1, 512, 64, CHANNELS)
+    with torch.no_grad():
+        condition = block.fusion.prepare(torch.randn(1, DIM))
+        with _LiveBytes() as live:
+            block(x, *condition)
+    # The input, the fused features, the values and the result; the inner features alone would be 5.3 times the input.
+    assert live.peak < 4 * x.nbytes + 2**19
+
+
+def test_other_precisions_and_compilation_take_the_whole_path():
+    with torch.no_grad():
+        assert not strips.usable(torch.zeros(1, dtype=torch.bfloat16))
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert not strips.usable(torch.zeros(1))
+        assert torch.compile(lambda x: x + strips.usable(x), backend="eager")(torch.zeros(1)).item() == 0
