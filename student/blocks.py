@@ -6,9 +6,6 @@ Features travel as [B, H, W, C]: LayerNorm over channels and 1×1 convolutions t
 permutation, and a 3×3 convolution sees the same memory as an ordinary channels-last NCHW tensor.
 """
 
-from collections.abc import Callable
-from typing import TypeVar
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -16,39 +13,12 @@ from torch.utils.checkpoint import checkpoint as recompute
 
 from student import strips
 from student.fusion import Condition, GatedFusion
-
-Kept = TypeVar("Kept", Tensor, tuple[Tensor, ...])
-
-
-def lean(function: Callable[..., Kept], *inputs: Tensor) -> Kept:
-    """`function(*inputs)`, keeping only `inputs` for the backward pass.
-
-    For a cheap function of large features followed by a matrix product: its product's input is computed again instead
-    of being kept. torch.compile finds such savings by itself.
-    """
-    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-        return recompute(function, *inputs, use_reentrant=False, preserve_rng_state=False)
-    return function(*inputs)
-
-
-def project(x_BHWC: Tensor, norm: nn.LayerNorm, weights: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """norm(x) times each of `weights` [C', C]; norm(x) is not kept."""
-
-    def products(x_BHWC: Tensor) -> tuple[Tensor, ...]:
-        normed_BHWC = norm(x_BHWC)
-        return tuple(F.linear(normed_BHWC, weight) for weight in weights)
-
-    return lean(products, x_BHWC)
+from student.lean import gated_product, project
 
 
 def add(x: Tensor, update: Tensor) -> Tensor:
     """x + update; without gradients into `update`, which saves a pass over fresh memory."""
     return x + update if torch.is_grad_enabled() else update.add_(x)
-
-
-def gate(a: Tensor, b: Tensor) -> Tensor:
-    """gelu(a)·b; without gradients into one tensor."""
-    return F.gelu(a) * b if torch.is_grad_enabled() else F.gelu(a).mul_(b)
 
 
 class SpatialConv(nn.Conv2d):
@@ -144,7 +114,7 @@ class GatedFeedForward(nn.Module):
         expand, filters, out = self.padded()
         features = project(x_BHWC, norm, expand)
         a, b = (depthwise_conv(x, w) for x, w in zip(features, filters, strict=True))
-        return lean(lambda a, b: F.linear(gate(a, b), out), a, b)
+        return gated_product(a, b, out)
 
 
 class RestormerBlock(nn.Module):
