@@ -31,7 +31,7 @@ _ROW = np.dtype([("key", "u8"), ("sha256", "V32"), ("width", "i4"), ("height", "
 
 
 class ProbeCache:
-    """Good images of earlier runs, 52 bytes each in memory, in one parquet file that is replaced as a whole.
+    """Good images of earlier runs, 60 bytes each in memory, in one parquet file that is replaced as a whole.
 
     The key is 64 bits of a hash over path, size and mtime. A damaged cache is started anew: it is only a cache. What
     is wrong with a bad file is never remembered.
@@ -40,7 +40,7 @@ class ProbeCache:
     def __init__(self, file: Path):
         self.file = file
         self._modes: list[str] = []
-        self._rows = np.empty(0, _ROW)
+        self._keep(np.empty(0, _ROW))
         self._fresh: dict[int, tuple] = {}
         self._saved = True
         try:
@@ -49,19 +49,24 @@ class ProbeCache:
             return
         mode = table["mode"].combine_chunks()
         self._modes = mode.dictionary.to_pylist()
-        self._rows = np.empty(table.num_rows, _ROW)
+        rows = np.empty(table.num_rows, _ROW)
         for name in ("key", "width", "height"):
-            self._rows[name] = table[name].to_numpy()
-        self._rows["mode"] = mode.indices.to_numpy()
+            rows[name] = table[name].to_numpy()
+        rows["mode"] = mode.indices.to_numpy()
         data = b"".join(chunk.buffers()[1][chunk.offset * 32 :][: len(chunk) * 32] for chunk in table["sha256"].chunks)
-        self._rows["sha256"] = np.frombuffer(data, "V32")
+        rows["sha256"] = np.frombuffer(data, "V32")
+        self._keep(rows)
+
+    def _keep(self, rows: np.ndarray) -> None:
+        self._rows = rows
+        self._keys = np.ascontiguousarray(rows["key"])  # a search in a strided column would copy it each time
 
     def get(self, key: int) -> Probe | None:
         """The good image with this key."""
         row = self._fresh.get(key)
         if row is None:
-            at = int(np.searchsorted(self._rows["key"], np.uint64(key)))
-            if at == len(self._rows) or self._rows["key"][at] != key:
+            at = int(np.searchsorted(self._keys, np.uint64(key)))
+            if at == len(self._keys) or self._keys[at] != key:
                 return None
             row = self._rows[at].tolist()
         return Probe(bytes(row[1]).hex(), row[2], row[3], self._modes[row[4]], None)
@@ -78,8 +83,8 @@ class ProbeCache:
 
     def _merge(self) -> None:
         fresh = np.array(list(self._fresh.values()), _ROW)
-        self._rows = np.concatenate([self._rows, fresh])
-        self._rows = self._rows[np.unique(self._rows["key"], return_index=True)[1]]
+        rows = np.concatenate([self._rows, fresh])
+        self._keep(rows[np.unique(rows["key"], return_index=True)[1]])
         self._fresh = {}
 
     def save(self) -> None:
@@ -123,7 +128,8 @@ def probe_all(paths: Iterable[str], cache: ProbeCache, workers: int, max_pixels:
     paths, workers, processes = iter(paths), workers or os.cpu_count() or 1, None
     with ThreadPoolExecutor(max(8, workers)) as threads, ExitStack() as stack:
         while window := list(islice(paths, WINDOW)):
-            keys = list(threads.map(_key_or_none, window))
+            parts = [window[start : start + CHUNK] for start in range(0, len(window), CHUNK)]
+            keys = [key for part in threads.map(_keys, parts) for key in part]
             found = [None if key is None else cache.get(key) for key in keys]
             # An image that is too large under today's max_pixels is looked at again, which refuses it.
             todo = [i for i, known in enumerate(found) if known is None or known.width * known.height > max_pixels]
@@ -153,8 +159,12 @@ def _in_processes(processes: ProcessPoolExecutor, paths: list[str], max_pixels: 
             raise OSError(f"a decoding process died {where}; if memory ran out, set index.workers lower") from None
 
 
-def _key_or_none(path: str) -> int | None:
-    try:
-        return file_key(path)
-    except OSError:
-        return None
+def _keys(paths: list[str]) -> list[int | None]:
+    """`file_key` of each, None where there is no such file."""
+    keys: list[int | None] = []
+    for path in paths:
+        try:
+            keys.append(file_key(path))
+        except OSError:
+            keys.append(None)
+    return keys

@@ -1,0 +1,66 @@
+"""Products that keep little for the backward pass: the same values and the same gradients, bit for bit."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from student.lean import gated_product, project
+
+P, C, K = 50, 12, 20
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
+def gradients(outputs, inputs):
+    return torch.autograd.grad(sum((output * output.detach().cos()).sum() for output in outputs), inputs)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_projections_equal_plain_autograd(count):
+    norm = nn.LayerNorm(C)
+    nn.init.normal_(norm.weight)
+    nn.init.normal_(norm.bias)
+    x, *weights = inputs = [torch.randn(size, requires_grad=True) for size in [(2, P, C), *[(K, C)] * count]]
+    inputs += [norm.weight, norm.bias]
+    ours = project(x, norm, tuple(weights))
+    normed = norm(x)
+    plain = tuple(F.linear(normed, weight) for weight in weights)
+    assert all(map(torch.equal, ours, plain))
+    assert all(map(torch.equal, gradients(ours, inputs), gradients(plain, inputs)))
+
+
+def test_the_gated_product_equals_plain_autograd():
+    inputs = [torch.randn(size, requires_grad=True) for size in ((2, P, K), (2, P, K), (C, K))]
+    a, b, weight = inputs
+    ours, plain = gated_product(a, b, weight), F.linear(F.gelu(a) * b, weight)
+    assert torch.equal(ours, plain)
+    assert all(map(torch.equal, gradients([ours], inputs), gradients([plain], inputs)))
+
+
+def test_nothing_but_the_inputs_is_kept():
+    a, b, weight = (torch.randn(size, requires_grad=True) for size in ((P, K), (P, K), (C, K)))
+    x, norm, up = torch.randn(P, C, requires_grad=True), nn.LayerNorm(C), torch.randn(K, C, requires_grad=True)
+    inputs = {tensor.data_ptr() for tensor in (a, b, weight, x, up, norm.weight, norm.bias)}
+    kept = []
+
+    def pack(tensor):
+        if tensor.data_ptr() not in inputs:
+            kept.append(tensor.numel())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        gated_product(a, b, weight), project(x, norm, (up, up))
+    assert kept == [P, P]  # the norm's mean and deviation of each pixel
+
+
+def test_autocast_keeps_half_precision():
+    a, b, weight = (torch.randn(size, requires_grad=True) for size in ((P, K), (P, K), (C, K)))
+    x, norm = torch.randn(P, C, requires_grad=True), nn.LayerNorm(C)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        outputs = gated_product(a, b, weight), *project(x, norm, (weight.mT,))
+    assert {output.dtype for output in outputs} == {torch.bfloat16}
+    assert all(gradient.dtype == torch.float32 for gradient in gradients(outputs, [a, b, weight, x]))
