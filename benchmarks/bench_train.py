@@ -200,7 +200,7 @@ def report(options, precision: str, processes: int, rates: list, steps: dict[str
         return f"{seconds / base - 1:+.1%}"
 
     lines = [
-        f"\n## bench_train: {options.student} student, {options.batch} crops of {options.patch}², {precision}, "
+        f"\n## bench_train: {options.student} student, {options.batch} crops of {options.patch}², precision {precision}, "
         f"{processes} process{'es' if processes > 1 else ''}, images of {options.side}²",
         f"{datetime.date.today()}, commit {commit or 'unknown'}, {device}, {torch.get_num_threads()} threads; "
         f"`python benchmarks/bench_train.py {' '.join(sys.argv[1:])}`\n",
