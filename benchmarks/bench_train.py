@@ -200,8 +200,8 @@ def report(options, precision: str, processes: int, rates: list, steps: dict[str
         return f"{seconds / base - 1:+.1%}"
 
     lines = [
-        f"\n## bench_train: {options.student} student, {options.batch} crops of {options.patch}², precision {precision}, "
-        f"{processes} process{'es' if processes > 1 else ''}, images of {options.side}²",
+        f"\n## bench_train: {options.student} student, {options.batch} crops of {options.patch}², "
+        f"precision {precision}, {processes} process{'es' if processes > 1 else ''}, images of {options.side}²",
         f"{datetime.date.today()}, commit {commit or 'unknown'}, {device}, {torch.get_num_threads()} threads; "
         f"`python benchmarks/bench_train.py {' '.join(sys.argv[1:])}`\n",
         "| method | images/s | of a step without the align loss |",

@@ -1,5 +1,6 @@
 """Every recipe states the published setting, finds the folders that people have, and runs from index to scores."""
 
+import inspect
 import json
 import os
 import re
@@ -15,9 +16,12 @@ from PIL import Image
 from ruamel.yaml import YAML
 
 from pipeline import index
+from pipeline.caption_config import CaptionConfig
+from pipeline.embed_config import EmbedConfig
 from pipeline.index_config import IndexConfig
 from pipeline.params import load_all
 from student.config import Paths, load_section, read_params
+from student.train_config import EXECUTION_KEYS, TrainConfig
 
 REPOSITORY = Path(__file__).parents[1]
 RECIPES = sorted(TREES)
@@ -109,6 +113,19 @@ def followed() -> set[str]:
     text = (REPOSITORY / "dvc.yaml").read_text(encoding="utf-8")
     stages = YAML(typ="safe", pure=True).load(text)["stages"].values()
     return {key for stage in stages for key in stage.get("params", [])} | set(re.findall(r"\$\{([\w.]+)\}", text))
+
+
+def test_dvc_follows_every_key_that_changes_a_result():
+    """A key left out would be changed without effect: `dvc repro` finds nothing to do, and an experiment takes the
+    outputs of another one from DVC's run cache. So went the ablation's control, shuffled priors, at first."""
+    computed = TrainConfig.model_fields.keys() - EXECUTION_KEYS | {"init_from"}
+    assert {key for key in followed() if key.startswith("train.")} == {f"train.{key}" for key in computed}
+    assert {"samples", "index", "model", "eval", "report"} <= followed()
+    for section, config in (("caption", CaptionConfig), ("embed", EmbedConfig)):
+        text = inspect.getsource(config)
+        identity = set(re.findall(r'^    (\w+): [^\n]*\n    """\*identity\*', text, re.MULTILINE))
+        assert len(identity) >= 4
+        assert {key for key in followed() if key.startswith(f"{section}.")} == {f"{section}.{key}" for key in identity}
 
 
 @pytest.mark.parametrize("recipe", [*RECIPES, "ablation", "sample"])
