@@ -25,7 +25,7 @@ import numpy as np
 RESULTS = Path(__file__).parent / "RESULTS.md"
 SIZES = {"0.25": (512, 512), "2": (1184, 1776), "24": (4000, 6000)}
 WHOLE_LIMIT = {"cpu": ("0.25", "2"), "cuda": ("0.25", "2")}
-"""Sizes that are restored whole too: 2 megapixels whole take 14 GB at the published size."""
+"""Sizes that are restored whole too: 2 megapixels whole peak at 8.3 GB on a CPU at the published size."""
 
 
 class Enough(Exception):
