@@ -4,6 +4,8 @@
     python benchmarks/bench_restore.py --model artifacts/student --record
     python benchmarks/bench_restore.py --device cuda --record             # the same on a GPU
 
+Tiles have the side that `--tile auto` takes on a CPU when an image does not fit (512), 0.25 megapixels half of it.
+
 Every row is a process of its own, so that its peak memory is its own. Long rows stop after --seconds: their speed is
 that of the tiles done by then ("12 of 2646 tiles"), and their memory is complete, since all buffers exist from the
 first tile on. "agreement" is the PSNR between the tiled and the whole output of the same image.
@@ -24,6 +26,7 @@ import numpy as np
 
 RESULTS = Path(__file__).parent / "RESULTS.md"
 SIZES = {"0.25": (512, 512), "2": (1184, 1776), "24": (4000, 6000)}
+TILES = {"0.25": 256, "2": 512, "24": 512}
 WHOLE_LIMIT = {"cpu": ("0.25", "2"), "cuda": ("0.25", "2")}
 """Sizes that are restored whole too: 2 megapixels whole peak at 8.3 GB on a CPU at the published size."""
 
@@ -67,7 +70,7 @@ def one_row(args: argparse.Namespace) -> dict:
         return onnx_row(args, lq)
     from student.restore_engine import Restorer
 
-    tile = "off" if args.case == "whole" else args.tile
+    tile = "off" if args.case == "whole" else args.tile or TILES[args.row]
     restorer = Restorer(student_of(args.model), args.device, tile=tile, batch=args.batch)
     restorer(lq[:, :64, :64])  # warm up
     done, begun = [0, 1], time.perf_counter()
@@ -142,7 +145,8 @@ def table(args: argparse.Namespace) -> str:
 
 def child(args: argparse.Namespace, name: str, case: str, file: Path) -> dict:
     command = [sys.executable, __file__, "--row", name, "--case", case, "--save", str(file), "--model", args.model]
-    command += ["--device", args.device, "--tile", str(args.tile), "--batch", str(args.batch)]
+    command += ["--tile", str(args.tile)] if args.tile else []
+    command += ["--device", args.device, "--batch", str(args.batch)]
     command += ["--seconds", str(args.seconds), "--threads", str(args.threads)]
     return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
 
@@ -152,7 +156,7 @@ def main() -> int:
     parser.add_argument("--model", default="published-size", help="a student's directory (default: published-size)")
     parser.add_argument("--sizes", nargs="+", default=list(SIZES), choices=SIZES, help="megapixels")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--tile", default="auto", type=lambda text: text if text == "auto" else int(text))
+    parser.add_argument("--tile", type=int, help="side of the tiles (default: 256 at 0.25 megapixels, else 512)")
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=120, help="stop a tiled row after so long")

@@ -15,6 +15,11 @@ from student import strips
 from student.fusion import Condition, GatedFusion
 from student.lean import gated_product, project
 
+Statistics = dict[nn.Module, Tensor]
+"""What each block computed from all pixels of its input at once: [B, C, C] of a `ChannelAttention`, [B, 1, 1, C] of a
+`NAFBlock`. A forward without gradients fills an empty one, and with a filled one uses it instead of its own pixels:
+what is then restored equals that part of the first image (`student.restore_engine`)."""
+
 
 def add(x: Tensor, update: Tensor) -> Tensor:
     """x + update; without gradients into `update`, which saves a pass over fresh memory."""
@@ -62,11 +67,23 @@ class ChannelAttention(nn.Module):
         self.qkv_conv = depthwise(3 * channels, bias=False)
         self.out = nn.Linear(channels, channels, bias=False)
 
-    def forward(self, x_BHWC: Tensor, norm: nn.LayerNorm) -> Tensor:
-        batch, height, width, channels = x_BHWC.shape
-        features = project(x_BHWC, norm, self.qkv.weight.chunk(3))
-        filters = self.qkv_conv.weight.chunk(3)
-        q, k, v = (depthwise_conv(x, w).flatten(1, 2) for x, w in zip(features, filters, strict=True))
+    def forward(self, x_BHWC: Tensor, norm: nn.LayerNorm, statistics: Statistics | None = None) -> Tensor:
+        known_BCC = None if statistics is None else statistics.get(self)
+        weights, filters = self.inner(values_only=known_BCC is not None)
+        features = project(x_BHWC, norm, weights)
+        *query_and_key, v = (depthwise_conv(x, w).flatten(1, 2) for x, w in zip(features, filters, strict=True))
+        mixing_BCC = self._mixing(*query_and_key) if known_BCC is None else known_BCC
+        if statistics is not None:
+            statistics[self] = mixing_BCC
+        return (v @ mixing_BCC.to(v.dtype).mT).view(x_BHWC.shape)
+
+    def inner(self, values_only: bool = False) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """Weights and filters of queries, keys and values, or of the values alone."""
+        first = 2 if values_only else 0
+        return self.qkv.weight.chunk(3)[first:], self.qkv_conv.weight.chunk(3)[first:]
+
+    def _mixing(self, q: Tensor, k: Tensor) -> Tensor:
+        """Queries and keys [B, P, C] → what the values are multiplied with, [B, C, C]."""
         q_length, k_length = _length(q), _length(k)
         if q.dtype != torch.float32:
             # A half-precision product over all pixels overflows, so normalise before it; in fp32 it is cheaper to
@@ -74,7 +91,7 @@ class ChannelAttention(nn.Module):
             q, k = q * q_length.reciprocal().to(q.dtype)[:, None], k * k_length.reciprocal().to(k.dtype)[:, None]
             q_length, k_length = torch.ones_like(q_length), torch.ones_like(k_length)
         # A product a head: its strided views need no copy, unlike a batched product with the heads as a dimension.
-        per_head = channels // self.heads
+        per_head = q.shape[-1] // self.heads
         scores = torch.stack(
             [a.mT @ b for a, b in zip(q.split(per_head, -1), k.split(per_head, -1), strict=True)], dim=1
         ).float()
@@ -83,8 +100,7 @@ class ChannelAttention(nn.Module):
         attention = (scores * self.temperature[:, None, None]).softmax(-1)
         # out(attention @ v) = (out·attention) @ v: projecting the small matrix saves one pass over the pixels.
         out = self.out.weight.unflatten(1, heads).transpose(0, 1)
-        mixing_BCC = (out.to(v.dtype) @ attention.to(v.dtype)).transpose(1, 2).flatten(2)
-        return (v @ mixing_BCC.mT).view(batch, height, width, channels)
+        return (out.to(q.dtype) @ attention.to(q.dtype)).transpose(1, 2).flatten(2)
 
 
 class GatedFeedForward(nn.Module):
@@ -128,22 +144,28 @@ class RestormerBlock(nn.Module):
         self.norm2 = nn.LayerNorm(channels)
         self.ffn = GatedFeedForward(channels, expansion)
 
-    def forward(self, x_BHWC: Tensor, *condition: Tensor) -> Tensor:
+    def forward(self, x_BHWC: Tensor, *condition: Tensor, statistics: Statistics | None = None) -> Tensor:
         fused_BHWC = x_BHWC if self.fusion is None else self.fusion(x_BHWC, *condition)
         if strips.usable(x_BHWC):
-            return self.in_strips(x_BHWC, fused_BHWC)
-        x_BHWC = add(x_BHWC, self.attention(fused_BHWC, self.norm1))
+            return self.in_strips(x_BHWC, fused_BHWC, statistics)
+        x_BHWC = add(x_BHWC, self.attention(fused_BHWC, self.norm1, statistics))
         return add(x_BHWC, self.ffn(x_BHWC, self.norm2))
 
-    def in_strips(self, x_BHWC: Tensor, fused_BHWC: Tensor) -> Tensor:
+    def in_strips(self, x_BHWC: Tensor, fused_BHWC: Tensor, statistics: Statistics | None) -> Tensor:
         """The same without gradients, image by image, in the processor's cache."""
+        attention, mixings, result_BHWC = self.attention, [], torch.empty_like(x_BHWC)
+        known_BCC = None if statistics is None else statistics.get(attention)
+        inner = strips.Inner(self.norm1, *attention.inner(values_only=known_BCC is not None))
         expand, filters, ffn_out = self.ffn.padded()
         ffn_inner = strips.Inner(self.norm2, expand, filters)
-        attention, result_BHWC = self.attention, torch.empty_like(x_BHWC)
-        inner = strips.Inner(self.norm1, attention.qkv.weight.chunk(3), attention.qkv_conv.weight.chunk(3))
-        for x, fused, result in zip(x_BHWC, fused_BHWC, result_BHWC, strict=True):
-            strips.attend(x, fused, inner, attention.temperature, attention.out.weight, result)
+        for i, (x, fused, result) in enumerate(zip(x_BHWC, fused_BHWC, result_BHWC, strict=True)):
+            if known_BCC is None:
+                mixings.append(strips.attend(x, fused, inner, attention.temperature, attention.out.weight, result))
+            else:
+                strips.mix(x, fused, inner, known_BCC.expand(len(x_BHWC), -1, -1)[i], result)
             strips.feed_forward_(result, ffn_inner, ffn_out)
+        if statistics is not None and known_BCC is None:
+            statistics[attention] = torch.stack(mixings)
         return result_BHWC
 
 
@@ -164,13 +186,18 @@ class NAFBlock(nn.Module):
         self.beta = nn.Parameter(torch.zeros(channels))
         self.gamma = nn.Parameter(torch.zeros(channels))
 
-    def forward(self, x_BHWC: Tensor, *condition: Tensor) -> Tensor:
+    def forward(self, x_BHWC: Tensor, *condition: Tensor, statistics: Statistics | None = None) -> Tensor:
         y = self.norm1(x_BHWC)
         if self.fusion is not None:
             y = self.fusion(y, *condition)
         a, b = self.conv(self.expand(y)).chunk(2, dim=-1)
         y = a * b
-        y = self.project(y * self.channel_gain(y.mean((1, 2), keepdim=True)))
+        gain_B11C = None if statistics is None else statistics.get(self)
+        if gain_B11C is None:
+            gain_B11C = self.channel_gain(y.mean((1, 2), keepdim=True))
+        if statistics is not None:
+            statistics[self] = gain_B11C
+        y = self.project(y * gain_B11C)
         x_BHWC = torch.addcmul(x_BHWC, y, self.beta.to(y.dtype))
         a, b = self.ffn_expand(self.norm2(x_BHWC)).chunk(2, dim=-1)
         return torch.addcmul(x_BHWC, self.ffn_project(a * b), self.gamma.to(y.dtype))
@@ -179,12 +206,18 @@ class NAFBlock(nn.Module):
 Block = RestormerBlock | NAFBlock
 
 
-def run_blocks(blocks: nn.ModuleList, x_BHWC: Tensor, conditions: list[Condition], checkpoint: bool) -> Tensor:
+def run_blocks(
+    blocks: nn.ModuleList,
+    x_BHWC: Tensor,
+    conditions: list[Condition],
+    checkpoint: bool,
+    statistics: Statistics | None = None,
+) -> Tensor:
     """Apply `blocks` in turn, each with its condition; `checkpoint` recomputes them in the backward pass."""
     for block, condition in zip(blocks, conditions, strict=True):
         if checkpoint and torch.is_grad_enabled():
             # Blocks draw no random numbers, so there is no generator state to keep.
             x_BHWC = recompute(block, x_BHWC, *condition, use_reentrant=False, preserve_rng_state=False)
         else:
-            x_BHWC = block(x_BHWC, *condition)
+            x_BHWC = block(x_BHWC, *condition, statistics=statistics)
     return x_BHWC

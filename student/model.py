@@ -14,6 +14,7 @@ from huggingface_hub import ModelCard, PyTorchModelHubMixin, hf_hub_download
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from student.blocks import Statistics
 from student.card import model_card
 from student.fusion import Condition, FoldedFusions
 from student.model_config import ModelConfig
@@ -52,19 +53,24 @@ class Student(
                 nn.init.zeros_(parameter)
 
     def forward(
-        self, lq: Tensor, prompts: Prompts | None = None, return_prompts: bool = False
+        self,
+        lq: Tensor,
+        prompts: Prompts | None = None,
+        return_prompts: bool = False,
+        statistics: Statistics | None = None,
     ) -> Tensor | tuple[Tensor, Prompts]:
         """Restore `lq` [B, 3, H, W], float RGB in [0, 1], any H, W ≥ 8. The result is not clamped.
 
         `prompts`: use these, from `encode_prompts` (of the whole image, when `lq` is a tile of it), instead of this
-        input's own. `return_prompts`: return them too, for the losses that look at them.
+        input's own. `return_prompts`: return them too, for the losses that look at them. `statistics`: an empty
+        dictionary keeps in it what the blocks compute from all pixels, a filled one is used instead (for tiles too).
         Raises ValueError on another shape.
         """
         first_BHWC, height, width = self._embed(lq)
-        deepest_BHWC, skips = self.backbone.encode(first_BHWC)
+        deepest_BHWC, skips = self.backbone.encode(first_BHWC, statistics)
         if prompts is None:
             prompts = self._prompts(first_BHWC, deepest_BHWC)
-        residual_BHWC = self.backbone.decode(deepest_BHWC, skips, self._conditions(prompts))
+        residual_BHWC = self.backbone.decode(deepest_BHWC, skips, self._conditions(prompts), statistics)
         restored = lq + residual_BHWC.permute(0, 3, 1, 2)[..., :height, :width]
         return (restored, prompts) if return_prompts else restored
 

@@ -1,8 +1,8 @@
-"""Restore one image of any size with a student: whole, or in overlapping tiles that share one prompt.
+"""Restore one image of any size with a student: whole, or in overlapping tiles that agree with the whole.
 
-The channel attention of the backbone looks at all pixels that it is given, so a tile is never restored exactly as the
-whole image is; with the prompts shared and the overlap blended the difference stays far below what can be seen
-(benchmarks/RESULTS.md).
+Three things of a forward depend on all pixels: which prompts are chosen, how the blocks mix their channels, and which
+pixels are taken together where the sides are halved. Tiles share the first two, made once from a sample of the image,
+and start where the pairs do; what is left is far below what can be seen (61 to 82 dB, benchmarks/RESULTS.md).
 """
 
 import contextlib
@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from student.blocks import Statistics
 from student.cpu import keep_freed_memory
 from student.memory import available_bytes, forward_bytes
 from student.model import Student
@@ -28,7 +29,9 @@ LARGEST_AUTO_TILE = {"cpu": 512}
 """A larger tile is no faster on a CPU; on other devices 1024."""
 SMALLEST_TILE = 64
 PROMPT_SIDE = 512
-"""With a tile given by hand, images of at most so many pixels squared are encoded whole to choose their prompts."""
+"""Prompts are chosen by at least so many pixels squared, also when the tiles are smaller: only the encoder runs."""
+SAMPLE_SIDE = 256
+"""What the blocks compute from all pixels comes from a sample of at least so many pixels squared."""
 USABLE = 0.5
 """Share of the free memory to plan with; the rest is for workspaces of convolutions and for other programs."""
 
@@ -75,9 +78,11 @@ def pick_device(name: str = "auto") -> torch.device:
 class Restorer:
     """`restorer(lq)` restores one image `[3, H, W]` float32 in [0, 1] of any size.
 
-    `tile`: "off" (whole), a side in pixels, or "auto" (whole if it fits into half of the free memory, else the largest
-    tile that does). `overlap`: pixels that neighbouring tiles share. `batch`: tiles a forward. `dtype` other than
-    float32 runs under autocast. On a CPU the process keeps freed memory from then on (`student.cpu`).
+    `tile`: "off" (whole), a side in pixels (an image of no more pixels than such a tile is restored whole), or "auto"
+    (whole if it fits into half of the free memory, else the largest tile that does). `overlap`: pixels that
+    neighbouring tiles share. Both are brought to multiples of the student's stride: the tile down, the overlap up.
+    `batch`: tiles a forward. `dtype` other than float32 runs under autocast. On a CPU the process keeps freed memory
+    from then on (`student.cpu`).
     """
 
     def __init__(
@@ -89,15 +94,21 @@ class Restorer:
         overlap: int = 32,
         batch: int = 1,
     ):
-        if isinstance(tile, int) and tile < max(SMALLEST_TILE, overlap + 1):
-            raise RestoreError(
-                f"--tile {tile}: must be at least {SMALLEST_TILE} and more than the overlap of {overlap}"
-            )
+        stride = student.config.stride
+        overlap = -(-overlap // stride) * stride
+        self.smallest_tile = max(-(-SMALLEST_TILE // stride) * stride, overlap + stride)
+        if isinstance(tile, int):
+            if tile < self.smallest_tile:
+                raise RestoreError(
+                    f"--tile {tile}: must be at least {self.smallest_tile} with an overlap of {overlap} pixels"
+                )
+            tile = tile // stride * stride
         self.device = device if isinstance(device, torch.device) else pick_device(device)
         if self.device.type == "cpu":
             keep_freed_memory()
         self.student = student.eval().to(self.device)
         self.dtype, self.tile, self.overlap, self.batch = getattr(torch, dtype), tile, overlap, batch
+        self.stride = stride
         self._bytes: Callable[[int], float] | None = None
 
     def __call__(self, lq: np.ndarray, on_tile: Callable[[int, int], Any] | None = None) -> Restored:
@@ -114,7 +125,8 @@ class Restorer:
             except (torch.OutOfMemoryError, RuntimeError) as error:
                 if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
                     raise
-                smaller = max(SMALLEST_TILE, self.overlap + 1, min(tile or max(height, width), 2048) // 2)
+                smaller = min(tile or max(height, width), 2048) // 2 // self.stride * self.stride
+                smaller = max(self.smallest_tile, smaller)
                 if self.tile != "auto" or tile == smaller:
                     raise RestoreError(f"out of memory at {width}x{height} on {self.device}; use --tile auto") from None
                 tile = smaller
@@ -124,7 +136,7 @@ class Restorer:
         if self.tile == "off":
             return None
         if self.tile != "auto":
-            return None if max(height, width) <= self.tile else self.tile
+            return None if height * width <= self.tile**2 else self.tile
         if height * width <= 256**2:
             return None  # small enough anywhere; counting the memory would take longer than restoring
         budget = USABLE * available_bytes(self.device)
@@ -133,7 +145,7 @@ class Restorer:
         tile = LARGEST_AUTO_TILE.get(self.device.type, 1024)
         while tile > max(SMALLEST_TILE, 2 * self.overlap) and self._forward_bytes(self.batch * tile**2) > budget:
             tile -= 64
-        return max(tile, SMALLEST_TILE, self.overlap + 1)
+        return max(tile, self.smallest_tile)
 
     def _forward_bytes(self, pixels: int) -> float:
         self._bytes = self._bytes or forward_bytes(self.student)
@@ -147,35 +159,38 @@ class Restorer:
     def _restore(
         self, lq: np.ndarray, tile: int | None, on_tile: Callable[[int, int], Any] | None
     ) -> tuple[np.ndarray, Prompts, int]:
-        height, width = lq.shape[1:]
-        if tile is None or max(height, width) <= tile:
+        if tile is None or lq.shape[1] * lq.shape[2] <= tile**2:
             restored, prompts = self.student(self._tensor(lq[None]), return_prompts=True)
             if on_tile:
                 on_tile(1, 1)
             return restored[0].float().cpu().numpy(), prompts, 1
-        prompts = self._shared_prompts(lq, tile)
-        places = list(plan_tiles(height, width, tile, self.overlap))
+        lq = np.pad(lq, ((0, 0), *((0, -side % self.stride) for side in lq.shape[1:])))  # as the student would
+        prompts, statistics = self._of_all_pixels(lq, tile)
+        places = list(plan_tiles(*lq.shape[1:], tile, self.overlap, self.stride))
         out = np.zeros_like(lq, dtype=np.float32)
         for start in range(0, len(places), self.batch):
             group = places[start : start + self.batch]
             tiles = self._tensor(np.stack([lq[:, rows, columns] for rows, columns, _ in group]))
-            restored = self.student(tiles, prompts=_repeat(prompts, len(group))).float().cpu().numpy()
+            restored = self.student(tiles, prompts=prompts, statistics=statistics).float().cpu().numpy()
             for (rows, columns, weight), piece in zip(group, restored, strict=True):
                 out[:, rows, columns] += piece * weight
             if on_tile:
                 on_tile(min(start + self.batch, len(places)), len(places))
         return out, prompts, len(places)
 
-    def _shared_prompts(self, lq: np.ndarray, tile: int) -> Prompts:
-        """One choice of prompts for all tiles: from the whole image, or a native-resolution sample of a large one."""
-        side = max(tile, PROMPT_SIDE) // 64 * 64
-        view = lq if lq.shape[1] * lq.shape[2] <= side**2 else mosaic(lq, side)
-        return self.student.encode_prompts(self._tensor(view[None]))
+    def _of_all_pixels(self, lq: np.ndarray, tile: int) -> tuple[Prompts, Statistics]:
+        """What the tiles share, from samples of the image at native resolution."""
+        prompts = None
+        if tile < PROMPT_SIDE:
+            prompts = self.student.encode_prompts(self._tensor(_sample(lq, PROMPT_SIDE, self.stride)[None]))
+        statistics: Statistics = {}
+        sample = self._tensor(_sample(lq, max(tile, SAMPLE_SIDE), self.stride)[None])
+        _, prompts = self.student(sample, prompts=prompts, return_prompts=True, statistics=statistics)
+        return prompts, statistics
 
     def _tensor(self, images: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(np.ascontiguousarray(images, dtype=np.float32)).to(self.device)
 
 
-def _repeat(prompts: Prompts, count: int) -> Prompts:
-    """`prompts` of one image for a batch of `count` tiles."""
-    return torch.utils._pytree.tree_map(lambda x: x.expand(count, *x.shape[1:]), prompts)
+def _sample(lq: np.ndarray, side: int, stride: int) -> np.ndarray:
+    return lq if lq.shape[1] * lq.shape[2] <= side**2 else mosaic(lq, side, stride)

@@ -78,8 +78,13 @@ def _convolve(rows_RWC: Tensor, kernel: Tensor) -> Tensor:
     return F.conv2d(rows_1CRW, kernel, padding=(0, 1), groups=len(kernel)).permute(0, 2, 3, 1).flatten(0, 2)
 
 
-def attend(x_HWC: Tensor, fused_HWC: Tensor, inner: Inner, temperature: Tensor, out_CC: Tensor, result: Tensor) -> None:
-    """Write x + `student.blocks.ChannelAttention` of `fused` into `result`."""
+def attend(
+    x_HWC: Tensor, fused_HWC: Tensor, inner: Inner, temperature: Tensor, out_CC: Tensor, result: Tensor
+) -> Tensor:
+    """Write x + `student.blocks.ChannelAttention` of `fused` into `result`; returns what it multiplied the values with.
+
+    That is [C, C], and all that a pixel needs to know of the others: see `mix`.
+    """
     heads, channels = len(temperature), x_HWC.shape[-1]
     per_head = channels // heads
     scores = x_HWC.new_zeros(heads, per_head, per_head)
@@ -96,6 +101,13 @@ def attend(x_HWC: Tensor, fused_HWC: Tensor, inner: Inner, temperature: Tensor, 
     # (out·attention) @ v, as in ChannelAttention, with the residual in the same product.
     mixing_CC = (out_CC.unflatten(1, (heads, per_head)).transpose(0, 1) @ attention).transpose(0, 1).flatten(1)
     torch.addmm(x_HWC.flatten(0, 1), values_HWC.flatten(0, 1), mixing_CC.T, out=result.flatten(0, 1))
+    return mixing_CC
+
+
+def mix(x_HWC: Tensor, fused_HWC: Tensor, inner: Inner, mixing_CC: Tensor, result: Tensor) -> None:
+    """As `attend`, with its result `mixing_CC` known beforehand; `inner` makes the values alone."""
+    for rows, (values,) in inner.strips(fused_HWC):
+        torch.addmm(x_HWC[rows].flatten(0, 1), values, mixing_CC.T, out=result[rows].flatten(0, 1))
 
 
 def feed_forward_(x_HWC: Tensor, inner: Inner, out: Tensor) -> None:

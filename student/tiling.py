@@ -1,4 +1,8 @@
-"""Cut a large image into overlapping tiles and blend the restored tiles without seams."""
+"""Cut a large image into overlapping tiles and blend the restored tiles without seams.
+
+Tiles start at multiples of the network's `stride`. It halves the sides by taking pixels together in fixed pairs: cut
+elsewhere, a tile pairs them otherwise, and is restored otherwise (benchmarks/RESULTS.md).
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,18 +23,21 @@ class Axis:
     weights: list[np.ndarray]
 
 
-def plan_axis(size: int, tile: int, overlap: int) -> Axis:
+def plan_axis(size: int, tile: int, overlap: int, stride: int = 1) -> Axis:
     """Tiles of `tile` pixels (fewer if the side is shorter) that cover `size`, neighbours sharing at least `overlap`.
 
     The tiles are spread evenly: none is cut short at the far end, where a narrow rest would be restored with too
-    little context. Weights fall linearly to 0 within the shared pixels. Raises ValueError if `tile <= overlap`.
+    little context. Weights fall linearly to 0 within the shared pixels. Raises ValueError if `tile <= overlap`, or if
+    one of the three is no multiple of `stride`, at whose multiples the tiles start.
     """
+    if size % stride or tile % stride or overlap % stride:
+        raise ValueError(f"{size}, {tile} and {overlap} must be multiples of {stride}")
     if tile >= size:
         return Axis([0], size, [np.ones(size, np.float32)])
     if tile <= overlap:
         raise ValueError(f"a tile of {tile} pixels cannot overlap its neighbour by {overlap}; use a larger tile")
     count = -(-(size - overlap) // (tile - overlap))
-    starts = [round(i * (size - tile) / (count - 1)) for i in range(count)]
+    starts = [stride * round(i * (size - tile) / (count - 1) / stride) for i in range(count)]
     raw = []
     for i, start in enumerate(starts):
         ramp = np.ones(tile)
@@ -48,32 +55,40 @@ def plan_axis(size: int, tile: int, overlap: int) -> Axis:
     return Axis(starts, tile, weights)
 
 
-def plan_tiles(height: int, width: int, tile: int, overlap: int) -> Iterator[tuple[slice, slice, np.ndarray]]:
+def plan_tiles(
+    height: int, width: int, tile: int, overlap: int, stride: int = 1
+) -> Iterator[tuple[slice, slice, np.ndarray]]:
     """Yield rows, columns and blending weights `[h, w]` of each tile, row by row."""
-    down, across = plan_axis(height, tile, overlap), plan_axis(width, tile, overlap)
+    down, across = (plan_axis(side, tile, overlap, stride) for side in (height, width))
     for top, weight_y in zip(down.starts, down.weights, strict=True):
         for left, weight_x in zip(across.starts, across.weights, strict=True):
             rows, columns = slice(top, top + down.length), slice(left, left + across.length)
             yield rows, columns, weight_y[:, None] * weight_x[None]
 
 
-def mosaic(image: np.ndarray, side: int, cells: int = 8) -> np.ndarray:
-    """A `[C, side, side]` sample of `[C, H, W]` at native resolution: the centre of each of `cells` x `cells` parts.
+def mosaic(image: np.ndarray, side: int, stride: int = 1) -> np.ndarray:
+    """A `[C, side, side]` sample of `[C, H, W]` at native resolution: the centre of each of 8 x 8 parts, or of fewer.
 
-    [ours] An image too large to be encoded whole chooses its prompts by this sample. The query networks average their
-    features over an 8x8 (domain) or 4x4 (task) grid first, so a sample of every grid cell estimates what they would
-    see; shrinking the image instead would hide the very degradation (noise, rain) that the prompts are chosen by.
-    Sides shorter than `side` are kept whole.
+    [ours] An image too large for one forward is known by this sample: the prompts it chooses, and what its blocks
+    compute from all pixels. The query networks average their features over an 8x8 (domain) or 4x4 (task) grid first, so
+    a sample of every grid cell estimates what they would see; shrinking the image instead would hide the very
+    degradation (noise, rain) that the prompts are chosen by. Pieces are at least `SMALLEST_PIECE` wide and start at
+    multiples of `stride`. Sides shorter than `side` are kept whole.
     """
     for axis in (1, 2):
-        image = np.concatenate(_sample_axis(image, axis, side, cells), axis)
+        image = np.concatenate(_sample_axis(image, axis, side, stride), axis)
     return image
 
 
-def _sample_axis(image: np.ndarray, axis: int, side: int, cells: int) -> list[np.ndarray]:
+SMALLEST_PIECE = 64
+"""Less shows the deeper levels little but the piece's own border."""
+
+
+def _sample_axis(image: np.ndarray, axis: int, side: int, stride: int) -> list[np.ndarray]:
     size = image.shape[axis]
     if size <= side:
         return [image]
-    part = side // cells
-    starts = [round((i + 0.5) * size / cells - part / 2) for i in range(cells)]
-    return [image.take(range(start, start + part), axis) for start in starts]
+    pieces = max(1, min(8, side // SMALLEST_PIECE))
+    piece = side // pieces // stride * stride
+    starts = [stride * round(((i + 0.5) * size / pieces - piece / 2) / stride) for i in range(pieces)]
+    return [image.take(range(start, start + piece), axis) for start in starts]

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 
 from torch import Tensor, nn
 
-from student.blocks import Block, run_blocks
+from student.blocks import Block, Statistics, run_blocks
 from student.fusion import Condition
 
 
@@ -35,21 +35,23 @@ class UShape(nn.Module, ABC):
         """The blocks that take a condition, in the order of `decode`'s `conditions`."""
         return [block for blocks in (self.latent, *reversed(self.decoder), self.refinement) for block in blocks]
 
-    def encode(self, x_BHWC: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def encode(self, x_BHWC: Tensor, statistics: Statistics | None = None) -> tuple[Tensor, list[Tensor]]:
         """First features → deepest features, and each level's skip connection, finest first."""
         skips = []
         for blocks, down in zip(self.encoder, self.down, strict=True):
-            x_BHWC = run_blocks(blocks, x_BHWC, [()] * len(blocks), self.checkpoint)
+            x_BHWC = run_blocks(blocks, x_BHWC, [()] * len(blocks), self.checkpoint, statistics)
             skips.append(x_BHWC)
             x_BHWC = down(x_BHWC)
         return x_BHWC, skips
 
-    def decode(self, x_BHWC: Tensor, skips: list[Tensor], conditions: list[Condition]) -> Tensor:
+    def decode(
+        self, x_BHWC: Tensor, skips: list[Tensor], conditions: list[Condition], statistics: Statistics | None = None
+    ) -> Tensor:
         """Deepest features, skips and one condition a prompted block → the residual image [B, H, W, 3]."""
         rest = iter(conditions)
 
         def run(blocks: nn.ModuleList, x_BHWC: Tensor) -> Tensor:
-            return run_blocks(blocks, x_BHWC, [next(rest) for _ in blocks], self.checkpoint)
+            return run_blocks(blocks, x_BHWC, [next(rest) for _ in blocks], self.checkpoint, statistics)
 
         x_BHWC = run(self.latent, x_BHWC)
         for level in reversed(range(len(skips))):

@@ -80,6 +80,25 @@ def test_given_prompts_replace_the_inputs_own(variant):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])  # in strips, and whole
+def test_given_statistics_replace_the_inputs_own(variant, dtype):
+    model, lq, other = alive(make_student(**variant)).eval(), torch.rand(1, 3, 16, 24), torch.rand(1, 3, 24, 24) ** 3
+    prompts, of_lq, of_other = model.encode_prompts(lq), {}, {}
+    with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        restored = model(lq, prompts=prompts, statistics=of_lq)
+        assert torch.equal(model(lq, prompts=prompts), restored)
+        torch.testing.assert_close(model(lq, prompts=prompts, statistics=of_lq), restored, atol=1e-5, rtol=1e-5)
+        model(other, prompts=prompts, statistics=of_other)
+        assert not torch.allclose(model(lq, prompts=prompts, statistics=of_other), restored, atol=1e-4)
+        # One image's statistics serve a batch of its tiles, and stay what they are.
+        tiles, before = torch.rand(3, 3, 16, 16), {block: tensor.clone() for block, tensor in of_lq.items()}
+        one_by_one = torch.cat([model(tile[None], prompts=prompts, statistics=of_lq) for tile in tiles])
+        batch = model(tiles, prompts=prompts, statistics=of_lq)
+    torch.testing.assert_close(batch, one_by_one, atol=1e-5, rtol=1e-5)
+    assert len(of_lq) == len(before) and all(torch.equal(of_lq[block], before[block]) for block in before)
+
+
+@torch.no_grad()
 def test_folding_changes_nothing_and_training_unfolds(variant):
     model, lq = alive(make_student(**variant)).eval(), torch.rand(2, 3, 16, 16)
     expected, names = model(lq), model.state_dict().keys()

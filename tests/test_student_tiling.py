@@ -12,10 +12,12 @@ from student.restore_engine import RestoreError, Restorer
 from student.tiling import mosaic, plan_axis, plan_tiles
 
 
-@given(st.integers(1, 700), st.integers(33, 200), st.integers(0, 32))
+@given(st.integers(1, 700), st.integers(33, 200), st.integers(0, 32), st.sampled_from([1, 2, 8, 16]))
 @settings(max_examples=200, deadline=None)
-def test_weights_sum_to_one_and_neighbours_overlap(size, tile, overlap):
-    axis = plan_axis(size, tile, overlap)
+def test_weights_sum_to_one_and_neighbours_overlap(size, tile, overlap, stride):
+    size, tile, overlap = (side * stride for side in (size, tile, overlap))
+    axis = plan_axis(size, tile, overlap, stride)
+    assert not any(start % stride for start in axis.starts)
     total = np.zeros(size)
     for start, weights in zip(axis.starts, axis.weights, strict=True):
         assert weights.min() > 0
@@ -38,13 +40,29 @@ def test_a_tile_smaller_than_the_overlap_is_refused():
         plan_axis(100, 32, 32)
 
 
+@pytest.mark.parametrize("sides", [(100, 32, 16), (96, 33, 16), (96, 32, 7)])
+def test_sides_off_the_stride_are_refused(sides):
+    with pytest.raises(ValueError, match="multiples of 8"):
+        plan_axis(*sides, stride=8)
+
+
 def test_the_mosaic_samples_every_part_at_native_resolution():
-    image = np.broadcast_to(np.arange(800, dtype=np.float32), (3, 50, 800))
-    sample = mosaic(image, 64)
-    assert sample.shape == (3, 50, 64), "the short side is kept whole"
-    parts = sample[0, 0].reshape(8, 8)
+    image = np.broadcast_to(np.arange(8000, dtype=np.float32), (3, 50, 8000))
+    sample = mosaic(image, 512, stride=8)
+    assert sample.shape == (3, 50, 512), "the short side is kept whole"
+    parts = sample[0, 0].reshape(8, 64)
     assert (np.diff(parts, axis=1) == 1).all(), "neighbours stay neighbours"
-    assert (parts.mean(1) // 100 == np.arange(8)).all(), "one sample of every eighth"
+    assert (parts.mean(1) // 1000 == np.arange(8)).all(), "one sample of every eighth"
+    assert not (parts[:, 0] % 8).any()
+
+
+@given(st.integers(9, 300), st.integers(8, 60))
+@settings(max_examples=100, deadline=None)
+def test_a_small_mosaic_has_fewer_pieces_within_the_image(size, side):
+    size, side = 8 * size, 8 * side
+    pixels = mosaic(np.arange(size)[None, None].repeat(8, 1), side, stride=8)[0, 0]
+    assert len(pixels) <= max(side, size if size <= side else 0) and len(set(pixels)) == len(pixels)
+    assert (np.diff(pixels) != 1).sum() < max(1, side // 64)
 
 
 @pytest.fixture(scope="module")
@@ -59,16 +77,41 @@ def smooth(height, width):
     return np.stack([0.5 + 0.4 * np.sin(x + i) * np.cos(y) for i in range(3)]).astype(np.float32)
 
 
-def test_tiles_agree_with_the_whole_image_and_batches_with_single_tiles(student):
-    lq = smooth(150, 210)
+def textured(height, width):
+    """Waves under noise that grows from left to right: tiles differ in what they would mix their channels by."""
+    noise = np.random.default_rng(0).normal(0, 0.1, (3, height, width)) * np.linspace(0, 2, width)
+    return (smooth(height, width) + noise).clip(0, 1).astype(np.float32)
+
+
+def agreement(a, b):
+    return 10 * np.log10(1 / ((a - b) ** 2).mean())
+
+
+@pytest.mark.parametrize("height, width", [(152, 208), (150, 211)])
+def test_tiles_agree_with_the_whole_image_and_batches_with_single_tiles(student, height, width):
+    lq = textured(height, width)
     whole = Restorer(student, "cpu", tile="off")(lq)
     tiled = Restorer(student, "cpu", tile=96, overlap=32)(lq)
     assert whole.tiles == 1 and tiled.tiles == 6
     assert np.abs(whole.image - lq).mean() > 0.01, "the student changes the image"
-    error = ((whole.image - tiled.image) ** 2).mean()
-    assert 10 * np.log10(1 / error) > 40, "random weights and a small tile; trained ones: benchmarks/RESULTS.md"
+    assert agreement(whole.image, tiled.image) > 60
     batched = Restorer(student, "cpu", tile=96, overlap=32, batch=4)(lq)
     assert np.allclose(batched.image, tiled.image, atol=1e-5)
+
+
+@pytest.mark.parametrize("fault", ["each tile by itself", "starts off the stride"])
+def test_the_agreement_needs_both_statistics_and_stride(student, monkeypatch, fault):
+    from student import restore_engine
+
+    restorer, lq = Restorer(student, "cpu", tile=96), textured(152, 204)
+    whole = Restorer(student, "cpu", tile="off")(lq).image
+    good = agreement(whole, restorer(lq).image)
+    if fault == "starts off the stride":
+        monkeypatch.setattr(restore_engine, "plan_tiles", lambda *sides: plan_tiles(*sides[:-1]))
+    else:
+        forward = student.forward
+        monkeypatch.setattr(student, "forward", lambda *args, statistics=None, **kwargs: forward(*args, **kwargs))
+    assert agreement(whole, restorer(lq).image) < good - 6
 
 
 def test_all_tiles_share_the_prompts_of_the_whole_image(student):
@@ -108,10 +151,10 @@ def test_counted_memory_grows_with_pixels_and_is_what_tensors_take(student):
     assert 1e8 < available_bytes(torch.device("cpu")) < 1e14
 
 
-@pytest.mark.parametrize(("tile", "message"), [(16, "at least 64"), (70, "more than the overlap of 80")])
-def test_an_impossible_tile_is_refused(student, tile, message):
+@pytest.mark.parametrize(("tile", "overlap", "message"), [(16, 32, "at least 64"), (70, 78, "at least 84 .* 80")])
+def test_an_impossible_tile_is_refused(student, tile, overlap, message):
     with pytest.raises(RestoreError, match=message):
-        Restorer(student, "cpu", tile=tile, overlap=80)
+        Restorer(student, "cpu", tile=tile, overlap=overlap)
 
 
 def test_an_absent_device_is_refused(student):
