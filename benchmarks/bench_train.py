@@ -1,6 +1,6 @@
 """What does distillation cost a training step, does the data keep up, and do two processes help?
 
-    no align loss            the same step with train.losses.align: 0
+    no align loss            the same step with train.losses.align: 0, and no release to look priors up in
     cached priors            ours: the prior comes from the release, looked up by the loader
     text tower in the loop   what the release saves: encoding the batch's captions in every step (the text tower of CLIP
                              ViT-B/32, random weights: time does not hang on them; 5 captions of 77 tokens an image)
@@ -112,32 +112,38 @@ def loader_rate(dataset: PairDataset, options, workers: int, seconds: float) -> 
     return count / (perf_counter() - begun)
 
 
-def measure_steps(dataset: PairDataset, options, accelerator: Accelerator) -> tuple[dict[str, float], float]:
-    """Median seconds of a step by variant, and the share of an ordinary step that waits for data."""
+def measure_steps(
+    dataset: PairDataset, bare: PairDataset, options, accelerator: Accelerator
+) -> tuple[dict[str, float], float]:
+    """Median seconds of a step by variant, and the share of an ordinary one that waits for data; `bare`: no release."""
     device = accelerator.device
     student = Student(STUDENTS[options.student]).to(device, memory_format=torch.channels_last)
     optimizer = torch.optim.Adam(student.parameters(), lr=4e-4, fused=device.type == "cuda")
     model, optimizer = accelerator.prepare(student, optimizer)
     values = {name: pool.values_NLD for name, pool in student.pools().items()}
     encode = text_tower(device)
-    sampler = BalancedBatches(
-        dataset.pairs.by_dataset, options.batch, 0, part=accelerator.process_index, parts=accelerator.num_processes
-    )
-    loader = DataLoader(
-        dataset, batch_sampler=sampler, collate_fn=whole, num_workers=options.workers, pin_memory=device.type == "cuda"
-    )
-    stream, config = iter(loader), TrainConfig()
+
+    def batches(dataset: PairDataset):
+        sampler = BalancedBatches(
+            dataset.pairs.by_dataset, options.batch, 0, part=accelerator.process_index, parts=accelerator.num_processes
+        )
+        pin, workers = device.type == "cuda", options.workers
+        return iter(DataLoader(dataset, batch_sampler=sampler, collate_fn=whole, num_workers=workers, pin_memory=pin))
+
+    with_priors, without_priors, config = batches(dataset), batches(bare), TrainConfig()
     without = TrainConfig(losses=LossWeights(align=0))
     times: dict[str, list[float]] = {"no align loss": [], "cached priors": [], "text tower in the loop": []}
     waits: list[float] = []
     for round_ in range(options.rounds + 2):
         for name in times:
+            stream = without_priors if name == "no align loss" else with_priors
             begun = perf_counter()
             batch = {key: rows.to(device, non_blocking=True) for key, rows in next(stream).items()}
             waited = perf_counter() - begun
             if name == "text tower in the loop":
-                prior = torch.nn.functional.pad(encode(len(batch["row"])), (0, batch["prior"].shape[1] - 512))
-                batch["prior"] = prior
+                with accelerator.autocast():
+                    encoded = encode(len(batch["row"])).float()
+                batch["prior"] = torch.nn.functional.pad(encoded, (0, batch["prior"].shape[1] - 512))
             restored, prompts = model(batch["lq"].to(memory_format=torch.channels_last), return_prompts=True)
             losses = compute_losses(
                 restored, batch["gt"], prompts, values, {"task": batch["task"], "domain": batch["domain"]},
@@ -169,6 +175,8 @@ def main() -> None:
     parser.add_argument("--cache", choices=("none", "memory", "memmap"), default="none")
     parser.add_argument("--record", action="store_true", help="append the table to benchmarks/RESULTS.md")
     options = parser.parse_args()
+    if options.device == "cuda" and not torch.cuda.is_available():
+        sys.exit("error: --device cuda: torch sees no GPU here; use --device cpu")
     precision = options.precision or ("bf16" if options.device == "cuda" else "no")
     accelerator = Accelerator(cpu=options.device == "cpu", mixed_precision=precision)
     with tempfile.TemporaryDirectory() as temporary:
@@ -184,7 +192,8 @@ def main() -> None:
                     (f"loader, cache_images: {cache}, {workers} workers", loader_rate(dataset, options, workers, 3))
                 )
         images = open_images(options.cache, pairs.files, folder / "cache", "bench")
-        steps, wait = measure_steps(PairDataset(pairs, release, options.patch, 0, images=images), options, accelerator)
+        with_priors, bare = (PairDataset(pairs, r, options.patch, 0, images=images) for r in (release, None))
+        steps, wait = measure_steps(with_priors, bare, options, accelerator)
     if accelerator.is_main_process:
         report(options, precision, accelerator.num_processes, rates, steps, wait)
 

@@ -49,7 +49,9 @@ def _length(x_BPC: Tensor) -> Tensor:
         # Four times as fast on a CPU as vector_norm along a middle dimension. Clamped before the root, whose gradient
         # at 0 is infinite.
         return x_BPC.square().sum(1).clamp_min(1e-24).sqrt()
-    return torch.linalg.vector_norm(x_BPC, dim=1, dtype=torch.float32).clamp_min(1e-12)
+    # Its reciprocal is multiplied with in half precision, and 1e-12 has none in fp16: a black crop would become NaN.
+    shortest = 2e-5 if x_BPC.dtype == torch.float16 else 1e-12
+    return torch.linalg.vector_norm(x_BPC, dim=1, dtype=torch.float32).clamp_min(shortest)
 
 
 class ChannelAttention(nn.Module):

@@ -1,10 +1,10 @@
-"""The C library's memory allocator and the threads, set up for training on a CPU."""
+"""A CPU's memory and threads: the C library's allocator, what is free, what each process may use."""
 
 import ctypes
 import os
+from pathlib import Path
 
-import torch
-
+CGROUP = Path("/sys/fs/cgroup")
 # Parameter numbers of glibc's malloc.h.
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 
@@ -27,8 +27,31 @@ def use_all_cores() -> None:
     `accelerate launch` sets OMP_NUM_THREADS to 1 where nobody set it, and half of a two-core laptop would idle. Hence
     OMP_NUM_THREADS cannot be believed; MKL_NUM_THREADS, which torch reads too, can: it is kept where it is set.
     """
+    import torch  # here, because image files are read where torch is not needed
+
     if "MKL_NUM_THREADS" in os.environ:
         torch.set_num_threads(int(os.environ["MKL_NUM_THREADS"]))
         return
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // processes))
+
+
+def free_bytes() -> int:
+    """Memory that can still be taken: within the container's limit, where there is one."""
+    import psutil
+
+    free = psutil.virtual_memory().available
+    try:  # cgroup v2; a container that may use 4 GB still sees all of the host's memory
+        limit, used = (int((CGROUP / name).read_text()) for name in ("memory.max", "memory.current"))
+        counts = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())
+        free = min(free, limit - used + int(counts["inactive_file"]))  # files read before are given up on demand
+    except (OSError, ValueError, KeyError):  # no cgroup, or no limit ("max")
+        pass
+    return max(free, 0)
+
+
+def resident_bytes() -> int:
+    """Memory that this process holds."""
+    import psutil
+
+    return psutil.Process().memory_info().rss

@@ -24,19 +24,29 @@ def bit_depth(data: bytes) -> int:
 def read(data: bytes) -> np.ndarray:
     """Samples `[H, W, channels]` uint16 of a 16-bit PNG; raises OSError or ValueError for damaged data."""
     width, height, _, colour_type, _, _, interlaced = struct.unpack(">IIBBBBB", data[16:29])
-    packed = b"".join(body for name, body in _chunks(data) if name == b"IDAT")
+    chunks = _chunks(data)
+    packed = b"".join(body for name, body in chunks if name == b"IDAT")
     if colour_type == 4:  # gray and alpha have as many bytes a pixel as 8-bit RGBA
         pairs = Image.frombytes("RGBA", (width, height), packed, "zip", "RGBA", interlaced)
         return np.frombuffer(pairs.tobytes(), ">u2").reshape(height, width, 2).astype(np.uint16)
     if colour_type == 0:
         gray = Image.frombytes("I;16", (width, height), packed, "zip", "I;16B", interlaced)
-        return np.asarray(gray)[..., None]
+        return _with_transparency(np.asarray(gray)[..., None], dict(chunks))
     mode = "RGBA" if colour_type == 6 else "RGB"
     high, low = (
         np.asarray(Image.frombytes(mode, (width, height), packed, "zip", f"{mode};16{byte}", interlaced))
         for byte in "BL"
     )
-    return high.astype(np.uint16) << 8 | low
+    samples = high.astype(np.uint16) << 8 | low
+    return samples if mode == "RGBA" else _with_transparency(samples, dict(chunks))
+
+
+def _with_transparency(samples: np.ndarray, chunks: dict[bytes, bytes]) -> np.ndarray:
+    """`samples` with an alpha channel where the chunk tRNS names one colour as transparent."""
+    if b"tRNS" not in chunks:
+        return samples
+    opaque = (samples != np.frombuffer(chunks[b"tRNS"], ">u2")).any(-1, keepdims=True)
+    return np.concatenate([samples, opaque * np.uint16(65535)], axis=-1)
 
 
 def write(samples: np.ndarray, still: Any) -> bytes:

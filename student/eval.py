@@ -16,6 +16,7 @@ import os
 import shutil
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -117,11 +118,18 @@ class _Model:
             weights = weights.hexdigest()
             self.restorer = Restorer(student, device, tile=config.tile)
         self.about = {"name": name, "weights_sha256": weights or None}
-        measured = [weights, config.variant, config.crop_border, config.tile, config.extra_metrics]
+        settings = [config.variant, config.crop_border, config.tile, config.extra_metrics]
+        measured = [weights, *settings, _code(), version("torch")]
         self.identity = hashlib.sha256(json.dumps(measured).encode()).hexdigest()[:16]
 
     def __call__(self, lq: Any) -> Any:
         return lq if self.restorer is None else self.restorer(lq).image
+
+
+def _code() -> str:
+    """sha256 of this package's source: scores of an earlier version are not taken for this one's."""
+    files = sorted(Path(__file__).parent.glob("*.py"))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
 def load_pair(dataset: Any, row: int, config: EvalConfig) -> tuple[Any, Any]:

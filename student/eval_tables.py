@@ -36,6 +36,7 @@ def results_json(rows: list[dict], metrics: dict, config: Any, model: dict) -> d
             values["ssim_ci95"] = bootstrap_interval([row["ssim"] for row in group])
         for extra in config.extra_metrics:
             values[extra] = _mean(row[extra] for row in group)
+            values[f"{extra}_n"] = sum(row[extra] is not None for row in group)
             values[f"{extra}_input"] = _mean(row[f"{extra}_input"] for row in group)
         if paper := published(config.setting, name):
             values["paper"] = {"test_set": paper.label, "psnr": paper.psnr, "ssim": paper.ssim}
@@ -142,7 +143,7 @@ def _means(rows: list[dict]) -> dict[str, float | int | None]:
 
 
 def _mean(values: Iterable[float | None]) -> float | None:
-    """Mean of those that are defined; SSIM is not for an image smaller than its window."""
+    """Mean of those that are defined; SSIM is not for an image smaller than its window, nor SAM with a black pixel."""
     known = [value for value in values if value is not None]
     return float(np.mean(known)) if known else None
 

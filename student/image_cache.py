@@ -1,8 +1,11 @@
 """Decoded images for training: read afresh, kept in memory, or in one memory-mapped file that processes share."""
 
+import contextlib
+import fcntl
 import hashlib
 import json
 import os
+import uuid
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -65,8 +68,18 @@ class MappedImages:
 
     def _build(self, names: list[str], table: Path) -> None:
         self._file.parent.mkdir(parents=True, exist_ok=True)
-        # Processes that build at once write the same bytes; each renames its own, and the table comes last.
-        temporary = self._file.with_suffix(f".{os.getpid()}")
+        # One process decodes and the others wait for it. Where locks do not reach (some network file systems) several
+        # write the same bytes; each renames its own, and the table comes last.
+        with open(table.with_suffix(".lock"), "w") as lock:
+            with contextlib.suppress(OSError):
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                for left_by_a_kill in self._file.parent.glob(f"{self._file.stem}.*.tmp"):
+                    left_by_a_kill.unlink()
+            if not table.exists():
+                self._write(names, table)
+
+    def _write(self, names: list[str], table: Path) -> None:
+        temporary = self._file.with_suffix(f".{uuid.uuid4().hex}.tmp")
         places, offset = {}, 0
         with open(temporary, "wb") as file:
             for name, pixels in zip(names, _decode_all(names), strict=True):

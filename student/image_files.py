@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image, ImageCms, UnidentifiedImageError
 
 from student import deep_png
+from student.cpu import free_bytes
 
 SUFFIXES = {
     ".png": "PNG",
@@ -30,6 +31,13 @@ SUFFIXES = {
 
 WITHOUT_ALPHA = ("JPEG", "BMP")
 DEEP_FORMATS = ("PNG", "TIFF")
+ORIENTATION = 274
+GEOREFERENCE = (33550, 33922, 34264, 34735, 34736, 34737, 42112, 42113)
+"""Tags of a GeoTIFF: scale, tie points, transformation, the three of its keys, GDAL's metadata and no-data value."""
+TIFF_TAGS = (270, 271, 272, 306, 315, 33432, *GEOREFERENCE)
+"""Besides those: description, maker, model, date, artist, copyright."""
+BYTES_A_PIXEL = 32
+"""Decoded, as float32 before and after, and encoded; what the network needs is not in it."""
 
 
 class ImageFileError(ValueError):
@@ -61,6 +69,8 @@ class Still:
     lossless: bool = False
     value_range: tuple[float, float] | None = None
     """Range of the samples of a float or 32-bit file, mapped to [0, 1] for the network and back."""
+    tags: tuple[tuple[int, int, int, Any], ...] = ()
+    """Code, type, count and value of a TIFF's `TIFF_TAGS`."""
 
 
 def read_picture(data: bytes, name: str = "", output_suffix: str = "") -> Picture:
@@ -99,6 +109,8 @@ def _check_output(still: Still) -> None:
         raise ImageFileError(f"{still.format} holds no transparency; name the output .png, .tif or .webp")
     if still.bits > 8 and still.format not in DEEP_FORMATS:
         raise ImageFileError(f"{still.format} holds 8 bits, the input {still.bits}; name the output .png or .tif")
+    if still.format != "TIFF" and any(code in GEOREFERENCE for code, *_ in still.tags):
+        raise ImageFileError(f"{still.format} holds no georeference; name the output .tif")
     if still.bits == 32 and still.format != "TIFF":
         raise ImageFileError(f"{still.format} holds 16 bits at most, the input 32; name the output .tif")
 
@@ -109,15 +121,25 @@ def _decode(data: bytes) -> tuple[np.ndarray, Still]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(io.BytesIO(data)) as image:
+                _check_memory(*image.size)
                 return _decode_opened(image, data)
     except ImageFileError:
         raise
+    except Image.DecompressionBombError:
+        raise ImageFileError(f"more than {2 * Image.MAX_IMAGE_PIXELS / 1e6:.0f} megapixels") from None
     except UnidentifiedImageError:
         raise ImageFileError("not an image that can be read (PNG, JPEG, TIFF, WebP, BMP, DICOM, NIfTI)") from None
     except MemoryError:
         raise
     except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error, IndexError, ...
         raise ImageFileError(f"cannot be decoded: {' '.join(str(error).split()) or type(error).__name__}") from error
+
+
+def _check_memory(width: int, height: int) -> None:
+    """A header of a few bytes may promise more pixels than there is memory for."""
+    needed = BYTES_A_PIXEL * width * height
+    if needed > 2**29 and needed > (free := free_bytes()):
+        raise ImageFileError(f"{width}x{height} pixels take {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free")
 
 
 def _decode_opened(image: Image.Image, data: bytes) -> tuple[np.ndarray, Still]:
@@ -129,10 +151,13 @@ def _decode_opened(image: Image.Image, data: bytes) -> tuple[np.ndarray, Still]:
     kept = {key: image.info[key] for key in ("icc_profile", "exif", "dpi") if image.info.get(key)}
     if kind == "PNG" and deep_png.bit_depth(data) == 16:
         return _from_samples(deep_png.read(data), Still("PNG", False, 16, metadata=kept))
+    tags = _tiff_tags(data) if kind == "TIFF" else ()
     if kind == "TIFF" and _is_deep_tiff(image):
-        return _from_samples(_read_tiff(data), Still("TIFF", False, 16, metadata=kept))
-    lossless = kind == "WEBP" and b"VP8L" in data[:64]
-    image.load()
+        if turned := image.tag_v2.get(ORIENTATION):
+            kept["orientation"] = turned
+        return _from_samples(_read_tiff(data), Still("TIFF", False, 16, metadata=kept, tags=tags))
+    lossless = kind == "WEBP" and _is_lossless_webp(data)
+    image.load()  # turns a TIFF upright, unlike other formats
     if image.mode in ("CMYK", "YCbCr", "LAB"):
         image = _to_srgb(image, kept)
     gray = image.mode in ("1", "L", "LA", "La")
@@ -141,7 +166,7 @@ def _decode_opened(image: Image.Image, data: bytes) -> tuple[np.ndarray, Still]:
         image = image.convert("RGBA")
         alpha = np.asarray(image.getchannel("A"))
     colours = np.asarray(image.convert("RGB"), dtype=np.float32) / 255
-    return colours, Still(kind, gray, 8, alpha, kept, lossless)
+    return colours, Still(kind, gray, 8, alpha, kept, lossless, tags=tags)
 
 
 def _to_srgb(image: Image.Image, metadata: dict[str, Any]) -> Image.Image:
@@ -158,6 +183,23 @@ def _to_srgb(image: Image.Image, metadata: dict[str, Any]) -> Image.Image:
 
 def _is_deep_tiff(image: Image.Image) -> bool:
     return max(image.tag_v2.get(258, (1,))) > 8
+
+
+def _is_lossless_webp(data: bytes) -> bool:
+    """Whether the picture's own chunk is VP8L; profile and EXIF may stand before it."""
+    at = 12
+    while at + 8 <= len(data) and data[at : at + 4] not in (b"VP8L", b"VP8 "):
+        size = int.from_bytes(data[at + 4 : at + 8], "little")
+        at += 8 + size + size % 2
+    return data[at : at + 4] == b"VP8L"
+
+
+def _tiff_tags(data: bytes) -> tuple[tuple[int, int, int, Any], ...]:
+    import tifffile
+
+    with tifffile.TiffFile(io.BytesIO(data)) as file:
+        tags = [file.pages.first.tags.get(code) for code in TIFF_TAGS]
+    return tuple((tag.code, int(tag.dtype), tag.count, tag.value) for tag in tags if tag)
 
 
 def _read_tiff(data: bytes) -> np.ndarray:
@@ -210,14 +252,14 @@ def _encode(restored: np.ndarray, still: Still) -> bytes:
     samples = np.round(restored * peak).astype(np.uint16 if still.bits == 16 else np.uint8)
     if still.alpha is not None:
         samples = np.concatenate([samples, still.alpha[..., None].astype(samples.dtype)], axis=-1)
-    if still.bits == 16:
+    if still.bits == 16 or still.tags and still.format == "TIFF":
         return (deep_png.write if still.format == "PNG" else _write_tiff)(samples, still)
     image = Image.fromarray(samples[..., 0] if samples.shape[-1] == 1 else samples)
     return _save(image, still)
 
 
 def _save(image: Image.Image, still: Still) -> bytes:
-    options = dict(still.metadata)
+    options = {key: value for key, value in still.metadata.items() if key != "orientation"}
     if still.format == "JPEG":
         options |= {"quality": 95, "subsampling": 0}
     elif still.format == "WEBP":
@@ -234,7 +276,10 @@ def _write_tiff(samples: np.ndarray, still: Still) -> bytes:
 
     out = io.BytesIO()
     colours = samples.shape[-1] - (still.alpha is not None)
-    dpi = still.metadata.get("dpi")
+    dpi, turned = still.metadata.get("dpi"), still.metadata.get("orientation")
+    if exif := still.metadata.get("exif"):
+        (read := Image.Exif()).load(exif)
+        turned = read.get(ORIENTATION)
     tifffile.imwrite(
         out,
         samples[..., 0] if samples.shape[-1] == 1 else samples,
@@ -245,5 +290,6 @@ def _write_tiff(samples: np.ndarray, still: Still) -> bytes:
         resolution=dpi and tuple(float(x) for x in dpi),
         resolutionunit="inch" if dpi else None,
         metadata=None,
+        extratags=[(*tag, True) for tag in still.tags] + ([(ORIENTATION, 3, 1, turned, True)] if turned else []),
     )
     return out.getvalue()

@@ -1,59 +1,54 @@
 """Products of features that are cheap to compute, without keeping those features for the backward pass.
 
 `torch.utils.checkpoint` would do, but it runs the products again as well: a tenth of a training step. These compute
-only the cheap part again, and their gradients equal autograd's bit for bit. torch.compile finds such savings by itself,
-and under autocast the checkpoint knows the dtypes: both take the plain ways below.
+only the cheap part again, and their gradients equal autograd's bit for bit. Under autocast all of it is done in the
+lower precision; `native_layer_norm` keeps its statistics in fp32 there. torch.compile finds such savings by itself.
 
 Shapes: P pixels (any leading dimensions), C channels, K hidden channels.
 """
 
-from collections.abc import Callable
-from typing import Any, TypeVar
+import contextlib
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
-from torch.utils.checkpoint import checkpoint as recompute
-
-Kept = TypeVar("Kept", Tensor, tuple[Tensor, ...])
 
 
 def project(x_PC: Tensor, norm: nn.LayerNorm, weights: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """norm(x) times each of `weights` [C', C]; norm(x) is not kept."""
-    if _by_hand(x_PC):
-        return _Project.apply(x_PC, norm.weight, norm.bias, norm.eps, *weights)
-
-    def products(x_PC: Tensor) -> tuple[Tensor, ...]:
+    if _plain():
         normed_PC = norm(x_PC)
         return tuple(F.linear(normed_PC, weight) for weight in weights)
-
-    return _lean(products, x_PC)
+    with _lowered(x_PC, norm.weight, norm.bias, *weights) as (x_PC, gain_C, bias_C, *weights):
+        return _Project.apply(x_PC, gain_C, bias_C, norm.eps, *weights)
 
 
 def gated_product(a_PK: Tensor, b_PK: Tensor, weight_CK: Tensor) -> Tensor:
     """gelu(a)·b times `weight` [P, C]; gelu(a)·b is not kept, and without gradients it is computed in one tensor."""
     if not torch.is_grad_enabled():
         return F.linear(F.gelu(a_PK).mul_(b_PK), weight_CK)
-    if _by_hand(a_PK):
-        return _GatedProduct.apply(a_PK, b_PK, weight_CK)
-    return _lean(lambda a, b: F.linear(F.gelu(a) * b, weight_CK), a_PK, b_PK)
+    if _plain():
+        return F.linear(F.gelu(a_PK) * b_PK, weight_CK)
+    with _lowered(a_PK, b_PK, weight_CK) as lowered:
+        return _GatedProduct.apply(*lowered)
 
 
-def _by_hand(x: Tensor) -> bool:
-    return (
-        torch.is_grad_enabled()
-        and not torch.compiler.is_compiling()
-        and x.dtype == torch.float32
-        and not torch.is_autocast_enabled(x.device.type)
-    )
+def _plain() -> bool:
+    """Whether autograd keeps nothing anyway, or the compiler decides what it keeps."""
+    return not torch.is_grad_enabled() or torch.compiler.is_compiling()
 
 
-def _lean(function: Callable[..., Kept], *inputs: Tensor) -> Kept:
-    """`function(*inputs)`, keeping only `inputs` for the backward pass."""
-    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-        return recompute(function, *inputs, use_reentrant=False, preserve_rng_state=False)
-    return function(*inputs)
+@contextlib.contextmanager
+def _lowered(*tensors: Tensor) -> Iterator[list[Tensor]]:
+    """`tensors` in autocast's precision, where that is on, and autocast off; gradients are cast back."""
+    device = tensors[0].device.type
+    if torch.is_autocast_enabled(device):
+        tensors = [tensor.to(torch.get_autocast_dtype(device)) for tensor in tensors]
+    with torch.autocast(device, enabled=False):
+        yield list(tensors)
 
 
 class _Project(torch.autograd.Function):

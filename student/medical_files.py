@@ -48,8 +48,12 @@ def _windowed(slices: np.ndarray, low: float, high: float, inverted: bool = Fals
 
 
 def _updated(slices: np.ndarray, restored: np.ndarray, low: float, high: float, inverted: bool = False) -> np.ndarray:
-    """The samples plus what the network changed within the window, float64."""
+    """The samples, those within the window plus what the network changed, float64.
+
+    Outside, the network saw the window's end instead of the sample: its answer says nothing about that.
+    """
     change = restored.mean(-1, dtype=np.float64) - _windowed(slices, low, high, inverted)[..., 0]
+    change *= (slices >= low) & (slices <= high)
     return slices + change * (high - low) * (-1 if inverted else 1)
 
 
@@ -70,14 +74,17 @@ def _read_dicom(data: bytes) -> "Picture":
     dataset = pydicom.dcmread(io.BytesIO(data), force=data[128:132] != b"DICM")
     if "PixelData" not in dataset:
         raise ImageFileError("a DICOM file without pixels")
-    if dataset.SamplesPerPixel != 1:
-        raise ImageFileError("a colour DICOM file; export it as PNG first")
+    kind = dataset.PhotometricInterpretation
+    if dataset.SamplesPerPixel != 1 or kind not in ("MONOCHROME1", "MONOCHROME2"):
+        raise ImageFileError(f"a colour DICOM file ({kind}); export it as PNG first")
+    if dataset.BitsAllocated not in (8, 16, 32):
+        raise ImageFileError(f"a DICOM file of {dataset.BitsAllocated} bit: not an image but a mask")
     if dataset.file_meta.TransferSyntaxUID.is_compressed:
         dataset.decompress(generate_instance_uid=False)
     stored = dataset.pixel_array
     slices = stored.reshape(-1, *stored.shape[-2:]).astype(np.float64)
     low, high = _dicom_window(dataset, slices)
-    inverted = dataset.PhotometricInterpretation == "MONOCHROME1"
+    inverted = kind == "MONOCHROME1"
     bits, signed = int(dataset.BitsStored), bool(dataset.PixelRepresentation)
     limits = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
 

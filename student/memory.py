@@ -2,28 +2,20 @@
 
 import weakref
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-CGROUP = Path("/sys/fs/cgroup")
+from student.cpu import free_bytes
 
 
 def available_bytes(device: torch.device) -> int:
-    """Bytes that can still be allocated on `device`: within the container's limit, where there is one."""
+    """Bytes that can still be allocated on `device`, those included that torch holds there without using them."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    import psutil
-
-    free = psutil.virtual_memory().available
-    try:  # cgroup v2; a container that may use 4 GB still sees all of the host's memory
-        limit, used = (int((CGROUP / name).read_text()) for name in ("memory.max", "memory.current"))
-        free = min(free, limit - used)
-    except (OSError, ValueError):  # no cgroup, or no limit ("max")
-        pass
-    return max(free, 0)
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + unused
+    return free_bytes()
 
 
 @torch.no_grad()

@@ -79,10 +79,11 @@ def ssim(restored: Any, gt: Any, variant: str = "basicsr", crop_border: int = 0)
     return float(structural_similarity(restored, gt, data_range=peak, channel_axis=0, **settings))
 
 
-def extra_metric(name: str, restored: Any, gt: Any) -> float:
+def extra_metric(name: str, restored: Any, gt: Any) -> float | None:
     """A metric of torchmetrics by its name in `EXTRA_METRICS`, on images as `psnr` takes them.
 
-    Raises `MetricError` for an unknown name, a missing package, or when its network's weights cannot be had.
+    None where it is not defined: the angle `sam` to a black pixel is none. Raises `MetricError` for an unknown name,
+    a missing package, or when its network's weights cannot be had.
     """
     if name not in EXTRA_METRICS:
         raise MetricError(f"unknown metric '{name}'; choose from {', '.join(EXTRA_METRICS)}")
@@ -94,10 +95,11 @@ def extra_metric(name: str, restored: Any, gt: Any) -> float:
     pair = [torch.from_numpy(_as_image(x).clip(0, 1)).float()[None] for x in (restored, gt)]
     settings = {"lpips": {"normalize": True}, "ms_ssim": {"data_range": 1.0}}.get(name, {})
     try:
-        return float(getattr(functional, EXTRA_METRICS[name])(*pair, **settings))
+        value = float(getattr(functional, EXTRA_METRICS[name])(*pair, **settings))
     except Exception as error:  # a missing torchvision, weights that cannot be fetched, an image that is too small
         reason = " ".join(str(error).split()) or type(error).__name__
         raise MetricError(f"metric '{name}': {reason}") from error
+    return value if np.isfinite(value) else None
 
 
 def mean_psnr(values: Sequence[float]) -> float:

@@ -137,10 +137,12 @@ class _Run:
     def _restore_one(self, restorer: Any, job: Job, within: Any) -> str | None:
         """Restore one image; returns the reason when it cannot be, and raises `RestoreError` when none can be."""
         import numpy as np
+        from PIL import Image
 
         from student.image_files import ImageFileError, read_picture
         from student.restore_engine import RestoreError
 
+        Image.MAX_IMAGE_PIXELS = None  # scans of any size are what tiles are for; memory is checked instead
         try:
             picture = read_picture(job.read(), job.name, job.output_suffix)
             slices, restored, count = picture.rgb, np.empty_like(picture.rgb), len(picture.rgb)
@@ -165,6 +167,8 @@ class _Run:
             if error.errno == errno.EPIPE:
                 raise RestoreError("whoever read standard output went away") from None
             return error.strerror or str(error)
+        except Exception as error:  # what encoders and devices raise, beside the above, is one image's failure too
+            return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         self.done += 1
         self.pixels += slices[..., 0].size
         return None

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from student.blocks import Statistics
-from student.cpu import keep_freed_memory
+from student.cpu import keep_freed_memory, resident_bytes
 from student.memory import available_bytes, forward_bytes
 from student.model import Student
 from student.prompts import Prompts
@@ -108,7 +108,7 @@ class Restorer:
             keep_freed_memory()
         self.student = student.eval().to(self.device)
         self.dtype, self.tile, self.overlap, self.batch = getattr(torch, dtype), tile, overlap, batch
-        self.stride = stride
+        self.stride, self._resident = stride, resident_bytes()
         self._bytes: Callable[[int], float] | None = None
 
     def __call__(self, lq: np.ndarray, on_tile: Callable[[int, int], Any] | None = None) -> Restored:
@@ -121,6 +121,9 @@ class Restorer:
             try:
                 with torch.inference_mode(), self._autocast():
                     image, prompts, tiles = self._restore(padded, tile, on_tile)
+                if not np.isfinite(image).all():
+                    lower = "; use --dtype float32" if self.dtype != torch.float32 else "; is the model damaged?"
+                    raise RestoreError(f"the result has pixels that are not finite{lower}")
                 return Restored(image[:, :height, :width].clip(0, 1), prompts, tiles)
             except (torch.OutOfMemoryError, RuntimeError) as error:
                 if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
@@ -139,13 +142,18 @@ class Restorer:
             return None if height * width <= self.tile**2 else self.tile
         if height * width <= 256**2:
             return None  # small enough anywhere; counting the memory would take longer than restoring
-        budget = USABLE * available_bytes(self.device)
+        budget = USABLE * self.free_bytes()
         if self._forward_bytes(height * width) <= budget:
             return None
         tile = LARGEST_AUTO_TILE.get(self.device.type, 1024)
         while tile > max(SMALLEST_TILE, 2 * self.overlap) and self._forward_bytes(self.batch * tile**2) > budget:
             tile -= 64
         return max(tile, self.smallest_tile)
+
+    def free_bytes(self) -> int:
+        """What the next image may use: what is free, and what this process kept of the memory of images before."""
+        kept = max(resident_bytes() - self._resident, 0) if self.device.type == "cpu" else 0
+        return available_bytes(self.device) + kept
 
     def _forward_bytes(self, pixels: int) -> float:
         self._bytes = self._bytes or forward_bytes(self.student)

@@ -58,19 +58,18 @@ def plan_jobs(source: str, target: str) -> list[Job]:
         into = out is not None and (out.is_dir() or target.endswith(os.sep) or not out.suffix)
         jobs = [Job(path, out / path.name if into else out)]
     elif path.is_dir():
-        found = (file for file in path.rglob("*") if _readable(file) and not _hidden(file, path))
-        files = sorted(file for file in found if file.is_file())
-        jobs = [Job(file, out / file.relative_to(path)) for file in _outside(files, out)] if out else []
+        files = _outside(_images_below(path), path, out)
+        jobs = [Job(file, out / file.relative_to(path)) for file in files] if out else []
     else:
         files = [Path(name) for name in sorted(glob.glob(source, recursive=True)) if Path(name).is_file()]
         if not files:
             raise RestorePathError(f"{source}: no such file or folder, and no file matches it as a pattern")
         root = Path(_fixed_part(source))
-        jobs = [Job(file, out / file.relative_to(root)) for file in _outside(files, out)] if out else []
+        jobs = [Job(file, out / file.relative_to(root)) for file in _outside(files, root, out)] if out else []
     if out is None and not path.is_file():
         raise RestorePathError("only one image can go to standard output; name an output folder")
-    if path.is_dir() and not jobs:
-        raise RestorePathError(f"{source}: no image in it; looked for {', '.join(READABLE)}")
+    if not jobs:
+        raise RestorePathError(f"{source}: no image in it (outside of {target}); looked for {', '.join(READABLE)}")
     if len(jobs) > 1 and out.is_file():
         raise RestorePathError(f"{target} is a file, but {source} names {len(jobs)} images; name a folder")
     for job in jobs:
@@ -79,17 +78,29 @@ def plan_jobs(source: str, target: str) -> list[Job]:
     return jobs
 
 
-def _readable(file: Path) -> bool:
-    return file.name.lower().endswith(READABLE)
+def _images_below(root: Path) -> list[Path]:
+    """Images below `root`, symbolic links followed, nothing hidden.
+
+    A folder that cannot be listed and a link that leads nowhere are among them: reading them fails, and is reported.
+    """
+    found, entered = [], set()
+
+    def unlistable(error: OSError) -> None:
+        found.append(Path(error.filename))
+
+    for folder, below, names in os.walk(root, onerror=unlistable, followlinks=True):
+        real = os.path.realpath(folder)
+        below[:] = [] if real in entered else [name for name in below if not name.startswith(".")]
+        if real not in entered:
+            files = (Path(folder, name) for name in names if name.lower().endswith(READABLE) and name[0] != ".")
+            found += [file for file in files if file.is_symlink() or not os.path.exists(file) or os.path.isfile(file)]
+        entered.add(real)
+    return sorted(found)
 
 
-def _hidden(file: Path, root: Path) -> bool:
-    return any(part.startswith(".") for part in file.relative_to(root).parts)
-
-
-def _outside(files: list[Path], out: Path | None) -> list[Path]:
-    """Without what lies in the output folder, which may be inside the input folder."""
-    if out is None or not out.is_dir():
+def _outside(files: list[Path], root: Path, out: Path | None) -> list[Path]:
+    """Without what lies in the output folder, where that is inside the input folder."""
+    if out is None or not out.is_dir() or root.resolve() not in out.resolve().parents:
         return files
     return [file for file in files if out.resolve() not in file.resolve().parents]
 

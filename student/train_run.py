@@ -110,11 +110,25 @@ class Run:
         check_shards(folder, self.meta["shards"], self.shards)
         try:
             self.accelerator.load_state(str(folder))
+            self._fit_moments()
             if self.average:
                 self.average.load(folder, self.rank, bool(self.shards))
         except Exception as error:  # torch, pickle and safetensors each raise their own
             reason = " ".join(str(error).split())[:300]
             raise CheckpointError(f"{folder}: {reason}; delete it to go on from an older checkpoint") from error
+
+    def _fit_moments(self) -> None:
+        """Lay Adam's state out as the parameters are now: a run may go on on another device or in another memory
+        format, and the fused Adam of GPUs takes its moments in the parameters' own layout only."""
+        fused = self.accelerator.device.type == "cuda"
+        for group in self.optimizer.param_groups:
+            group["fused"] = fused
+            for parameter in group["params"]:
+                state = self.optimizer.state[parameter]
+                for name in ("exp_avg", "exp_avg_sq") if state and not self.shards else ():
+                    state[name] = torch.empty_like(parameter).copy_(state[name])
+                if state:
+                    state["step"] = state["step"].to(parameter.device if fused else "cpu")
 
     def next_batch(self, step: int, micro: int) -> dict[str, Tensor]:
         """The next micro-batch on the device; seeds what is random in its forward pass."""
@@ -148,8 +162,11 @@ class Run:
     def is_good(self, step: int, means: dict[str, float], norm: float, suspected: list[tuple[Tensor, Tensor]]) -> bool:
         """Whether the update may be made. Raises `TrainingStopped` after too many bad steps in a row."""
         # fp16: gradients overflow whenever the loss scale is tried too high; the scaler itself then skips the update.
-        scaled = self.accelerator.scaler is not None
-        if all(math.isfinite(value) for value in means.values()) and (math.isfinite(norm) or scaled):
+        # A scale below 1 cannot overflow any more: then the gradients themselves are at fault.
+        scaler = self.accelerator.scaler
+        scaled = scaler is not None
+        fine = math.isfinite(norm) or scaled and scaler.get_scale() >= 1
+        if fine and all(math.isfinite(value) for value in means.values()):
             self.bad_steps.good()
             return True
         rows = torch.cat([rows for rows, _ in suspected])

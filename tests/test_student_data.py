@@ -2,6 +2,7 @@
 
 import json
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import get_args
 
@@ -12,6 +13,7 @@ import pytest
 import toy_training as toy
 from torch.utils.data import DataLoader
 
+from student import image_cache
 from student.data import PairDataset, data_fingerprint, read_pairs, read_release, whole
 from student.degradations import DegradationSpec, Kind
 from student.image_cache import FreshImages, TrainDataError, decode, open_images
@@ -113,7 +115,16 @@ def test_caches_give_the_pixels_of_the_files(pairs, tmp_path, mode):
         np.testing.assert_array_equal(cache[path], fresh[path])
         np.testing.assert_array_equal(again[path], fresh[path])
     if mode == "memmap":
-        assert {file.suffix for file in tmp_path.iterdir()} == {".pixels", ".json"}  # built once, nothing left behind
+        assert {file.suffix for file in tmp_path.iterdir()} == {".pixels", ".json", ".lock"}  # nothing left behind
+
+
+def test_processes_that_start_at_once_decode_once(pairs, tmp_path, monkeypatch):
+    decoded, decode_all = [], image_cache._decode_all
+    monkeypatch.setattr(image_cache, "_decode_all", lambda names: decoded.append(1) or decode_all(names))
+    with ThreadPoolExecutor(4) as threads:  # flock holds between two openings of a file, in one process too
+        caches = list(threads.map(lambda _: open_images("memmap", pairs.files, tmp_path, "data"), range(4)))
+    assert len(decoded) == 1
+    assert all((cache[pairs.files[0]] == caches[0][pairs.files[0]]).all() for cache in caches)
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -124,6 +124,9 @@ def test_a_stopped_run_goes_on_where_it_was(project, tmp_path, monkeypatch):
     measured = len(calls)
     assert run(project, tmp_path, panels=False, variant="basicsr_y") == 0
     assert len(calls) == measured + 6, "another variant is measured anew"
+    monkeypatch.setattr(evaluation, "_code", lambda: "another version of this package")
+    assert run(project, tmp_path, panels=False) == 0
+    assert len(calls) == measured + 12, "and so is what another version measured"
 
 
 def test_two_processes_equal_one(project, tmp_path):

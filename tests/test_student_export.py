@@ -40,6 +40,13 @@ def test_a_wrong_export_is_not_written(tmp_path, monkeypatch):
     assert list((tmp_path / "out").iterdir()) == []
 
 
+def test_a_graph_that_yields_nan_is_not_taken_for_equal(tmp_path, monkeypatch):
+    student = Student.from_pretrained(str(restore_project.save_student(tmp_path / "model")))
+    session = type("Session", (), {"run": lambda self, names, inputs: [inputs["lq"] * np.nan]})
+    monkeypatch.setattr(onnxruntime, "InferenceSession", lambda *arguments, **options: session())
+    assert np.isnan(exporting.largest_difference(student, tmp_path / "any.onnx"))
+
+
 def test_a_missing_model_is_one_line(tmp_path, capsys):
     assert exporting.main([str(tmp_path / "none"), str(tmp_path / "x.onnx")]) == 1
     assert "none" in capsys.readouterr().err

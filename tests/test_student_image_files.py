@@ -1,6 +1,7 @@
 """Image files keep what they are: depth, gray, alpha, profile, orientation; and tell clearly what they cannot be."""
 
 import io
+import struct
 
 import nibabel
 import numpy as np
@@ -31,6 +32,11 @@ def tiff_of(samples, **options) -> bytes:
     return out.getvalue()
 
 
+def tags_of(data: bytes):
+    with tifffile.TiffFile(io.BytesIO(data)) as file:
+        return file.pages.first.tags
+
+
 def again(data, name="", suffix=""):
     """The file as it comes back when nothing is restored."""
     picture = read_picture(data, name, suffix)
@@ -40,6 +46,14 @@ def again(data, name="", suffix=""):
 
 def samples(*shape, dtype=np.uint8):
     return RNG.integers(0, np.iinfo(dtype).max + 1, shape, dtype=dtype)
+
+
+def dicom_of(**changes) -> bytes:
+    scan, out = pydicom.dcmread(get_testdata_file("CT_small.dcm")), io.BytesIO()
+    for name, value in changes.items():
+        setattr(scan, name, value)
+    scan.save_as(out)
+    return out.getvalue()
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "BMP", "WEBP"])
@@ -78,7 +92,61 @@ def test_16_bit_tiff_keeps_every_bit(shape, compression):
     options = {"photometric": "minisblack" if len(shape) == 2 else "rgb", "compression": compression}
     out = again(tiff_of(pixels, iccprofile=SRGB, **options))
     assert np.array_equal(tifffile.imread(io.BytesIO(out)), pixels)
-    assert Image.open(io.BytesIO(out)).info["icc_profile"] == SRGB if len(shape) == 2 else True
+    assert tags_of(out)[34675].value == SRGB
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_a_geotiff_stays_where_it_is(dtype):
+    pixels, point = samples(6, 5, 3, dtype=dtype), (0.0, 0.0, 0.0, 444720.0, 3751320.0, 0.0)
+    keys = (1, 1, 0, 1, 1024, 0, 1, 1)
+    extra = [(33550, 12, 3, (10.0, 10.0, 0.0), True), (33922, 12, 6, point, True), (34735, 3, 8, keys, True)]
+    extra += [(42113, 2, 5, "-9999", True)]
+    data = tiff_of(pixels, photometric="rgb", extratags=extra, description="Landsat", metadata=None)
+    tags = tags_of(again(data))
+    assert np.array_equal(tifffile.imread(io.BytesIO(again(data))), pixels)
+    assert tags[33922].value == point and tags[34735].value == keys and tags[42113].value == "-9999"
+    assert tags[33550].value == (10.0, 10.0, 0.0) and tags[270].value == "Landsat"
+    with pytest.raises(ImageFileError, match="holds no georeference; name the output .tif"):
+        read_picture(data, "x.tif", ".png")
+
+
+def test_a_turned_tiff_is_upright_again():
+    pixels = samples(4, 7, 3, dtype=np.uint16)
+    turned = tiff_of(pixels, photometric="rgb", extratags=[(274, 3, 1, 6, True)])
+    out = again(turned)
+    assert tags_of(out)[274].value == 6 and np.array_equal(tifffile.imread(io.BytesIO(out)), pixels)
+    out = Image.open(
+        io.BytesIO(again(tiff_of((pixels >> 8).astype(np.uint8), photometric="rgb", extratags=[(274, 3, 1, 6, True)])))
+    )
+    assert out.size == (4, 7) and out.getexif().get(274, 1) == 1, "8 bits: the pixels themselves are turned"
+
+
+def test_a_transparent_colour_of_a_16_bit_png_becomes_alpha():
+    pixels = samples(5, 6, 3, dtype=np.uint16)
+    pixels[2, 3] = 1, 2, 3
+    plain = deep_png.write(pixels, type("S", (), {"metadata": {}}))
+    at = plain.index(b"IDAT") - 4
+    data = plain[:at] + deep_png._chunk(b"tRNS", bytes([0, 1, 0, 2, 0, 3])) + plain[at:]
+    out = deep_png.read(again(data))
+    assert np.array_equal(out[..., :3], pixels)
+    assert out[2, 3, 3] == 0 and (out[..., 3] == 65535).sum() == 29
+
+
+def test_a_lossless_webp_with_a_profile_stays_lossless():
+    pixels = samples(9, 13, 3)
+    out = Image.open(io.BytesIO(again(file_of(pixels, "WEBP", lossless=True, icc_profile=SRGB))))
+    assert np.array_equal(np.asarray(out), pixels) and out.info["icc_profile"] == SRGB
+
+
+def test_more_pixels_than_memory_are_refused_before_they_are_decoded(monkeypatch):
+    png = file_of(samples(4, 4, 3), "PNG")
+    header = struct.pack(">II", 400_000, 400_000) + png[24:29]
+    bomb = png[:8] + deep_png._chunk(b"IHDR", header) + png[33:]
+    with pytest.raises(ImageFileError, match="more than 179 megapixels"):
+        read_picture(bomb)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)  # as student.restore sets it
+    with pytest.raises(ImageFileError, match="400000x400000 pixels take 5120.0 GB, and .* GB are free"):
+        read_picture(bomb)
 
 
 def test_a_float_tiff_keeps_its_range():
@@ -133,6 +201,8 @@ def test_any_bytes_are_a_picture_or_one_reason(data, name):
         (deep_png.write(samples(9, 9, 3, dtype=np.uint16), type("S", (), {"metadata": {}}))[:-30], "", "truncated"),
         (file_of(samples(4, 4), "GIF"), "", "GIF is not supported"),
         (tiff_of(samples(3, 9, 9, 3)), "", "3 frames or pages"),
+        (dicom_of(PhotometricInterpretation="PALETTE COLOR"), "", "a colour DICOM file .PALETTE COLOR."),
+        (dicom_of(BitsAllocated=1), "", "not an image but a mask"),
         (file_of(samples(4, 4, 4), "PNG"), ".jpg", "no transparency"),
         (file_of(samples(4, 4, dtype=np.uint16), "PNG"), ".jpg", "name the output .png or .tif"),
         (tiff_of(RNG.normal(size=(4, 4)).astype(np.float32)), ".png", "name the output .tif"),
@@ -149,6 +219,7 @@ def test_dicom_keeps_depth_window_and_what_lies_outside_it():
         data = file.read()
     before = pydicom.dcmread(io.BytesIO(data))
     before.WindowCenter, before.WindowWidth = 40, 400
+    low = (40 - 200 - before.RescaleIntercept) / before.RescaleSlope
     out = io.BytesIO()
     before.save_as(out)
     picture = read_picture(out.getvalue(), "scan.dcm")
@@ -157,7 +228,10 @@ def test_dicom_keeps_depth_window_and_what_lies_outside_it():
     assert np.array_equal(same.pixel_array, before.pixel_array)
     brighter = pydicom.dcmread(io.BytesIO(picture.encode(picture.rgb + np.float32(0.1))))
     changed = brighter.pixel_array.astype(int) - before.pixel_array
-    assert set(np.unique(changed)) == {40}, "0.1 of a window of 400"
+    inside = (before.pixel_array >= low) & (before.pixel_array <= low + 400)
+    assert inside.any() and not inside.all()
+    assert set(changed[inside]) == {40}, "0.1 of a window of 400"
+    assert set(changed[~inside]) == {0}
     assert (brighter.WindowCenter, brighter.WindowWidth, brighter.BitsStored) == (40, 400, before.BitsStored)
     assert brighter.SOPInstanceUID != before.SOPInstanceUID and brighter.ImageType[0] == "DERIVED"
     assert brighter.PatientID == before.PatientID
@@ -183,5 +257,8 @@ def test_nifti_keeps_type_scale_and_affine(tmp_path, suffix):
     assert before.dataobj.slope != 1 and before.dataobj.inter != 0, "nibabel chose a scale of its own for the type"
     assert (loaded.dataobj.slope, loaded.dataobj.inter) == (before.dataobj.slope, before.dataobj.inter)
     most = 32767 * before.dataobj.slope + before.dataobj.inter
-    expected = np.minimum(before.get_fdata() + 50, most)  # saturated at the type's end, never wrapped around
+    values = before.get_fdata()
+    expected = np.minimum(
+        values + 50 * ((values >= 0) & (values <= 500)), most
+    )  # saturated at the type's end, never wrapped around
     assert np.allclose(loaded.get_fdata(), expected, atol=before.dataobj.slope)

@@ -144,6 +144,13 @@ def test_extra_metrics_by_name(name, perfect):
     assert abs(extra_metric(name, restored, gt) - perfect) > 0.01
 
 
+def test_an_angle_to_black_is_none():
+    restored, gt = photo_pair()
+    assert extra_metric("sam", restored, gt) > 0
+    gt[:, 3, 4] = 0
+    assert extra_metric("sam", restored, gt) is None
+
+
 def test_bootstrap_interval_brackets_the_mean_and_shrinks_with_images():
     rng = np.random.default_rng(0)
     values = rng.normal(30, 2, 400)

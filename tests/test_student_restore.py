@@ -12,11 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import restore_project
+import torch
 import toy_training
 from PIL import Image
 from skimage import data as photographs
 
 from student import deep_png, restore
+from student.model import Student
 
 ROOT = Path(__file__).resolve().parents[1]
 PHOTO = np.ascontiguousarray(photographs.astronaut()[40:104, 180:260])
@@ -124,6 +126,56 @@ def test_standard_input_to_standard_output(model, tmp_path):
     assert Image.open(io.BytesIO(out)).size == (80, 64) and b"restored 1 of 1" in errors
 
 
+def test_the_output_folder_may_be_above_or_inside_the_input_folder(model, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "album" / "2024").mkdir(parents=True)
+    Image.fromarray(PHOTO).save("album/2024/a.png")
+    assert run(model, "album/2024", "album") == 0 and (tmp_path / "album/a.png").is_file(), "above"
+    assert run(model, "album/2024/*.png", ".") == 0 and (tmp_path / "a.png").is_file(), "above, by a pattern"
+    assert run(model, "album", "album/out") == 0, "inside"
+    assert run(model, "album", "album/out", "--dry-run") == 0
+    assert "of 2 images" in capsys.readouterr().out, "outputs are not taken for inputs"
+    assert run(model, "album/out/*.png", "album") == 2 or (tmp_path / "album/a.png").is_file()
+
+
+def test_links_are_followed_and_what_cannot_be_reached_is_reported(model, tmp_path, capsys):
+    write_photos(tmp_path / "elsewhere", 2, side=32)
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "in" / "loop").symlink_to(tmp_path / "in")
+    (tmp_path / "in" / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    assert run(model, tmp_path / "in", tmp_path / "out") == 1
+    errors = capsys.readouterr().err
+    assert "gone.png: No such file or directory" in errors and "restored 2 of 3 images, 1 failed" in errors
+    assert sorted(file.name for file in (tmp_path / "out" / "linked").iterdir()) == ["00.png", "01.png"]
+
+
+def test_an_output_that_cannot_be_encoded_does_not_stop_the_rest(model, tmp_path, capsys):
+    write_photos(tmp_path / "in", 2, side=32)
+    exif = Image.Exif()
+    exif[0x010E] = "x" * 40_000
+    first = io.BytesIO()
+    Image.fromarray(PHOTO).save(first, "JPEG", exif=exif.tobytes())
+    data = first.getvalue()
+    at, length = data.index(b"\xff\xe1"), int.from_bytes(data[data.index(b"\xff\xe1") + 2 :][:2], "big")
+    segment = data[at : at + 2 + length]  # a second one: Pillow joins them, and cannot write what it joined
+    (tmp_path / "in" / "a_twice.jpg").write_bytes(data[:at] + segment + segment + data[at + 2 + length :])
+    assert run(model, tmp_path / "in", tmp_path / "out") == 1
+    errors = capsys.readouterr().err
+    assert "a_twice.jpg: ValueError: EXIF data is too long" in errors and "restored 2 of 3 images, 1 failed" in errors
+
+
+def test_pixels_that_are_not_finite_are_no_picture(tmp_path, capsys):
+    folder = restore_project.save_student(tmp_path / "model")
+    student = Student.from_pretrained(folder)
+    with torch.no_grad():
+        student.backbone.output.weight.fill_(float("nan"))
+    student.save_pretrained(folder)
+    write_photos(tmp_path / "in", 1, side=32)
+    assert run(folder, tmp_path / "in", tmp_path / "out") == 1
+    assert "not finite; is the model damaged?" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     ("source", "target", "message"),
     [
@@ -186,15 +238,19 @@ def test_a_full_disk_stops_the_run_and_leaves_whole_files(model, tmp_path):
         Image.open(tmp_path / "disk.after" / name).load()
 
 
-def test_a_file_without_permission_does_not_stop_the_rest(model, tmp_path):
+def test_a_file_or_folder_without_permission_does_not_stop_the_rest(model, tmp_path):
     write_photos(tmp_path / "in", 3, side=32)
+    write_photos(tmp_path / "in" / "private", 1, side=32)
     (tmp_path / "in" / "01.png").chmod(0)
+    (tmp_path / "in" / "private").chmod(0)
     # Root reads everything, so the command gives that privilege up first.
     without = "-dac_override,-dac_read_search"
     prefix = ("setpriv", f"--bounding-set={without}", f"--inh-caps={without}") if os.geteuid() == 0 else ()
     done = start(model, tmp_path / "in", tmp_path / "out", prefix=prefix)
     errors = done.communicate(timeout=240)[1].decode()
+    (tmp_path / "in" / "private").chmod(0o700)
     assert done.returncode == 1 and "01.png: Permission denied" in errors, errors
+    assert "private: Permission denied" in errors, errors
     assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["00.png", "02.png"]
 
 

@@ -18,13 +18,16 @@ def test_weights_sum_to_one_and_neighbours_overlap(size, tile, overlap, stride):
     size, tile, overlap = (side * stride for side in (size, tile, overlap))
     axis = plan_axis(size, tile, overlap, stride)
     assert not any(start % stride for start in axis.starts)
+    assert axis.length <= tile
     total = np.zeros(size)
     for start, weights in zip(axis.starts, axis.weights, strict=True):
         assert weights.min() > 0
         total[start : start + axis.length] += weights
     assert np.allclose(total, 1, atol=1e-6)
     shared = [a + axis.length - b for a, b in zip(axis.starts, axis.starts[1:], strict=False)]
-    assert all(pixels >= overlap for pixels in shared) and axis.starts[-1] + axis.length == size
+    assert all(overlap <= pixels for pixels in shared), "enough"
+    assert sum(shared) < overlap * len(shared) + (len(shared) + 1) * stride, "and no more than rounding up makes it"
+    assert axis.starts[-1] + axis.length == size
 
 
 def test_blending_unchanged_tiles_gives_the_image_back():
@@ -141,6 +144,15 @@ def test_auto_shrinks_the_tile_with_the_free_memory(student, monkeypatch):
     assert 512 >= chosen[0] >= chosen[1] > chosen[2] >= 64
     monkeypatch.setattr(restore_engine, "available_bytes", lambda device: 0)
     assert restorer.choose_tile(4000, 6000) >= 64, "too little is tried, not refused"
+
+
+def test_memory_kept_from_one_image_is_there_for_the_next(student):
+    restorer = Restorer(student, "cpu", tile="auto")
+    before = restorer.free_bytes()
+    kept = torch.ones(2**28)  # a gibibyte, which stays with the process when it is freed
+    size = kept.nbytes
+    del kept
+    assert abs(restorer.free_bytes() - before) < size / 2
 
 
 def test_counted_memory_grows_with_pixels_and_is_what_tensors_take(student):

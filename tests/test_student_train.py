@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,7 +16,8 @@ from student.losses import TERMS
 from student.model import Student
 from student.train import lr_at, main
 from student.train_config import TrainConfig
-from student.train_guard import TrainingStopped
+from student.train_guard import BadSteps, TrainingStopped
+from student.train_run import Run
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +87,30 @@ def test_how_a_run_is_carried_out_changes_no_number(room, change):
     rows = [row for row in toy.losses(plain) if row["step"] % 2 == 0]
     assert [row for row in toy.losses(changed) if row["step"] % 2 == 0] == rows
     assert toy.same(toy.weights(plain), toy.weights(changed))
+
+
+def test_a_run_goes_on_in_another_memory_format(room):
+    """Adam's moments follow the weights: fused on a GPU it takes them in no other layout."""
+    toy.run_here(room, max_steps=4, stop_at_step=2, val_every=0, channels_last=True)
+    out = toy.run_here(room, max_steps=4, val_every=0, channels_last=False)
+    assert [row["step"] for row in toy.log_rows(out)] == [1, 2, 3, 4]
+    (newest,) = (out / "checkpoints").glob("step-00000004")
+    state = torch.load(newest / "optimizer.bin", weights_only=True)["state"]
+    moments = [values[name] for values in state.values() for name in ("exp_avg", "exp_avg_sq")]
+    assert any(moment.ndim == 4 for moment in moments) and all(moment.is_contiguous() for moment in moments)
+
+
+@pytest.mark.parametrize("scale, good", [(65536.0, True), (1.0, True), (0.5, False), (None, False)])
+def test_gradients_that_no_loss_scale_makes_finite_are_a_bad_step(scale, good):
+    """fp16 tries scales until one does not overflow; below 1 it is not the scale."""
+    scaler = None if scale is None else torch.amp.GradScaler("cpu", init_scale=scale)
+    pairs = SimpleNamespace(describe=str)
+    run = SimpleNamespace(
+        accelerator=SimpleNamespace(scaler=scaler), bad_steps=BadSteps(limit=3), job=SimpleNamespace(pairs=pairs)
+    )
+    rows = [(torch.tensor([0]), torch.tensor([True]))]
+    Run.is_good(run, 1, {"loss": 1.0}, float("nan"), rows)
+    assert (run.bad_steps.in_a_row == 0) == good
 
 
 def test_two_micro_batches_equal_one_batch_where_losses_are_means_over_rows(room, tmp_path_factory):
