@@ -154,7 +154,7 @@ class Run:
         One exchange and one wait for the device a step: every process then takes the same decisions.
         """
         mine = torch.stack([torch.stack([part.total.detach(), *part.raw.values()]) for part in parts]).mean(0)
-        wanted = torch.tensor([float(self.stop.wanted())], device=mine.device)
+        wanted = mine.new_full((1,), float(self.stop.wanted()))  # filled there: a copy from here would wait
         means = self.accelerator.reduce(torch.cat([mine, wanted]), reduction="mean")
         *losses, wanted, norm = torch.cat([means, whole_tensor(grad_norm).reshape(1)]).tolist()
         return dict(zip(("loss", *parts[0].raw), losses, strict=True)), norm, wanted > 0

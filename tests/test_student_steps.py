@@ -93,6 +93,21 @@ def test_its_backward_pass_is_traced_too(backbone):
     assert_compiles(backbone, backend="aot_eager")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("backbone", [{}, NAF], ids=["restormer", "nafnet"])
+def test_in_half_precision_it_is_one_graph_too(backbone):
+    torch._dynamo.reset()
+    options = {**backbone, "dropout": 0.0, "selection_noise": 0.0}
+    model, eager = alive(make_student(**options)), make_student(**options)
+    eager.load_state_dict(model.state_dict())
+    model.compile(fullgraph=True, dynamic=True, backend="eager")
+    with torch.autocast("cpu", torch.bfloat16):
+        for height, width in ((16, 24), (33, 17)):
+            compiled, expected = (gradients(student, images(height, width)) for student in (model, eager))
+            for name, gradient in expected.items():
+                assert (compiled[name] - gradient).norm() < 0.1 * gradient.norm() + 1e-4, name
+
+
 def assert_compiles(options: dict, backend: str) -> None:
     """Without a graph break, which `fullgraph` makes an error, and without a new graph for a second size of image."""
     torch._dynamo.reset()
