@@ -172,7 +172,8 @@ class Restorer:
             if on_tile:
                 on_tile(1, 1)
             return restored[0].float().cpu().numpy(), prompts, 1
-        lq = np.pad(lq, ((0, 0), *((0, -side % self.stride) for side in lq.shape[1:])))  # as the student would
+        if any(missing := [-side % self.stride for side in lq.shape[1:]]):
+            lq = np.pad(lq, ((0, 0), *((0, pixels) for pixels in missing)))  # as the student would
         prompts, statistics = self._of_all_pixels(lq, tile)
         places = list(plan_tiles(*lq.shape[1:], tile, self.overlap, self.stride))
         out = np.zeros_like(lq, dtype=np.float32)
