@@ -2,7 +2,7 @@
 
 Three things of a forward depend on all pixels: which prompts are chosen, how the blocks mix their channels, and which
 pixels are taken together where the sides are halved. Tiles share the first two, made once from a sample of the image,
-and start where the pairs do; what is left is far below what can be seen (61 to 82 dB, benchmarks/RESULTS.md).
+and start where the pairs do; what is left is far below what can be seen (48 to 55 dB, benchmarks/RESULTS.md).
 """
 
 import contextlib
