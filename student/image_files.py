@@ -2,7 +2,7 @@
 
 `read_picture(bytes)` gives float32 RGB and remembers the rest; `Picture.encode(restored)` gives the bytes of a file of
 the same kind. Pillow alone would silently halve 16-bit colour to 8 bits, so PNG and TIFF of that depth take another
-way (student/deep_png.py, tifffile). DICOM and NIfTI are in student/medical_files.py.
+way (student/deep_png.py, student/tiff.py). DICOM and NIfTI are in student/medical_files.py.
 """
 
 import io
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageCms, UnidentifiedImageError
 
-from student import deep_png
+from student import deep_png, tiff
 from student.cpu import free_bytes
 
 SUFFIXES = {
@@ -31,11 +31,6 @@ SUFFIXES = {
 
 WITHOUT_ALPHA = ("JPEG", "BMP")
 DEEP_FORMATS = ("PNG", "TIFF")
-ORIENTATION = 274
-GEOREFERENCE = (33550, 33922, 34264, 34735, 34736, 34737, 42112, 42113)
-"""Tags of a GeoTIFF: scale, tie points, transformation, the three of its keys, GDAL's metadata and no-data value."""
-TIFF_TAGS = (270, 271, 272, 306, 315, 33432, *GEOREFERENCE)
-"""Besides those: description, maker, model, date, artist, copyright."""
 BYTES_A_PIXEL = 32
 """Decoded, as float32 before and after, and encoded; what the network needs is not in it."""
 
@@ -70,7 +65,7 @@ class Still:
     value_range: tuple[float, float] | None = None
     """Range of the samples of a float or 32-bit file, mapped to [0, 1] for the network and back."""
     tags: tuple[tuple[int, int, int, Any], ...] = ()
-    """Code, type, count and value of a TIFF's `TIFF_TAGS`."""
+    """Code, type, count and value of a TIFF's `student.tiff.TAGS`."""
 
 
 def read_picture(data: bytes, name: str = "", output_suffix: str = "") -> Picture:
@@ -109,7 +104,7 @@ def _check_output(still: Still) -> None:
         raise ImageFileError(f"{still.format} holds no transparency; name the output .png, .tif or .webp")
     if still.bits > 8 and still.format not in DEEP_FORMATS:
         raise ImageFileError(f"{still.format} holds 8 bits, the input {still.bits}; name the output .png or .tif")
-    if still.format != "TIFF" and any(code in GEOREFERENCE for code, *_ in still.tags):
+    if still.format != "TIFF" and any(code in tiff.GEOREFERENCE for code, *_ in still.tags):
         raise ImageFileError(f"{still.format} holds no georeference; name the output .tif")
     if still.bits == 32 and still.format != "TIFF":
         raise ImageFileError(f"{still.format} holds 16 bits at most, the input 32; name the output .tif")
@@ -151,11 +146,11 @@ def _decode_opened(image: Image.Image, data: bytes) -> tuple[np.ndarray, Still]:
     kept = {key: image.info[key] for key in ("icc_profile", "exif", "dpi") if image.info.get(key)}
     if kind == "PNG" and deep_png.bit_depth(data) == 16:
         return _from_samples(deep_png.read(data), Still("PNG", False, 16, metadata=kept))
-    tags = _tiff_tags(data) if kind == "TIFF" else ()
-    if kind == "TIFF" and _is_deep_tiff(image):
-        if turned := image.tag_v2.get(ORIENTATION):
+    tags = tiff.read_tags(data) if kind == "TIFF" else ()
+    if kind == "TIFF" and tiff.is_deep(image):
+        if turned := image.tag_v2.get(tiff.ORIENTATION):
             kept["orientation"] = turned
-        return _from_samples(_read_tiff(data), Still("TIFF", False, 16, metadata=kept, tags=tags))
+        return _from_samples(tiff.read(data), Still("TIFF", False, 16, metadata=kept, tags=tags))
     lossless = kind == "WEBP" and _is_lossless_webp(data)
     image.load()  # turns a TIFF upright, unlike other formats
     if image.mode in ("CMYK", "YCbCr", "LAB"):
@@ -181,10 +176,6 @@ def _to_srgb(image: Image.Image, metadata: dict[str, Any]) -> Image.Image:
     return image.convert("RGB")
 
 
-def _is_deep_tiff(image: Image.Image) -> bool:
-    return max(image.tag_v2.get(258, (1,))) > 8
-
-
 def _is_lossless_webp(data: bytes) -> bool:
     """Whether the picture's own chunk is VP8L; profile and EXIF may stand before it."""
     at = 12
@@ -192,31 +183,6 @@ def _is_lossless_webp(data: bytes) -> bool:
         size = int.from_bytes(data[at + 4 : at + 8], "little")
         at += 8 + size + size % 2
     return data[at : at + 4] == b"VP8L"
-
-
-def _tiff_tags(data: bytes) -> tuple[tuple[int, int, int, Any], ...]:
-    import tifffile
-
-    with tifffile.TiffFile(io.BytesIO(data)) as file:
-        tags = [file.pages.first.tags.get(code) for code in TIFF_TAGS]
-    return tuple((tag.code, int(tag.dtype), tag.count, tag.value) for tag in tags if tag)
-
-
-def _read_tiff(data: bytes) -> np.ndarray:
-    import tifffile
-
-    with tifffile.TiffFile(io.BytesIO(data)) as file:
-        page = file.pages.first
-        if page.photometric not in (tifffile.PHOTOMETRIC.MINISBLACK, tifffile.PHOTOMETRIC.RGB):
-            raise ImageFileError(f"a {page.photometric.name} TIFF of more than 8 bits; convert it to RGB first")
-        try:
-            samples = page.asarray()
-        except ValueError as error:
-            if "imagecodecs" in str(error):
-                name = page.compression.name
-                raise ImageFileError(f"16-bit TIFF with {name} compression needs: pip install imagecodecs") from None
-            raise
-        return np.moveaxis(samples, 0, -1) if page.planarconfig == 2 and samples.ndim == 3 else samples
 
 
 def _from_samples(samples: np.ndarray, still: Still) -> tuple[np.ndarray, Still]:
@@ -247,13 +213,13 @@ def _encode(restored: np.ndarray, still: Still) -> bytes:
         restored = restored.mean(-1, keepdims=True)
     if still.bits == 32:
         low, high = still.value_range
-        return _write_tiff((restored * (high - low) + low).astype(np.float32), still)
+        return tiff.write((restored * (high - low) + low).astype(np.float32), still)
     peak = 2**still.bits - 1
     samples = np.round(restored * peak).astype(np.uint16 if still.bits == 16 else np.uint8)
     if still.alpha is not None:
         samples = np.concatenate([samples, still.alpha[..., None].astype(samples.dtype)], axis=-1)
     if still.bits == 16 or still.tags and still.format == "TIFF":
-        return (deep_png.write if still.format == "PNG" else _write_tiff)(samples, still)
+        return (deep_png.write if still.format == "PNG" else tiff.write)(samples, still)
     image = Image.fromarray(samples[..., 0] if samples.shape[-1] == 1 else samples)
     return _save(image, still)
 
@@ -268,28 +234,4 @@ def _save(image: Image.Image, still: Still) -> bytes:
         options |= {"compression": "tiff_adobe_deflate"}
     out = io.BytesIO()
     image.save(out, format=still.format, **options)
-    return out.getvalue()
-
-
-def _write_tiff(samples: np.ndarray, still: Still) -> bytes:
-    import tifffile
-
-    out = io.BytesIO()
-    colours = samples.shape[-1] - (still.alpha is not None)
-    dpi, turned = still.metadata.get("dpi"), still.metadata.get("orientation")
-    if exif := still.metadata.get("exif"):
-        (read := Image.Exif()).load(exif)
-        turned = read.get(ORIENTATION)
-    tifffile.imwrite(
-        out,
-        samples[..., 0] if samples.shape[-1] == 1 else samples,
-        photometric="rgb" if colours == 3 else "minisblack",
-        extrasamples=["unassalpha"] if still.alpha is not None else None,
-        compression="zlib",
-        iccprofile=still.metadata.get("icc_profile"),
-        resolution=dpi and tuple(float(x) for x in dpi),
-        resolutionunit="inch" if dpi else None,
-        metadata=None,
-        extratags=[(*tag, True) for tag in still.tags] + ([(ORIENTATION, 3, 1, turned, True)] if turned else []),
-    )
     return out.getvalue()
