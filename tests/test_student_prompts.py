@@ -157,12 +157,18 @@ def test_kmeans_without_rows_says_so():
         kmeans(np.zeros((0, 8)), 3)
 
 
-def test_a_pool_started_from_centroids_knows_the_prior_at_step_0():
-    prompts, centroids = pool(size=6, top_k=1, dim=64), torch.from_numpy(np.linalg.qr(np.random.randn(64, 64))[0][:6])
-    prompts.start_from(centroids.float())
-    composed = prompts.eval()(centroids.float() * 7)
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 2**32 - 1))
+def test_a_pool_started_from_centroids_knows_the_prior_at_step_0(seed):
+    prompts, rng = pool(size=6, top_k=1, dim=64), np.random.default_rng(seed)
+    centroids_ND = torch.from_numpy(np.linalg.qr(rng.normal(size=(64, 64)))[0][:6]).float()
+    prompts.start_from(centroids_ND)
+    composed = prompts.eval()(centroids_ND * 7)
     assert composed.index_BK[:, 0].tolist() == list(range(6))
-    assert F.cosine_similarity(composed.prompt_BD, centroids.float()).min() > 0.6
-    assert F.cosine_similarity(pool(dim=64)(centroids.float()).prompt_BD, centroids.float()).abs().max() < 0.5
+    torch.testing.assert_close(composed.prompt_BD, prompts.aggregate[1:](centroids_ND))  # the mean over equal tokens
+    likeness_NN = F.cosine_similarity(composed.prompt_BD[:, None], centroids_ND[None], dim=-1)
+    assert likeness_NN.argmax(1).tolist() == list(range(6))
+    fresh_N = F.cosine_similarity(pool(dim=64)(centroids_ND).prompt_BD, centroids_ND)
+    assert fresh_N.mean() < likeness_NN.diagonal().mean() / 2
     with pytest.raises(ValueError, match=r"\[6, 64\]"):
         prompts.start_from(torch.zeros(5, 64))
