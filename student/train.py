@@ -77,7 +77,8 @@ def train(job: Any, begun: float) -> int:
         run.say(f"already at step {run.start} of {config.max_steps}: nothing to do")
         return 0
     run.build()
-    accelerator, model, optimizer, done = run.accelerator, run.model, run.optimizer, run.start
+    accelerator, done = run.accelerator, run.start
+    model, optimizer, average = run.weights.model, run.weights.optimizer, run.weights.average
 
     with run.stop, Progress(run.start, run.last, run.main).running() as progress:
         for step in range(run.start, run.last):
@@ -98,8 +99,8 @@ def train(job: Any, begun: float) -> int:
             means, norm, stop = run.agree(parts, grad_norm)
             if run.is_good(step + 1, means, norm, suspected):
                 optimizer.step()
-                if run.average:
-                    run.average.update(step)
+                if average:
+                    average.update(step)
             optimizer.zero_grad()
             done = step + 1
             run.count(time.monotonic() - lapse)

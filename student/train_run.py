@@ -2,7 +2,6 @@
 
 import math
 import time
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +11,18 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from student.checkpoint import CheckpointError, Checkpoints, read_meta
+from student.checkpoint import Checkpoints, read_meta
 from student.config import ParamsError
 from student.cpu import keep_freed_memory, use_all_cores
 from student.data import PairDataset, whole
-from student.ema import WeightAverage
 from student.losses import TERMS, Losses, compute_losses
 from student.sampler import BalancedBatches
 from student.train_guard import BadSteps, StopRequest, ignore_signals
 from student.train_log import RunLog
 from student.train_setup import Job, RunLock, build_student, make_accelerator, publish, published
-from student.train_sharded import check_shards, make_shardable, shards_of, whole_tensor
+from student.train_sharded import whole_tensor
 from student.train_validate import choose_rows, validate
+from student.train_weights import TrainedWeights
 
 
 def make_batches(job: Job, start: int, process: int, processes: int) -> BalancedBatches:
@@ -77,20 +76,9 @@ class Run:
         if not cuda:
             keep_freed_memory()
             use_all_cores()
-        self.shards = shards_of(accelerator)
-        if self.shards:
-            make_shardable(student, accelerator)
-        elif config.channels_last:  # FSDP2 takes contiguous weights only
-            student = student.to(memory_format=torch.channels_last)
-        optimizer = torch.optim.Adam(student.parameters(), lr=config.lr, betas=config.betas, fused=cuda)
-        if config.compile:
-            student.compile()
-        self.model, self.optimizer = accelerator.prepare(student, optimizer)
-        self.network = accelerator.unwrap_model(self.model)
-        self.average = WeightAverage(self.network, config.ema_decay) if config.ema_decay else None
+        self.weights = TrainedWeights(student, config, accelerator)
         if self.latest:
-            self._restore(self.latest)
-        self.pool_values = {name: pool.values_NLD for name, pool in self.network.pools().items()}
+            self.weights.restore(self.latest, self.meta["shards"])
         self.dataset = self.job.dataset()
         # Accelerate's own loader wrapper is not used: the sampler already gives each process its share.
         loader = DataLoader(
@@ -106,30 +94,6 @@ class Run:
         self.seconds = {"wait": 0.0, "step": 0.0}
         self.images = 0
 
-    def _restore(self, folder: Path) -> None:
-        check_shards(folder, self.meta["shards"], self.shards)
-        try:
-            self.accelerator.load_state(str(folder))
-            self._fit_moments()
-            if self.average:
-                self.average.load(folder, self.rank, bool(self.shards))
-        except Exception as error:  # torch, pickle and safetensors each raise their own
-            reason = " ".join(str(error).split())[:300]
-            raise CheckpointError(f"{folder}: {reason}; delete it to go on from an older checkpoint") from error
-
-    def _fit_moments(self) -> None:
-        """Lay Adam's state out as the parameters are now: a run may go on on another device or in another memory
-        format, and the fused Adam of GPUs takes its moments in the parameters' own layout only."""
-        fused = self.accelerator.device.type == "cuda"
-        for group in self.optimizer.param_groups:
-            group["fused"] = fused
-            for parameter in group["params"]:
-                state = self.optimizer.state[parameter]
-                for name in ("exp_avg", "exp_avg_sq") if state and not self.shards else ():
-                    state[name] = torch.empty_like(parameter).copy_(state[name])
-                if state:
-                    state["step"] = state["step"].to(parameter.device if fused else "cpu")
-
     def next_batch(self, step: int, micro: int) -> dict[str, Tensor]:
         """The next micro-batch on the device; seeds what is random in its forward pass."""
         begun = time.monotonic()
@@ -142,8 +106,9 @@ class Run:
         return batch
 
     def losses(self, batch: dict[str, Tensor], restored: Tensor, prompts: Any) -> Losses:
+        pool_values = {name: whole_tensor(values) for name, values in self.weights.pool_values.items()}
         return compute_losses(
-            restored, batch["gt"], prompts, {name: whole_tensor(values) for name, values in self.pool_values.items()},
+            restored, batch["gt"], prompts, pool_values,
             {"task": batch["task"], "domain": batch["domain"]}, batch["prior"], batch["has_prior"],
             self.config, self.accelerator.gather,
         )  # fmt: skip
@@ -198,11 +163,12 @@ class Run:
     def validate(self, step: int) -> bool:
         """Log validation scores, prompt usage and panels; True when this is the best so far."""
         dataset, rows = self.val
-        network = self.model if self.shards else self.network.forward  # `forward`: not compiled for every size
-        self.model.eval()
-        with self._averaged():
+        weights = self.weights
+        network = weights.model if weights.shards else weights.network.forward  # `forward`: not compiled for every size
+        weights.model.eval()
+        with weights.averaged():
             scores, usage, panels = validate(network, dataset, rows, self.config.val_crop, self.accelerator)
-        self.model.train()
+        weights.model.train()
         self.meta["val_psnr"] = float(np.mean([score["psnr"] for score in scores.values()]))
         self.meta["val_step"] = step
         if self.log:
@@ -220,33 +186,24 @@ class Run:
             "step": step,
             "bad_steps": self.bad_steps.total,
             "val_psnr": self.meta["val_psnr"] if self.meta.get("val_step") == step else None,
-            "shards": self.shards,
+            "shards": self.weights.shards,
             "identity": self.job.identity,
         }
-
-        def write(folder: Path) -> None:
-            self.accelerator.save_state(str(folder))
-            if self.average:
-                self.average.save(folder, self.rank, bool(self.shards))
-
-        self.checkpoints.save(step, meta, write, self.config.keep_last, self.accelerator)
+        self.checkpoints.save(step, meta, self.weights.save, self.config.keep_last, self.accelerator)
         self.saved = step
         if self.log:
             self.log.write_curves()
 
     def publish(self, step: int) -> None:
         """The weights (their average, if there is one) and the model card into `paths.student`."""
-        with self._averaged():
-            weights = {
-                name: whole_tensor(value).detach().cpu().clone() for name, value in self.network.state_dict().items()
-            }
+        weights = self.weights.whole()
         if self.main:
             scores = self.log.newest_scores()
             details = {
                 "Trained": f"{step} of {self.config.max_steps} steps of {self.config.batch_size} crops, "
                 f"{self.config.patch_size} x {self.config.patch_size}",
                 "Data": ", ".join(f"{name} ({len(rows)})" for name, rows in self.job.pairs.by_dataset.items()),
-                "Weights": f"moving average, decay {self.config.ema_decay}" if self.average else "as trained",
+                "Weights": f"moving average, decay {self.config.ema_decay}" if self.weights.average else "as trained",
             }
             for name, score in scores.items():
                 details[f"Validation in training, {name}"] = f"{score['psnr']:.2f} dB ({score['psnr_gain']:+.2f})"
@@ -266,6 +223,3 @@ class Run:
     def say(self, message: str) -> None:
         if self.main:
             print(f"train: {message}", flush=True)
-
-    def _averaged(self) -> Any:
-        return self.average.applied() if self.average else nullcontext()

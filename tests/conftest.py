@@ -39,3 +39,21 @@ def pytest_fixture_setup() -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_call() -> None:
     _seed()
+
+
+@pytest.fixture(scope="session")
+def toy_data(tmp_path_factory):
+    """The images, index.parquet and release/ of toy_training.py, to be read only."""
+    import toy_training
+
+    folder = tmp_path_factory.mktemp("toy")
+    toy_training.make_data(folder)
+    return folder
+
+
+@pytest.fixture
+def room(toy_data, tmp_path):
+    """The same data, and an empty place for a student."""
+    import toy_training
+
+    return toy_training.beside(toy_data, tmp_path)

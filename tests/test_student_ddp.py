@@ -23,12 +23,6 @@ def alone(tmp_path_factory):
     return folder
 
 
-def another(alone, folder):
-    for name in ("index.parquet", "release"):
-        (folder / name).symlink_to(alone / name)
-    return folder
-
-
 def assert_equal_to(rows: list[dict], expected: list[dict]) -> None:
     assert len(rows) == len(expected) == 20
     for row, other in zip(rows, expected, strict=True):
@@ -37,7 +31,7 @@ def assert_equal_to(rows: list[dict], expected: list[dict]) -> None:
 
 
 def test_two_processes_at_half_the_batch_equal_one(alone, tmp_path):
-    toy.finish(toy.start(another(alone, tmp_path), STILL, processes=2, **RUN))
+    toy.finish(toy.start(toy.beside(alone, tmp_path), STILL, processes=2, **RUN))
     assert_equal_to(toy.losses(tmp_path / "student"), toy.losses(alone / "student"))
     scores = [toy.log_rows(folder / "student", "val")[-1]["val"] for folder in (tmp_path, alone)]
     assert scores[0].keys() == scores[1].keys()
@@ -47,7 +41,7 @@ def test_two_processes_at_half_the_batch_equal_one(alone, tmp_path):
 
 @pytest.mark.slow
 def test_a_signal_to_one_process_stops_both_and_one_alone_goes_on(alone, tmp_path):
-    processes = toy.start(another(alone, tmp_path), STILL, processes=2, **RUN)
+    processes = toy.start(toy.beside(alone, tmp_path), STILL, processes=2, **RUN)
     toy.wait_for_rows(tmp_path / "student", 5, processes[0])
     os.kill(processes[1].pid, signal.SIGTERM)
     toy.finish(processes)

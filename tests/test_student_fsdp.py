@@ -78,8 +78,7 @@ def test_shards_are_published_whole_and_averaged(runs):
 
 @pytest.mark.slow
 def test_a_sharded_run_resumes_exactly_and_only_as_it_began(runs, tmp_path):
-    for name in ("index.parquet", "release"):
-        (tmp_path / name).symlink_to(runs[1] / name)
+    toy.beside(runs[1], tmp_path)
     sharded(tmp_path, stop_at_step=7)
     (alone,) = toy.start(tmp_path, STILL, name="alone", **RUN)
     toy.finish([alone], code=1)
@@ -92,11 +91,7 @@ def test_a_sharded_run_resumes_exactly_and_only_as_it_began(runs, tmp_path):
 @pytest.mark.slow
 def test_bf16_keeps_parameters_input_and_prompts_in_fp32(runs, tmp_path):
     """As autocast does without FSDP: the losses then equal those of one process in bf16."""
-    folders = [tmp_path / name for name in ("alone", "split")]
-    for folder in folders:
-        folder.mkdir()
-        for name in ("index.parquet", "release"):
-            (folder / name).symlink_to(runs[1] / name)
+    folders = [toy.beside(runs[1], tmp_path / name) for name in ("alone", "split")]
     toy.finish(toy.start(folders[0], STILL, **(RUN | {"mixed_precision": "bf16", "stop_at_step": 3})))
     sharded(folders[1], mixed_precision="bf16", stop_at_step=3)
     rows, expected = (toy.losses(folder / "student") for folder in folders)

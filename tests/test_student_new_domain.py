@@ -38,7 +38,7 @@ def test_the_new_run_starts_from_the_old_weights_with_a_fresh_optimiser_and_sche
     started = []
     build = Run.build
     monkeypatch.setattr(
-        Run, "build", lambda run: (build(run), started.append((run.start, dict(run.optimizer.state))))[0]
+        Run, "build", lambda run: (build(run), started.append((run.start, dict(run.weights.optimizer.state))))[0]
     )
     out = toy.run_here(grown, **settings)
     assert started == [(0, {})]

@@ -12,28 +12,14 @@ from student.train_setup import build_student, open_job
 KMEANS = {"domain_init": "kmeans"}
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("toy")
-    toy.make_data(folder)
-    return folder
-
-
 @pytest.fixture
-def room(folder, tmp_path):
-    """A function that makes another place for a run on the same data."""
-
-    def make(name):
-        (tmp_path / name).mkdir()
-        for link in ("index.parquet", "release"):
-            (tmp_path / name / link).symlink_to(folder / link)
-        return tmp_path / name
-
-    return make
+def rooms(toy_data, tmp_path):
+    """A function from a name to another place for a run on the same data."""
+    return lambda name: toy.beside(toy_data, tmp_path / name)
 
 
-def test_kmeans_starts_the_domain_pool_at_the_release_s_centroids(folder):
-    job = open_job(toy.params(folder, KMEANS))
+def test_kmeans_starts_the_domain_pool_at_the_release_s_centroids(toy_data):
+    job = open_job(toy.params(toy_data, KMEANS))
     assert len(job.priors()) == 16  # one a clean training image
     pool = build_student(job).pools()["domain"]
     centroids = torch.from_numpy(kmeans(job.priors(), 4, seed=0))
@@ -41,28 +27,28 @@ def test_kmeans_starts_the_domain_pool_at_the_release_s_centroids(folder):
     torch.testing.assert_close(pool.values_NLD.detach(), centroids[:, None].expand(4, 2, toy.DIM))
 
 
-def test_with_kmeans_the_first_step_is_nearer_to_the_teacher(room):
+def test_with_kmeans_the_first_step_is_nearer_to_the_teacher(rooms):
     align = {
-        name: toy.losses(toy.run_here(room(name), model, max_steps=1, val_every=0))[0]["loss_align"]
+        name: toy.losses(toy.run_here(rooms(name), model, max_steps=1, val_every=0))[0]["loss_align"]
         for name, model in (("random", {}), ("kmeans", KMEANS))
     }
     assert align["kmeans"] < align["random"] - 0.2
 
 
-def test_a_start_from_a_student_is_not_overwritten_by_kmeans(room, folder):
-    before = toy.run_here(room("before"), max_steps=2, val_every=0)
-    job = open_job(toy.params(folder, KMEANS, init_from=str(before)))
+def test_a_start_from_a_student_is_not_overwritten_by_kmeans(rooms, toy_data):
+    before = toy.run_here(rooms("before"), max_steps=2, val_every=0)
+    job = open_job(toy.params(toy_data, KMEANS, init_from=str(before)))
     assert toy.same(build_student(job).state_dict(), toy.weights(before))
 
 
-def test_bf16_trains_near_fp32_resumes_exactly_and_publishes_fp32(room):
+def test_bf16_trains_near_fp32_resumes_exactly_and_publishes_fp32(rooms):
     settings = {"max_steps": 8, "val_every": 4, "ema_decay": 0.9}
-    fp32, bf16 = (toy.run_here(room(precision), mixed_precision=precision, **settings) for precision in ("no", "bf16"))
+    fp32, bf16 = (toy.run_here(rooms(precision), mixed_precision=precision, **settings) for precision in ("no", "bf16"))
     rows, expected = toy.losses(bf16), toy.losses(fp32)
     assert rows != expected
     for row, other in zip(rows, expected, strict=True):
         assert row["loss_pixel"] == pytest.approx(other["loss_pixel"], rel=0.05)
-    interrupted = room("interrupted")
+    interrupted = rooms("interrupted")
     toy.run_here(interrupted, mixed_precision="bf16", **settings, stop_at_step=3)
     out = toy.run_here(interrupted, mixed_precision="bf16", **settings)
     assert toy.losses(out) == rows and toy.same(toy.weights(out), toy.weights(bf16))
@@ -71,15 +57,15 @@ def test_bf16_trains_near_fp32_resumes_exactly_and_publishes_fp32(room):
 
 
 @pytest.mark.slow
-def test_compiled_by_inductor_a_run_has_the_same_losses_and_weights_names(room):
+def test_compiled_by_inductor_a_run_has_the_same_losses_and_weights_names(rooms):
     settings = {"max_steps": 6, "val_every": 3, "lr": 4e-4}
     still = {"dropout": 0.0, "selection_noise": 0.0}
-    eager = toy.run_here(room("eager"), still, **settings)
-    compiled = toy.run_here(room("compiled"), still, **settings, compile=True)
+    eager = toy.run_here(rooms("eager"), still, **settings)
+    compiled = toy.run_here(rooms("compiled"), still, **settings, compile=True)
     for row, other in zip(toy.losses(compiled), toy.losses(eager), strict=True):
         assert all(row[f"loss_{t}"] == pytest.approx(other[f"loss_{t}"], abs=1e-4) for t in TERMS), row["step"]
     assert toy.weights(compiled).keys() == toy.weights(eager).keys()
     # How it is carried out: a compiled run goes on without, and the other way round.
-    mixed = room("mixed")
+    mixed = rooms("mixed")
     toy.run_here(mixed, still, **settings, compile=True, stop_at_step=2)
     assert [row["step"] for row in toy.log_rows(toy.run_here(mixed, still, **settings))] == list(range(1, 7))

@@ -1,36 +1,22 @@
-"""student.restore as people use it: every kind of input, hostile files, a full disk, no permission, Ctrl-C."""
+"""student.restore as people use it: every kind of input, every option."""
 
 import io
 import json
-import os
-import signal
 import subprocess
-import sys
-import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 import restore_project
-import torch
 import toy_training
 from PIL import Image
-from skimage import data as photographs
+from restore_project import PHOTO, run, start
 
-from student import deep_png, restore
-from student.model import Student
-
-ROOT = Path(__file__).resolve().parents[1]
-PHOTO = np.ascontiguousarray(photographs.astronaut()[40:104, 180:260])
+from student import deep_png
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     return restore_project.save_student(tmp_path_factory.mktemp("model"))
-
-
-def run(model, *arguments) -> int:
-    return restore.main([*map(str, arguments), "--model", str(model), "--device", "cpu"])
 
 
 def last_line(capsys) -> str:
@@ -137,140 +123,3 @@ def test_the_output_folder_may_be_above_or_inside_the_input_folder(model, tmp_pa
     assert "of 2 images" in capsys.readouterr().out, "outputs are not taken for inputs"
     assert run(model, "**/out/*.png", "album/out") == 2
     assert "no image in it (outside of album/out)" in last_line(capsys), "nothing to do is not a success"
-
-
-def test_links_are_followed_and_what_cannot_be_reached_is_reported(model, tmp_path, capsys):
-    write_photos(tmp_path / "elsewhere", 2, side=32)
-    (tmp_path / "in").mkdir()
-    (tmp_path / "in" / "linked").symlink_to(tmp_path / "elsewhere")
-    (tmp_path / "in" / "loop").symlink_to(tmp_path / "in")
-    (tmp_path / "in" / "gone.png").symlink_to(tmp_path / "nowhere.png")
-    assert run(model, tmp_path / "in", tmp_path / "out") == 1
-    errors = capsys.readouterr().err
-    assert "gone.png: No such file or directory" in errors and "restored 2 of 3 images, 1 failed" in errors
-    assert sorted(file.name for file in (tmp_path / "out" / "linked").iterdir()) == ["00.png", "01.png"]
-
-
-def test_an_output_that_cannot_be_encoded_does_not_stop_the_rest(model, tmp_path, capsys):
-    write_photos(tmp_path / "in", 2, side=32)
-    exif = Image.Exif()
-    exif[0x010E] = "x" * 40_000
-    first = io.BytesIO()
-    Image.fromarray(PHOTO).save(first, "JPEG", exif=exif.tobytes())
-    data = first.getvalue()
-    at, length = data.index(b"\xff\xe1"), int.from_bytes(data[data.index(b"\xff\xe1") + 2 :][:2], "big")
-    segment = data[at : at + 2 + length]  # a second one: Pillow joins them, and cannot write what it joined
-    (tmp_path / "in" / "a_twice.jpg").write_bytes(data[:at] + segment + segment + data[at + 2 + length :])
-    assert run(model, tmp_path / "in", tmp_path / "out") == 1
-    errors = capsys.readouterr().err
-    assert "a_twice.jpg: ValueError: EXIF data is too long" in errors and "restored 2 of 3 images, 1 failed" in errors
-
-
-def test_pixels_that_are_not_finite_are_no_picture(tmp_path, capsys):
-    folder = restore_project.save_student(tmp_path / "model")
-    student = Student.from_pretrained(folder)
-    with torch.no_grad():
-        student.backbone.output.weight.fill_(float("nan"))
-    student.save_pretrained(folder)
-    write_photos(tmp_path / "in", 1, side=32)
-    assert run(folder, tmp_path / "in", tmp_path / "out") == 1
-    assert "not finite; is the model damaged?" in capsys.readouterr().err and not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize(
-    ("source", "target", "message"),
-    [
-        ("missing.png", "out.png", "no such file or folder"),
-        ("void", "out", "no image in it"),
-        ("two", "a.png", "a.png is a file, but"),
-        ("two", "-", "only one image can go to standard output"),
-        ("a.png", "a.png", "over its own input"),
-        ("-", "out", "name an output file"),
-    ],
-)
-def test_what_does_not_fit_is_said_before_anything_starts(tmp_path, monkeypatch, capsys, source, target, message):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "void").mkdir()
-    (tmp_path / "two").mkdir()
-    for name in ("a.png", "two/b.png", "two/c.png"):
-        Image.fromarray(PHOTO).save(name)
-    assert restore.main([source, target]) == 2
-    assert message in last_line(capsys)
-
-
-def test_a_model_that_cannot_be_loaded_is_named(tmp_path, capsys):
-    Image.fromarray(PHOTO).save(tmp_path / "in.png")
-    assert run(tmp_path / "no-model", tmp_path / "in.png", tmp_path / "out.png") == 2
-    error = capsys.readouterr().err
-    assert "no-model" in error and "--model DIR" in error and "Traceback" not in error
-
-
-def start(model, *arguments, prefix=(), **options) -> subprocess.Popen:
-    command = [*prefix, sys.executable, "-m", "student.restore", *map(str, arguments), "--model", str(model)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
-    return subprocess.Popen(
-        [*command, "--device", "cpu"], env=environment, stderr=subprocess.PIPE, preexec_fn=heed_ctrl_c, **options
-    )
-
-
-def heed_ctrl_c() -> None:
-    """What a shell starts in the background, such as a run of the tests, ignores SIGINT, and so would its children."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
-def write_photos(folder: Path, count: int, side: int = 200) -> None:
-    folder.mkdir()
-    rng = np.random.default_rng(0)
-    for i in range(count):
-        Image.fromarray(rng.integers(0, 256, (side, side, 3), dtype=np.uint8)).save(folder / f"{i:02}.png")
-
-
-def test_a_full_disk_stops_the_run_and_leaves_whole_files(model, tmp_path):
-    write_photos(tmp_path / "in", 6)
-    (tmp_path / "disk").mkdir()
-    script = 'mount -t tmpfs -o size=400k none "$0" && "$@"; code=$?; cp -a "$0" "$0.after"; exit $code'
-    prefix = ("unshare", "--map-root-user", "--mount", "sh", "-c", script, str(tmp_path / "disk"))
-    done = start(model, tmp_path / "in", tmp_path / "disk", prefix=prefix)
-    errors = done.communicate(timeout=240)[1].decode()
-    assert done.returncode == 2 and "the disk is full" in errors and "Traceback" not in errors, errors
-    left = sorted(file.name for file in (tmp_path / "disk.after").iterdir())
-    assert left == [f"{i:02}.png" for i in range(len(left))] and 1 <= len(left) < 6
-    for name in left:
-        Image.open(tmp_path / "disk.after" / name).load()
-
-
-def test_a_file_or_folder_without_permission_does_not_stop_the_rest(model, tmp_path):
-    write_photos(tmp_path / "in", 3, side=32)
-    write_photos(tmp_path / "in" / "private", 1, side=32)
-    (tmp_path / "in" / "01.png").chmod(0)
-    (tmp_path / "in" / "private").chmod(0)
-    # Root reads everything, so the command gives that privilege up first.
-    without = "-dac_override,-dac_read_search"
-    prefix = ("setpriv", f"--bounding-set={without}", f"--inh-caps={without}") if os.geteuid() == 0 else ()
-    done = start(model, tmp_path / "in", tmp_path / "out", prefix=prefix)
-    errors = done.communicate(timeout=240)[1].decode()
-    (tmp_path / "in" / "private").chmod(0o700)
-    assert done.returncode == 1 and "01.png: Permission denied" in errors, errors
-    assert "private: Permission denied" in errors, errors
-    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["00.png", "02.png"]
-
-
-def test_ctrl_c_leaves_whole_files_and_the_same_command_goes_on(model, tmp_path):
-    images = 100  # a few seconds of work, so that the signal comes in the middle on a loaded machine too
-    write_photos(tmp_path / "in", images, side=160)
-    out = tmp_path / "out"
-    process = start(model, tmp_path / "in", out)
-    deadline = time.monotonic() + 200
-    while len(list(out.glob("*.png")) if out.exists() else []) < 1:
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.005)
-    process.send_signal(signal.SIGINT)
-    errors = process.communicate(timeout=60)[1].decode()
-    assert process.returncode == -signal.SIGINT and "stopped" in errors and "Traceback" not in errors
-    finished = sorted(out.iterdir())
-    assert 1 <= len(finished) < images and all(file.suffix == ".png" and file.name[0] != "." for file in finished)
-    for file in finished:
-        Image.open(file).load()
-    times = {file: file.stat().st_mtime_ns for file in finished}
-    assert run(model, tmp_path / "in", out) == 0
-    assert len(list(out.iterdir())) == images and times == {file: file.stat().st_mtime_ns for file in finished}

@@ -25,13 +25,6 @@ def whole_run(tmp_path_factory):
     return folder
 
 
-def beside(whole_run: Path, folder: Path) -> Path:
-    """The same data, and room for another run."""
-    for name in ("index.parquet", "release"):
-        (folder / name).symlink_to(whole_run / name)
-    return folder
-
-
 def assert_equal_runs(folder: Path, whole_run: Path) -> None:
     assert toy.losses(folder / "student") == toy.losses(whole_run / "student")
     assert toy.same(toy.weights(folder / "student"), toy.weights(whole_run / "student"))
@@ -43,7 +36,7 @@ def assert_equal_runs(folder: Path, whole_run: Path) -> None:
 
 def interrupt_at_random_points(whole_run: Path, folder: Path, times: int, seed: int) -> None:
     choose = random.Random(seed)
-    beside(whole_run, folder)
+    toy.beside(whole_run, folder)
     for _ in range(times):
         (process,) = toy.start(folder, **EMA)
         logged = len(toy.log_rows(folder / "student")) if (folder / "student" / "log.jsonl").exists() else 0
@@ -67,7 +60,7 @@ def test_a_run_killed_at_ten_random_points_ends_as_an_uninterrupted_one(whole_ru
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_signal_saves_a_checkpoint_and_exits_cleanly(whole_run, tmp_path, number):
-    beside(whole_run, tmp_path)
+    toy.beside(whole_run, tmp_path)
     (process,) = toy.start(tmp_path, **EMA)
     toy.wait_for_rows(tmp_path / "student", 4, process)
     os.kill(process.pid, number)
@@ -81,7 +74,7 @@ def test_a_signal_saves_a_checkpoint_and_exits_cleanly(whole_run, tmp_path, numb
 
 
 def test_ending_early_by_step_or_time_changes_no_number(whole_run, tmp_path):
-    beside(whole_run, tmp_path)
+    toy.beside(whole_run, tmp_path)
     for limit in ({"stop_at_step": 2}, {"max_minutes": 1e-6}, {"stop_at_step": 7, "save_every": 100, "val_every": 5}):
         toy.run_here(tmp_path, **(EMA | limit))
     assert len(toy.log_rows(tmp_path / "student")) == 7
@@ -100,7 +93,7 @@ def test_a_finished_run_ends_at_once_and_is_published_again_if_its_weights_are_g
 
 
 def test_changed_parameters_set_the_run_aside_and_the_old_ones_bring_it_back(whole_run, tmp_path, capsys):
-    beside(whole_run, tmp_path)
+    toy.beside(whole_run, tmp_path)
     out = toy.run_here(tmp_path, max_steps=4, val_every=0)
     first, curve = toy.weights(out), toy.losses(out)
     toy.run_here(tmp_path, max_steps=4, val_every=0, lr=5e-4)
@@ -114,14 +107,14 @@ def test_changed_parameters_set_the_run_aside_and_the_old_ones_bring_it_back(who
 
 
 def test_keys_that_do_not_change_the_numbers_continue_the_run(whole_run, tmp_path):
-    beside(whole_run, tmp_path)
+    toy.beside(whole_run, tmp_path)
     toy.run_here(tmp_path, **EMA, stop_at_step=5)
     toy.run_here(tmp_path, **(EMA | {"val_every": 4, "save_every": 4, "num_workers": 1, "cache_images": "none"}))
     assert toy.losses(tmp_path / "student") == toy.losses(whole_run / "student")
 
 
 def test_another_configuration_is_refused_with_the_differing_keys_where_asked(whole_run, tmp_path):
-    beside(whole_run, tmp_path)
+    toy.beside(whole_run, tmp_path)
     out = toy.run_here(tmp_path, max_steps=2, val_every=0)
     before = (Checkpoints(out).latest() / "meta.json").read_bytes()
     with pytest.raises(CheckpointError, match=r"train\.batch_size 6 → 3.*train\.on_changed: set_aside") as error:
@@ -131,7 +124,7 @@ def test_another_configuration_is_refused_with_the_differing_keys_where_asked(wh
 
 
 def test_a_damaged_checkpoint_is_named_with_the_remedy(whole_run, tmp_path):
-    beside(whole_run, tmp_path)
+    toy.beside(whole_run, tmp_path)
     out = toy.run_here(tmp_path, max_steps=4, stop_at_step=2, val_every=0)
     (Checkpoints(out).latest() / "optimizer.bin").write_bytes(b"half a fi")
     with pytest.raises(CheckpointError, match="step-00000002: .*delete it to go on from an older checkpoint"):

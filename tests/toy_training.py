@@ -56,6 +56,14 @@ def make_data(folder: Path, datasets: dict = DATASETS, seed: int = 0) -> None:
     write_priors(folder / "release", priors)
 
 
+def beside(data: Path, folder: Path) -> Path:
+    """Another place for a run on the same data: `folder`, made if it is not there."""
+    folder.mkdir(exist_ok=True)
+    for name in ("index.parquet", "release"):
+        (folder / name).symlink_to(data / name)
+    return folder
+
+
 def smooth_image(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
     """[H, W, 3] in [0, 1]: a few waves, so that there is something to restore."""
     y, x = (side[..., None] for side in np.mgrid[:height, :width])
