@@ -153,9 +153,7 @@ class _Run:
             job.write(picture.encode(restored))
             if self.explainer:
                 self.explainer.write(job.target, result.prompts, result.tiles)
-        except ImageFileError as error:
-            return str(error)
-        except RestoreError as error:
+        except (ImageFileError, RestoreError) as error:
             return str(error)
         except MemoryError:
             return "not enough memory to decode it"
