@@ -14,11 +14,24 @@ from PIL import Image
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 CHANNELS = {0: 1, 2: 3, 4: 2, 6: 4}
 COLOUR_TYPE = {count: code for code, count in CHANNELS.items()}
+COLOUR_CHUNKS = (b"cHRM", b"cICP", b"gAMA", b"sRGB")
+"""What the numbers look like on a display, where no ICC profile says it."""
 
 
 def bit_depth(data: bytes) -> int:
     """Bits per sample that the header of a PNG file names."""
     return data[24]
+
+
+def colour_chunks(data: bytes) -> tuple[tuple[bytes, bytes], ...]:
+    """Those of `COLOUR_CHUNKS` that the file has: name and body; damaged ones say nothing and are left out."""
+    found, at = [], len(SIGNATURE)
+    while at + 12 <= len(data) and (name := data[at + 4 : at + 8]) not in (b"IDAT", b"IEND"):
+        end = at + 8 + int.from_bytes(data[at : at + 4], "big")
+        if name in COLOUR_CHUNKS and data[at : end + 4] == _chunk(name, data[at + 8 : end]):
+            found.append((name, data[at + 8 : end]))
+        at = end + 4
+    return tuple(found)
 
 
 def read(data: bytes) -> np.ndarray:
@@ -50,7 +63,7 @@ def _with_transparency(samples: np.ndarray, chunks: dict[bytes, bytes]) -> np.nd
 
 
 def write(samples: np.ndarray, still: Any) -> bytes:
-    """A 16-bit PNG of `samples` `[H, W, 1..4]` uint16, with the ICC profile, EXIF block and dpi of `still.metadata`."""
+    """A 16-bit PNG of `samples` `[H, W, 1..4]` uint16, with what `still.metadata` has of profile, EXIF, dpi, chunks."""
     height, width, channels = samples.shape
     rows = samples.astype(">u2").view(np.uint8).reshape(height, width * channels * 2)
     filtered = np.empty((height, rows.shape[1] + 1), np.uint8)
@@ -59,6 +72,7 @@ def write(samples: np.ndarray, still: Any) -> bytes:
     filtered[1:, 1:] = rows[1:] - rows[:-1]
     header = struct.pack(">IIBBBBB", width, height, 16, COLOUR_TYPE[channels], 0, 0, 0)
     parts = [SIGNATURE, _chunk(b"IHDR", header)]
+    parts += [_chunk(name, body) for name, body in still.metadata.get("chunks", ())]
     if profile := still.metadata.get("icc_profile"):
         parts.append(_chunk(b"iCCP", b"ICC profile\0\0" + zlib.compress(profile)))
     if dpi := still.metadata.get("dpi"):
@@ -70,7 +84,7 @@ def write(samples: np.ndarray, still: Any) -> bytes:
 
 def _chunks(data: bytes) -> list[tuple[bytes, bytes]]:
     found, at = [], len(SIGNATURE)
-    while at + 12 <= len(data):
+    while at + 12 <= len(data) and (not found or found[-1][0] != b"IEND"):  # some programs write on after it
         (length,) = struct.unpack(">I", data[at : at + 4])
         body = data[at + 8 : at + 8 + length]
         if len(body) < length:

@@ -1,8 +1,9 @@
 """Image files as the network sees them, and back again: what the file was (depth, gray, alpha, profile), it stays.
 
 `read_picture(bytes)` gives float32 RGB and remembers the rest; `Picture.encode(restored)` gives the bytes of a file of
-the same kind. Pillow alone would silently halve 16-bit colour to 8 bits, so PNG and TIFF of that depth take another
-way (student/deep_png.py, student/tiff.py). DICOM and NIfTI are in student/medical_files.py.
+the same kind. Pillow alone would silently halve 16-bit colour to 8 bits, so such a PNG takes another way
+(student/deep_png.py), and so does every TIFF that Pillow would not keep (student/tiff.py). What the network sees of the
+samples is in student/samples.py. DICOM and NIfTI are in student/medical_files.py.
 """
 
 import io
@@ -13,10 +14,12 @@ from pathlib import PurePath
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageCms, UnidentifiedImageError
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL.PngImagePlugin import PngInfo
 
 from student import deep_png, tiff
 from student.cpu import free_bytes
+from student.samples import Samples, split
 
 SUFFIXES = {
     ".png": "PNG",
@@ -57,15 +60,13 @@ class Still:
     """What a still picture's file holds beside the colours that the network sees."""
 
     format: str
-    gray: bool
-    bits: int
-    alpha: np.ndarray | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
     lossless: bool = False
-    value_range: tuple[float, float] | None = None
-    """Range of the samples of a float or 32-bit file, mapped to [0, 1] for the network and back."""
+    layout: tiff.Layout | None = None
+    """Of a TIFF that Pillow would not keep."""
     tags: tuple[tuple[int, int, int, Any], ...] = ()
-    """Code, type, count and value of a TIFF's `student.tiff.TAGS`."""
+    """Code, type, count and value of a TIFF's texts and georeference."""
+    samples: Samples | None = None
 
 
 def read_picture(data: bytes, name: str = "", output_suffix: str = "") -> Picture:
@@ -90,8 +91,11 @@ def read_picture(data: bytes, name: str = "", output_suffix: str = "") -> Pictur
             raise ImageFileError(f"cannot write {output_suffix}; choose one of {', '.join(SUFFIXES)}")
         still = replace(still, format=target)
     _check_output(still)
-    words = f"{still.bits}-bit {'gray' if still.gray else 'RGB'}{' with alpha' if still.alpha is not None else ''}"
-    return Picture(colours[None], lambda restored: _encode(restored[0], still), f"{words} {still.format}")
+    held = still.samples
+    bits = f"{8 * held.dtype.itemsize}-bit" if held.dtype.kind == "u" else str(held.dtype)
+    beside = "" if held.extra is None else " with alpha" if _is_straight(still) else " with another band"
+    words = f"{bits} {'gray' if held.gray else 'RGB'}{beside} {still.format}"
+    return Picture(colours[None], lambda restored: _encode(restored[0], still), words)
 
 
 def read_rgb(data: bytes) -> np.ndarray:
@@ -99,25 +103,41 @@ def read_rgb(data: bytes) -> np.ndarray:
     return np.ascontiguousarray(_decode(data)[0].transpose(2, 0, 1))
 
 
+def _is_straight(still: Still) -> bool:
+    return still.layout is None or still.layout.extrasamples[-1:] == (tiff.STRAIGHT,)
+
+
 def _check_output(still: Still) -> None:
-    if still.alpha is not None and still.format in WITHOUT_ALPHA:
+    if still.format == "TIFF":
+        return
+    dtype, alpha = still.samples.dtype, still.samples.extra is not None
+    if alpha and still.format in WITHOUT_ALPHA:
         raise ImageFileError(f"{still.format} holds no transparency; name the output .png, .tif or .webp")
-    if still.bits > 8 and still.format not in DEEP_FORMATS:
-        raise ImageFileError(f"{still.format} holds 8 bits, the input {still.bits}; name the output .png or .tif")
-    if still.format != "TIFF" and any(code in tiff.GEOREFERENCE for code, *_ in still.tags):
+    if alpha and not _is_straight(still):
+        raise ImageFileError(f"{still.format} holds no bands but colours and straight alpha; name the output .tif")
+    if dtype not in (np.uint8, np.uint16):
+        raise ImageFileError(f"{still.format} holds no {dtype} samples; name the output .tif")
+    if dtype != np.uint8 and still.format not in DEEP_FORMATS:
+        raise ImageFileError(f"{still.format} holds 8 bits, the input 16; name the output .png or .tif")
+    if any(code in tiff.GEOREFERENCE for code, *_ in still.tags):
         raise ImageFileError(f"{still.format} holds no georeference; name the output .tif")
-    if still.bits == 32 and still.format != "TIFF":
-        raise ImageFileError(f"{still.format} holds 16 bits at most, the input 32; name the output .tif")
 
 
 def _decode(data: bytes) -> tuple[np.ndarray, Still]:
     """Colours `[H, W, 3]` float32 in [0, 1] and the rest."""
     try:
+        layout = tiff.read_layout(data) if data[:4] in tiff.MAGIC else None
+        if layout and not layout.plain:
+            _check_memory(layout.width, layout.height)
+            still = Still("TIFF", layout.metadata, layout=layout, tags=layout.tags)
+            return _from_samples(tiff.read(data, layout), still, layout.nodata)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(io.BytesIO(data)) as image:
+                if layout:
+                    image.seek(layout.page)
                 _check_memory(*image.size)
-                return _decode_opened(image, data)
+                return _decode_opened(image, data, layout)
     except ImageFileError:
         raise
     except Image.DecompressionBombError:
@@ -137,37 +157,31 @@ def _check_memory(width: int, height: int) -> None:
         raise ImageFileError(f"{width}x{height} pixels take {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free")
 
 
-def _decode_opened(image: Image.Image, data: bytes) -> tuple[np.ndarray, Still]:
+def _decode_opened(image: Image.Image, data: bytes, layout: tiff.Layout | None) -> tuple[np.ndarray, Still]:
     kind = "JPEG" if image.format == "MPO" else image.format
     if kind not in SUFFIXES.values():
         raise ImageFileError(f"{kind} is not supported; convert it to PNG first")
-    if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
+    if not layout and getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
         raise ImageFileError(f"{image.n_frames} frames or pages; split the file first")
     kept = {key: image.info[key] for key in ("icc_profile", "exif", "dpi") if image.info.get(key)}
-    if kind == "PNG" and deep_png.bit_depth(data) == 16:
-        return _from_samples(deep_png.read(data), Still("PNG", False, 16, metadata=kept))
-    tags = tiff.read_tags(data) if kind == "TIFF" else ()
-    if kind == "TIFF" and tiff.is_deep(image):
-        if turned := image.tag_v2.get(tiff.ORIENTATION):
-            kept["orientation"] = turned
-        return _from_samples(tiff.read(data), Still("TIFF", False, 16, metadata=kept, tags=tags))
+    if kind == "PNG":
+        kept["chunks"] = deep_png.colour_chunks(data)
+        if deep_png.bit_depth(data) == 16:
+            return _from_samples(deep_png.read(data), Still("PNG", kept))
     lossless = kind == "WEBP" and _is_lossless_webp(data)
     image.load()  # turns a TIFF upright, unlike other formats
     if image.mode in ("CMYK", "YCbCr", "LAB"):
-        image = _to_srgb(image, kept)
+        profile = kept.pop("icc_profile", None)  # the output is an RGB file
+        image = _to_srgb(image, profile if image.mode == "CMYK" else None)
     gray = image.mode in ("1", "L", "LA", "La")
-    alpha = None
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        alpha = np.asarray(image.getchannel("A"))
-    colours = np.asarray(image.convert("RGB"), dtype=np.float32) / 255
-    return colours, Still(kind, gray, 8, alpha, kept, lossless, tags=tags)
+    image = image.convert(("LA" if gray else "RGBA") if image.has_transparency_data else ("L" if gray else "RGB"))
+    still = Still(kind, kept, lossless, tags=layout.tags if layout else ())
+    return _from_samples(np.asarray(image), still, layout and layout.nodata)
 
 
-def _to_srgb(image: Image.Image, metadata: dict[str, Any]) -> Image.Image:
-    """Printing colours as sRGB, through the file's own profile when it has one; the output is an RGB file."""
-    profile = metadata.pop("icc_profile", None)
-    if profile and image.mode == "CMYK":
+def _to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
+    """Colours as sRGB, through the file's own profile when it has one."""
+    if profile:
         try:
             source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
             return ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
@@ -185,53 +199,35 @@ def _is_lossless_webp(data: bytes) -> bool:
     return data[at : at + 4] == b"VP8L"
 
 
-def _from_samples(samples: np.ndarray, still: Still) -> tuple[np.ndarray, Still]:
-    """Deep samples `[H, W]` or `[H, W, 1..4]`: split off alpha, scale by the type's range, or a float's own range."""
-    samples = samples[..., None] if samples.ndim == 2 else samples
-    alpha = samples[..., -1] if samples.shape[-1] in (2, 4) else None
-    colours = samples[..., :-1] if alpha is not None else samples
-    if colours.shape[-1] not in (1, 3):
-        raise ImageFileError(f"{samples.shape[-1]} channels; 1 to 4 are supported")
-    if samples.dtype == np.uint16:
-        low, high, bits, value_range = 0.0, 65535.0, 16, None
-    else:
-        if not np.isfinite(colours).all():
-            raise ImageFileError("has samples that are not finite")
-        low, high, bits = float(colours.min()), float(colours.max()), 32
-        low, high = (0.0, 1.0) if 0 <= low and high <= 1 and samples.dtype.kind == "f" else (low, high)
-        value_range = (low, high)
-    scaled = ((colours.astype(np.float64) - low) / max(high - low, 1e-12)).astype(np.float32)
-    gray = colours.shape[-1] == 1
-    colours = np.repeat(scaled, 3, axis=-1) if gray else scaled
-    return colours, replace(still, gray=gray, bits=bits, alpha=alpha, value_range=value_range)
+def _from_samples(samples: np.ndarray, still: Still, nodata: float | None = None) -> tuple[np.ndarray, Still]:
+    colours, held = split(samples, nodata)
+    return colours, replace(still, samples=held)
 
 
 def _encode(restored: np.ndarray, still: Still) -> bytes:
     """`restored` `[H, W, 3]` in [0, 1] as the bytes of a file of the kind that `still` says."""
-    restored = restored.clip(0, 1)
-    if still.gray:
-        restored = restored.mean(-1, keepdims=True)
-    if still.bits == 32:
-        low, high = still.value_range
-        return tiff.write((restored * (high - low) + low).astype(np.float32), still)
-    peak = 2**still.bits - 1
-    samples = np.round(restored * peak).astype(np.uint16 if still.bits == 16 else np.uint8)
-    if still.alpha is not None:
-        samples = np.concatenate([samples, still.alpha[..., None].astype(samples.dtype)], axis=-1)
-    if still.bits == 16 or still.tags and still.format == "TIFF":
-        return (deep_png.write if still.format == "PNG" else tiff.write)(samples, still)
-    image = Image.fromarray(samples[..., 0] if samples.shape[-1] == 1 else samples)
-    return _save(image, still)
+    samples = still.samples.restored(restored)
+    if still.format == "TIFF":
+        return tiff.write(samples, still)
+    if samples.dtype == np.uint16:
+        return deep_png.write(samples, still)
+    return _save(Image.fromarray(samples[..., 0] if samples.shape[-1] == 1 else samples), still)
 
 
 def _save(image: Image.Image, still: Still) -> bytes:
-    options = {key: value for key, value in still.metadata.items() if key != "orientation"}
+    options = {key: value for key, value in still.metadata.items() if key != "chunks"}
     if still.format == "JPEG":
         options |= {"quality": 95, "subsampling": 0}
     elif still.format == "WEBP":
         options |= {"lossless": True} if still.lossless else {"quality": 95}
-    elif still.format == "TIFF":
-        options |= {"compression": "tiff_adobe_deflate"}
+    elif still.format == "PNG":
+        options["pnginfo"] = PngInfo()
+        for chunk in still.metadata.get("chunks", ()):
+            options["pnginfo"].add(*chunk)
+    elif still.format == "BMP":  # holds neither profile nor orientation, so the pixels take them in
+        image = _to_srgb(image, options.pop("icc_profile", None)).convert(image.mode)
+        image.info["exif"] = options.pop("exif", b"")
+        image = ImageOps.exif_transpose(image)
     out = io.BytesIO()
     image.save(out, format=still.format, **options)
     return out.getvalue()
