@@ -226,7 +226,7 @@ def _save(image: Image.Image, still: Still) -> bytes:
             options["pnginfo"].add(*chunk)
     elif still.format == "BMP":  # holds neither profile nor orientation, so the pixels take them in
         image = _to_srgb(image, options.pop("icc_profile", None)).convert(image.mode)
-        image.info["exif"] = options.pop("exif", b"")
+        image.getexif()[tiff.ORIENTATION] = tiff.read_exif(options.pop("exif", b"")).get(tiff.ORIENTATION, 1)
         image = ImageOps.exif_transpose(image)
     out = io.BytesIO()
     image.save(out, format=still.format, **options)

@@ -114,6 +114,16 @@ def read(data: bytes, layout: Layout) -> np.ndarray:
     return np.moveaxis(samples[..., 0], 0, -1) if page.planarconfig == 2 else samples[0]
 
 
+def read_exif(block: bytes) -> Image.Exif:
+    """The tags of an EXIF block; a damaged one says nothing, as to viewers."""
+    exif = Image.Exif()
+    try:
+        exif.load(block)
+    except SyntaxError:
+        return Image.Exif()
+    return exif
+
+
 def write(samples: np.ndarray, still: Any) -> bytes:
     """A TIFF of `samples` `[H, W, 1..4]`, with the bands' meaning, profile, resolution and tags of `still`."""
     out = io.BytesIO()
@@ -121,10 +131,10 @@ def write(samples: np.ndarray, still: Any) -> bytes:
     if still.layout:
         photometric, extra = still.layout.photometric, still.layout.extrasamples
     tags = {code: (code, kind, count, value) for code, kind, count, value in still.tags}
-    (exif := Image.Exif()).load(still.metadata.get("exif", b""))
+    exif = read_exif(still.metadata.get("exif", b""))
     for code in TEXTS:  # and no other EXIF: its pointers would point nowhere in this file
         if code not in tags and isinstance(exif.get(code), str):
-            tags[code] = code, 2, 0, exif[code]
+            tags[code] = code, 2, 0, exif[code].encode("latin-1")  # the bytes as Pillow found them
     if exif.get(ORIENTATION):
         tags[ORIENTATION] = ORIENTATION, 3, 1, exif[ORIENTATION]
     dpi = still.metadata.get("dpi")
