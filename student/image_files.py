@@ -143,6 +143,8 @@ def _decode(data: bytes) -> tuple[np.ndarray, Still]:
     except Image.DecompressionBombError:
         raise ImageFileError(f"more than {2 * Image.MAX_IMAGE_PIXELS / 1e6:.0f} megapixels") from None
     except UnidentifiedImageError:
+        if data[:4] in tiff.MAGIC:
+            raise ImageFileError("a TIFF of a kind that is not supported; convert it to RGB first") from None
         raise ImageFileError("not an image that can be read (PNG, JPEG, TIFF, WebP, BMP, DICOM, NIfTI)") from None
     except MemoryError:
         raise

@@ -41,21 +41,30 @@ def split(samples: np.ndarray, nodata: float | None = None) -> tuple[np.ndarray,
     samples = samples[..., None] if samples.ndim == 2 else samples
     channels, dtype = 3 if samples.shape[-1] > 2 else 1, samples.dtype
     colours, extra = samples[..., :channels], samples[..., channels:]
-    gap = ~np.isfinite(colours)
-    if nodata is not None:
-        gap |= colours == nodata
-    gaps = (gap, colours) if gap.any() else None
-    valid = colours[~gap] if gaps else colours
-    low, high = (float(valid.min()), float(valid.max())) if valid.size else (0.0, 1.0)
+    gap, gaps = _gap(colours, nodata), None
+    if gap is not None and gap.any():
+        gaps, valid = (gap, colours), colours[~gap]
+        neutral = valid.mean(dtype=np.float64) if valid.size else 0.0
+        colours = np.where(gap, dtype.type(neutral), colours)
     if dtype in (np.uint8, np.uint16):
         low, high = 0.0, float(np.iinfo(dtype).max)
-    elif dtype.kind == "f" and 0 <= low and high <= 1:
-        low, high = 0.0, 1.0
-    if gaps:
-        colours = np.where(gap, dtype.type(valid.mean(dtype=np.float64) if valid.size else low), colours)
-    scaled = (colours.astype(_work_type(dtype)) - low) / ((high - low) or 1.0)
-    scaled = np.repeat(scaled.astype(np.float32), 3 // channels, axis=-1)
-    return scaled, Samples(channels == 1, dtype, low, high, extra if extra.size else None, gaps)
+    else:
+        low, high = float(colours.min()), float(colours.max())  # the mean in the gaps widens no range
+        low, high = (0.0, 1.0) if dtype.kind == "f" and 0 <= low and high <= 1 else (low, high)
+    scaled = colours.astype(_work_type(dtype))
+    scaled -= low
+    scaled /= (high - low) or 1.0
+    rgb = np.repeat(scaled, 3, axis=-1) if channels == 1 else scaled
+    extra = extra if extra.size else None
+    return rgb.astype(np.float32, copy=False), Samples(channels == 1, dtype, low, high, extra, gaps)
+
+
+def _gap(colours: np.ndarray, nodata: float | None) -> np.ndarray | None:
+    """Which samples are no data or not finite; None where none can be."""
+    holes = ~np.isfinite(colours) if colours.dtype.kind == "f" else None
+    if nodata is None:
+        return holes
+    return colours == nodata if holes is None else holes | (colours == nodata)
 
 
 def _work_type(dtype: np.dtype) -> type:
