@@ -99,8 +99,14 @@ def read_picture(data: bytes, name: str = "", output_suffix: str = "") -> Pictur
 
 
 def read_rgb(data: bytes) -> np.ndarray:
-    """The colours of one still picture as `[3, H, W]` float32 in [0, 1], for evaluation; raises `ImageFileError`."""
-    return np.ascontiguousarray(_decode(data)[0].transpose(2, 0, 1))
+    """The colours of one still picture as `[3, H, W]` float32 in [0, 1], for training and evaluation.
+
+    A no-data value is a number like any other here: nothing is made up for a target. Raises `ImageFileError`.
+    """
+    colours, still = _decode(data, gaps=False)
+    if still.samples.gaps:
+        raise ImageFileError("samples that are not finite (NaN): nothing can be learned from them; fill or crop them")
+    return np.ascontiguousarray(colours.transpose(2, 0, 1))
 
 
 def _is_straight(still: Still) -> bool:
@@ -123,10 +129,12 @@ def _check_output(still: Still) -> None:
         raise ImageFileError(f"{still.format} holds no georeference; name the output .tif")
 
 
-def _decode(data: bytes) -> tuple[np.ndarray, Still]:
-    """Colours `[H, W, 3]` float32 in [0, 1] and the rest."""
+def _decode(data: bytes, gaps: bool = True) -> tuple[np.ndarray, Still]:
+    """Colours `[H, W, 3]` float32 in [0, 1] and the rest; `gaps`: samples that are no data are put aside."""
     try:
         layout = tiff.read_layout(data) if data[:4] in tiff.MAGIC else None
+        if layout and not gaps:
+            layout = replace(layout, nodata=None)
         if layout and not layout.plain:
             _check_memory(layout.width, layout.height)
             still = Still("TIFF", layout.metadata, layout=layout, tags=layout.tags)

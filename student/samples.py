@@ -60,11 +60,15 @@ def split(samples: np.ndarray, nodata: float | None = None) -> tuple[np.ndarray,
 
 
 def _gap(colours: np.ndarray, nodata: float | None) -> np.ndarray | None:
-    """Which samples are no data or not finite; None where none can be."""
+    """Which samples are not finite or no data; None where none can be.
+
+    A pixel is no data when all its colours are, as GDAL's mask of a data set has it: pure red is no gap where 0 is.
+    """
     holes = ~np.isfinite(colours) if colours.dtype.kind == "f" else None
     if nodata is None:
         return holes
-    return colours == nodata if holes is None else holes | (colours == nodata)
+    empty = np.broadcast_to((colours == nodata).all(-1, keepdims=True), colours.shape)
+    return empty if holes is None else holes | empty
 
 
 def _work_type(dtype: np.dtype) -> type:

@@ -9,7 +9,7 @@ from picture_files import RNG, SRGB, again, file_of, samples, tags_of, tiff_of
 from PIL import Image
 
 from student import deep_png
-from student.image_files import ImageFileError, read_picture
+from student.image_files import ImageFileError, read_picture, read_rgb
 
 TYPES = [np.uint8, np.uint16, np.int8, np.int16, np.uint32, np.int32, np.float16, np.float32, np.float64]
 
@@ -191,3 +191,21 @@ def test_a_turned_16_bit_tiff_is_upright_as_a_png_too():
 def test_what_a_tiff_cannot_be_says_what_it_can(data, suffix, message):
     with pytest.raises(ImageFileError, match=message):
         read_picture(data, "x.tif", suffix)
+
+
+def test_a_colour_is_no_gap_where_one_of_its_bands_is_zero():
+    pixels = np.full((6, 8, 3), (255, 0, 0), np.uint8)
+    pixels[:, 4:] = 0
+    data = tiff_of(pixels, photometric="rgb", extratags=[(42113, 2, 0, "0", True)], metadata=None)
+    rgb = read_picture(data).rgb[0]
+    assert np.array_equal(rgb[:, :4], np.full((6, 4, 3), (1, 0, 0), np.float32)), "red is a colour"
+    assert rgb[:, 4:].min() > 0, "black without data is hidden from the network"
+    assert np.array_equal(pixels_of(again(data)), pixels)
+
+
+def test_nothing_is_made_up_for_a_training_target():
+    pixels = np.zeros((6, 8, 3), np.uint8)
+    tag = [(42113, 2, 0, "0", True)]
+    assert not read_rgb(tiff_of(pixels, photometric="rgb", extratags=tag, metadata=None)).any()
+    with pytest.raises(ImageFileError, match="not finite"):
+        read_rgb(tiff_of(np.full((4, 5), np.nan, np.float32)))
