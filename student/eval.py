@@ -5,8 +5,10 @@
     python -m student.eval --model DIR_OR_HUB_ID --split test --set eval.variant=promptir
     torchrun --nproc_per_node 4 -m student.eval                  # images shared out over 4 processes
 
-Writes paths.metrics and, into paths.evaluation, results.json, table.md, datasets.csv, per_image.csv and panels/*.png.
-A stopped run goes on where it was: finished images are kept in paths.evaluation/finished.
+Writes paths.metrics and, into paths.evaluation, results.json, table.md, datasets.csv, per_image.csv and panels/*.png:
+what params.yaml asks for. Measured otherwise (another model, split or setting given on the command line), everything
+goes to a folder beside, evaluation-input, or to --out DIR, metrics.json included.
+A stopped run goes on where it was: finished images are kept in the folder's finished/.
 """
 
 import argparse
@@ -23,6 +25,7 @@ from typing import Any
 from student.atomic import write_bytes
 from student.config import ParamsError, Paths, add_params_arguments, load_section, read_params
 from student.eval_config import EvalConfig
+from student.eval_place import place
 
 
 class EvalError(ValueError):
@@ -38,6 +41,7 @@ def main(argv: list[str] | None = None) -> int:
     add_params_arguments(parser)
     parser.add_argument("--model", metavar="DIR|ID|input", help="what to measure (eval.model; default: paths.student)")
     parser.add_argument("--split", help="split of the index (eval.split)")
+    parser.add_argument("--out", metavar="DIR", help="write everything there (default: see above)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps (default: auto)")
     args = parser.parse_args(argv)
     try:
@@ -45,6 +49,7 @@ def main(argv: list[str] | None = None) -> int:
         given = {key: value for key in ("model", "split") if (value := getattr(args, key)) is not None}
         params["eval"] = (params.get("eval") or {}) | given
         paths, config = load_section(Paths, "paths", params), load_section(EvalConfig, "eval", params)
+        paths = place(paths, config, read_params(args.params), args.out)
     except ParamsError as error:
         print(f"eval: {error}", file=sys.stderr)
         return 1
@@ -69,10 +74,12 @@ def evaluate(paths: Paths, config: EvalConfig, device: str = "auto", started: fl
     from accelerate import PartialState
     from accelerate.utils import gather_object
 
+    from student.eval_extra import check_extra_metrics
     from student.eval_tables import metrics_json
 
     started = time.perf_counter() if started is None else started
     state = PartialState(cpu=device == "cpu")
+    check_extra_metrics(config.extra_metrics)  # before any image is restored
     dataset, rows = _select(paths, config)
     model = _Model(config.model or paths.student, config, state.device if state.num_processes > 1 else device)
     folder = Path(paths.evaluation)
@@ -176,7 +183,8 @@ def _measure(
 
 
 def _score(lq: Any, gt: Any, model: _Model, config: EvalConfig, name: str) -> dict[str, Any]:
-    from student.metrics import SMALLEST_SSIM, MetricError, extra_metric, psnr, ssim
+    from student.eval_extra import extra_metric
+    from student.metrics import SMALLEST_SSIM, MetricError, psnr, ssim
 
     restored = model(lq)
     scores: dict[str, Any] = {"height": gt.shape[1], "width": gt.shape[2]}
@@ -188,7 +196,8 @@ def _score(lq: Any, gt: Any, model: _Model, config: EvalConfig, name: str) -> di
         except MetricError as error:
             raise EvalError(f"{name}: {error}") from None
         scores["ssim" + suffix] = found
-        scores |= {extra + suffix: extra_metric(extra, image, gt) for extra in config.extra_metrics}
+        for extra in config.extra_metrics:
+            scores[extra + suffix] = extra_metric(extra, image, gt, config.crop_border)
     return scores
 
 
@@ -209,20 +218,24 @@ def _write(
     paths: Paths, config: EvalConfig, metrics: dict, records: list, dataset: Any, model: _Model, started: float
 ) -> None:
     from student.eval_panels import write_panels
-    from student.eval_tables import markdown, per_image_csv, per_set_csv, results_json, summary, to_json
+    from student.eval_tables import per_image_csv, per_set_csv, results_json, to_json
+    from student.eval_text import markdown, summary
 
     folder = Path(paths.evaluation)
+    ours = (folder / "results.json").exists()
     results = results_json(records, metrics, config, model.about)
     for name, text in (
         ("results.json", to_json(results)),
         ("table.md", markdown(results)),
         ("datasets.csv", per_set_csv(results)),
-        ("per_image.csv", per_image_csv(records, config.extra_metrics)),
+        ("per_image.csv", per_image_csv(records, config)),
     ):
         write_bytes(folder / name, text.encode())
-    shutil.rmtree(folder / "panels", ignore_errors=True)  # pictures of another run would stand among this one's
+    if ours:  # pictures of another run would stand among this one's; a folder panels/ of something else is not touched
+        shutil.rmtree(folder / "panels", ignore_errors=True)
     if config.panels:
-        write_panels(folder / "panels", records, lambda row: load_pair(dataset, row, config), model, config.variant)
+        kind = config.variant + f", without {config.crop_border} pixels at the border" * bool(config.crop_border)
+        write_panels(folder / "panels", records, lambda row: load_pair(dataset, row, config), model, kind)
     Path(paths.metrics).parent.mkdir(parents=True, exist_ok=True)
     write_bytes(Path(paths.metrics), to_json(metrics).encode())
     print(markdown(results))

@@ -26,10 +26,10 @@ class EvalConfig(Section):
     """Pixels left out at every side before comparing; the multi-domain tables leave out none."""
 
     extra_metrics: list[str] = []
-    """Further metrics by name, through torchmetrics: lpips, dists, ms_ssim, vif, sam, uqi, ergas."""
+    """Further metrics by name (student/eval_extra.py): lpips, dists, ms_ssim, vif, sam, uqi, ergas."""
 
     setting: Literal["md-6t", "md-7t", "md-8t", "md-9t", "natural-3t", "natural-5t", "cdd11"] | None = None
-    """Setting of the paper whose numbers stand beside ours (student/paper.py)."""
+    """Setting of the paper whose numbers stand beside ours (student/paper.py); natural and cdd11 need promptir."""
 
     tile: Literal["off", "auto"] | int = "off"
     """Tiles for images too large for the memory, as student.restore takes them. Off: the whole image, as papers do."""

@@ -1,4 +1,4 @@
-"""From per-image rows to metrics.json, tables (JSON, CSV, Markdown) and the summary line."""
+"""From per-image rows to metrics.json, results.json and the CSV tables; for reading: student/eval_text.py."""
 
 import csv
 import io
@@ -9,10 +9,16 @@ from typing import Any
 
 import numpy as np
 
+from student.eval_extra import label
 from student.metrics import IDENTICAL_DB, bootstrap_interval, mean_psnr
-from student.paper import MEANS, TEST_SETS, published
+from student.paper import compare
 
-COLUMNS = "dataset task domain image width height psnr_input psnr psnr_gain ssim_input ssim".split()
+KIND = ("variant", "crop_border")
+"""In every row of every table: a number without them means nothing, also where rows of two files are put together."""
+
+COLUMNS = ["dataset", "task", "domain", "image", "width", "height", *KIND]
+COLUMNS += ["psnr_input", "psnr", "psnr_gain", "ssim_input", "ssim"]
+PAPER = ("paper_variant", "paper_psnr", "paper_ssim", "psnr_difference", "ssim_difference")
 OVERALL = ("psnr", "ssim", "psnr_input", "ssim_input", "psnr_gain")
 
 
@@ -34,90 +40,50 @@ def results_json(rows: list[dict], metrics: dict, config: Any, model: dict) -> d
         values["psnr_gain_ci95"] = bootstrap_interval(_gains(group))
         if all(row["ssim"] is not None for row in group):
             values["ssim_ci95"] = bootstrap_interval([row["ssim"] for row in group])
-        for extra in config.extra_metrics:
-            values[extra] = _mean(row[extra] for row in group)
-            values[f"{extra}_n"] = sum(row[extra] is not None for row in group)
-            values[f"{extra}_input"] = _mean(row[f"{extra}_input"] for row in group)
-        if paper := published(config.setting, name):
-            values["paper"] = {"test_set": paper.label, "psnr": paper.psnr, "ssim": paper.ssim}
-            values["paper"] |= {"psnr_difference": values["psnr"] - paper.psnr}
-            if values["ssim"] is not None:
-                values["paper"] |= {"ssim_difference": values["ssim"] - paper.ssim}
+        values |= _extra_means(group, config.extra_metrics)
         sets[name] = values
     gains = [_gains(group) for group in grouped(rows, "task").values()]
     overall = metrics["overall"] | {"psnr_gain_ci95": bootstrap_interval(*gains)}
-    if config.setting and len(sets) == TEST_SETS[config.setting]:
-        psnr, ssim = MEANS[config.setting]
-        mean = _mean(values["psnr"] for values in sets.values())
-        overall["paper"] = {"psnr": psnr, "ssim": ssim, "psnr_difference": mean - psnr}
-    about = {"variant": config.variant, "crop_border": config.crop_border, "split": config.split}
-    return about | {
+    tasks = [_extra_means(group, config.extra_metrics) for group in grouped(rows, "task").values()]
+    for extra in config.extra_metrics:
+        overall |= {key: _mean(task[key] for task in tasks) for key in (extra, f"{extra}_input")}
+        overall[f"{extra}_n"] = sum(task[f"{extra}_n"] for task in tasks)
+    paper = compare(config.setting, config.variant, config.crop_border, metrics["datasets"])
+    for values, beside in [(sets[name], row) for name, row in paper.rows.items()] + [(overall, paper.mean)]:
+        if beside:  # under another name, so that nobody who reads `paper` takes numbers of another kind for comparable
+            values["paper" if "psnr_difference" in beside else "paper_not_compared"] = beside
+    return {
+        "variant": config.variant,
+        "crop_border": config.crop_border,
+        "split": config.split,
         "setting": config.setting,
         "tile": config.tile,
+        "extra_metrics": {extra: label(extra) for extra in config.extra_metrics},
         "model": model,
         "datasets": sets,
         "overall": overall,
+        "notes": paper.notes,
     }
 
 
-def markdown(results: dict) -> str:
-    """The table that people paste into a paper or an issue; every number carries its variant in the caption."""
-    paper = any("paper" in values for values in results["datasets"].values())
-    border = f", border of {results['crop_border']} pixels left out" if results["crop_border"] else ""
-    lines = [
-        f"PSNR (dB) / SSIM, variant `{results['variant']}`{border}, split `{results['split']}`, model "
-        f"`{results['model']['name']}`. Means over images; brackets: bootstrap 95 % interval of the gain.",
-        "",
-        "| task | test set | images | input | restored | gain |" + (" paper | difference |" if paper else ""),
-        "|---|---|--:|--:|--:|--:|" + ("--:|--:|" if paper else ""),
-    ]
-    for name, values in results["datasets"].items():
-        cells = [values["task"], name, str(values["n"]), _pair(values, "_input"), _pair(values), _gain(values)]
-        if paper:
-            cells += _against(values.get("paper"))
-        lines.append(f"| {' | '.join(cells)} |")
-    overall = results["overall"]
-    cells = ["**mean over tasks**", "", str(overall["n"]), _pair(overall, "_input"), _pair(overall), _gain(overall)]
-    if paper:
-        cells += _against(overall.get("paper"))
-    return "\n".join([*lines, f"| {' | '.join(cells)} |", ""])
-
-
-def per_image_csv(rows: list[dict], extras: Iterable[str] = ()) -> str:
+def per_image_csv(rows: list[dict], config: Any) -> str:
     """One line an image, also for `dvc plots`."""
-    columns = COLUMNS + [name for extra in extras for name in (f"{extra}_input", extra)]
-    out = io.StringIO()
-    writer = csv.DictWriter(out, columns, extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
-        gain = _gains([row])[0]
-        writer.writerow({key: _rounded(value) for key, value in (row | {"psnr_gain": gain}).items()})
-    return out.getvalue()
+    columns = COLUMNS + [name for extra in config.extra_metrics for name in (f"{extra}_input", extra)]
+    kind = {key: getattr(config, key) for key in KIND}
+    return _csv(columns, (kind | row | {"psnr_gain": _gains([row])[0]} for row in rows))
 
 
 def per_set_csv(results: dict) -> str:
-    """One line a test set."""
-    columns = ["dataset", "task", "n", *OVERALL]
-    out = io.StringIO()
-    writer = csv.DictWriter(out, columns, extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
+    """One line a test set, with the paper's numbers where it has some."""
+    extras = [name for extra in results["extra_metrics"] for name in (f"{extra}_input", extra, f"{extra}_n")]
+    kind = {key: results[key] for key in KIND}
+    lines = []
     for name, values in results["datasets"].items():
-        writer.writerow({key: _rounded(value) for key, value in ({"dataset": name} | values).items()})
-    return out.getvalue()
-
-
-def summary(metrics: dict, split: str, interval: tuple[float, float], seconds: float, where: str) -> str:
-    """The one line at the end."""
-    overall, tasks = metrics["overall"], metrics["tasks"]
-    plural = "s" * (len(tasks) > 1)
-    worst = min(tasks, key=lambda name: tasks[name]["psnr_gain"])
-    ssim = "" if overall["ssim"] is None else f" / {overall['ssim']:.4f}"
-    return (
-        f"evaluated {overall['n']} images of {len(tasks)} task{plural} ({split}, {metrics['variant']}): "
-        f"{overall['psnr']:.2f} dB{ssim}, mean gain {overall['psnr_gain']:+.2f} dB "
-        f"[{interval[0]:+.2f}, {interval[1]:+.2f}]; least: {worst} {tasks[worst]['psnr_gain']:+.2f} dB; "
-        f"{seconds:.0f} s → {where}"
-    )
+        paper = values.get("paper") or values.get("paper_not_compared") or {}
+        beside = {f"paper_{key}": paper.get(key) for key in ("variant", "psnr", "ssim")}
+        beside |= {key: paper.get(key) for key in ("psnr_difference", "ssim_difference")}
+        lines.append(kind | {"dataset": name} | values | beside)
+    return _csv(["dataset", "task", *KIND, "n", *OVERALL, *extras, *PAPER], lines)
 
 
 def to_json(values: dict) -> str:
@@ -148,26 +114,29 @@ def _mean(values: Iterable[float | None]) -> float | None:
     return float(np.mean(known)) if known else None
 
 
+def _extra_means(rows: list[dict], extras: Iterable[str]) -> dict[str, float | int | None]:
+    """Means over the images where a metric is defined both for the input and for its restoration, and their number:
+    two means over different images would not show what restoring did."""
+    values: dict[str, float | int | None] = {}
+    for extra in extras:
+        both = [row for row in rows if row[extra] is not None and row[f"{extra}_input"] is not None]
+        values |= {key: _mean(row[key] for row in both) for key in (extra, f"{extra}_input")}
+        values[f"{extra}_n"] = len(both)
+    return values
+
+
+def _csv(columns: list[str], rows: Iterable[dict]) -> str:
+    out = io.StringIO()
+    writer = csv.DictWriter(out, columns, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({key: _rounded(value) for key, value in row.items()})
+    return out.getvalue()
+
+
 def _gains(rows: list[dict]) -> list[float]:
     return [min(row["psnr"], IDENTICAL_DB) - min(row["psnr_input"], IDENTICAL_DB) for row in rows]
 
 
 def _rounded(value: Any) -> Any:
     return round(value, 4) if isinstance(value, float) and math.isfinite(value) else value
-
-
-def _pair(values: dict, suffix: str = "") -> str:
-    psnr, ssim = values["psnr" + suffix], values["ssim" + suffix]
-    return f"{psnr:.2f} / {'–' if ssim is None else f'{ssim:.4f}'}"
-
-
-def _gain(values: dict) -> str:
-    low, high = values["psnr_gain_ci95"]
-    return f"{values['psnr_gain']:+.2f} [{low:+.2f}, {high:+.2f}]"
-
-
-def _against(paper: dict | None) -> list[str]:
-    if paper is None:
-        return ["", ""]
-    ssim = f" / {paper['ssim_difference']:+.4f}" if "ssim_difference" in paper else ""
-    return [f"{paper['psnr']:.2f} / {paper['ssim']:.4f}", f"{paper['psnr_difference']:+.2f}{ssim}"]

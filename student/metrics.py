@@ -22,17 +22,6 @@ IDENTICAL_DB = 100.0
 LUMA = np.array([65.481, 128.553, 24.966])
 SMALLEST_SSIM = {"basicsr": 11, "basicsr_y": 11, "promptir": 16}
 
-EXTRA_METRICS = {
-    "lpips": "learned_perceptual_image_patch_similarity",
-    "dists": "deep_image_structure_and_texture_similarity",
-    "ms_ssim": "multiscale_structural_similarity_index_measure",
-    "vif": "visual_information_fidelity",
-    "sam": "spectral_angle_mapper",
-    "uqi": "universal_image_quality_index",
-    "ergas": "error_relative_global_dimensionless_synthesis",
-}
-"""Name in `eval.extra_metrics` → function of `torchmetrics.functional.image` (the optional extra `metrics`)."""
-
 
 class MetricError(ValueError):
     """The two images cannot be compared; the message says why."""
@@ -79,29 +68,6 @@ def ssim(restored: Any, gt: Any, variant: str = "basicsr", crop_border: int = 0)
     return float(structural_similarity(restored, gt, data_range=peak, channel_axis=0, **settings))
 
 
-def extra_metric(name: str, restored: Any, gt: Any) -> float | None:
-    """A metric of torchmetrics by its name in `EXTRA_METRICS`, on images as `psnr` takes them.
-
-    None where it is not defined: the angle `sam` to a black pixel is none. Raises `MetricError` for an unknown name,
-    a missing package, or when its network's weights cannot be had.
-    """
-    if name not in EXTRA_METRICS:
-        raise MetricError(f"unknown metric '{name}'; choose from {', '.join(EXTRA_METRICS)}")
-    try:
-        import torch
-        from torchmetrics.functional import image as functional
-    except ImportError as error:
-        raise MetricError(f"metric '{name}' needs torchmetrics ({error}): pip install 'teachonce[metrics]'") from None
-    pair = [torch.from_numpy(_as_image(x).clip(0, 1)).float()[None] for x in (restored, gt)]
-    settings = {"lpips": {"normalize": True}, "ms_ssim": {"data_range": 1.0}}.get(name, {})
-    try:
-        value = float(getattr(functional, EXTRA_METRICS[name])(*pair, **settings))
-    except Exception as error:  # a missing torchvision, weights that cannot be fetched, an image that is too small
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise MetricError(f"metric '{name}': {reason}") from error
-    return value if np.isfinite(value) else None
-
-
 def mean_psnr(values: Sequence[float]) -> float:
     """Mean of per-image PSNR values, infinite ones counted as `IDENTICAL_DB`."""
     return float(np.mean(np.minimum(values, IDENTICAL_DB)))
@@ -131,7 +97,7 @@ def _blocks(total: int, size: int = 500) -> list[int]:
     return [min(size, total - start) for start in range(0, total, size)]
 
 
-def _as_image(image: Any) -> np.ndarray:
+def as_image(image: Any) -> np.ndarray:
     """`image` as a float64 array `[C, H, W]`."""
     if hasattr(image, "detach"):
         image = image.detach().cpu().double().numpy()
@@ -143,22 +109,28 @@ def _as_image(image: Any) -> np.ndarray:
     return image
 
 
-def _prepare(restored: Any, gt: Any, variant: str, crop_border: int) -> tuple[np.ndarray, np.ndarray, float]:
-    """Both images as the variant compares them, and its peak value."""
-    if variant not in VARIANTS:
-        raise MetricError(f"unknown metric variant '{variant}'; choose from {', '.join(VARIANTS)}")
-    restored, gt = _as_image(restored), _as_image(gt)
+def cropped(restored: np.ndarray, gt: np.ndarray, crop_border: int) -> tuple[np.ndarray, np.ndarray]:
+    """Two comparable images `[C, H, W]` without a border of `crop_border` pixels."""
     if restored.shape != gt.shape:
         sizes = [f"{image.shape[2]}x{image.shape[1]}" for image in (restored, gt)]
         raise MetricError(f"restored is {sizes[0]} but gt is {sizes[1]}")
     if not np.isfinite(restored).all():
         raise MetricError("restored has pixels that are not finite")
-    if crop_border:
-        inner = slice(crop_border, -crop_border)
-        restored, gt = restored[:, inner, inner], gt[:, inner, inner]
-        if restored.size == 0:
-            raise MetricError(f"nothing is left after cropping a border of {crop_border} pixels")
-    restored, gt = restored.clip(0, 1), gt.clip(0, 1)
+    if not crop_border:
+        return restored, gt
+    inner = slice(crop_border, -crop_border)
+    restored, gt = restored[:, inner, inner], gt[:, inner, inner]
+    if restored.size == 0:
+        raise MetricError(f"nothing is left after cropping a border of {crop_border} pixels")
+    return restored, gt
+
+
+def _prepare(restored: Any, gt: Any, variant: str, crop_border: int) -> tuple[np.ndarray, np.ndarray, float]:
+    """Both images as the variant compares them, and its peak value."""
+    if variant not in VARIANTS:
+        raise MetricError(f"unknown metric variant '{variant}'; choose from {', '.join(VARIANTS)}")
+    restored, gt = as_image(restored), as_image(gt)
+    restored, gt = (image.clip(0, 1) for image in cropped(restored, gt, crop_border))
     if variant == "promptir":
         return centre_crop(restored), centre_crop(gt), 1.0
     restored, gt = (np.round(image * 255) for image in (restored, gt))

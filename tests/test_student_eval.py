@@ -15,7 +15,11 @@ import toy_training
 from PIL import Image
 
 from student import eval as evaluation
+from student.config import Paths
 from student.data import PairDataset, read_pairs
+from student.eval_config import EvalConfig
+from student.eval_extra import extra_metric
+from student.eval_place import place
 from student.metrics import IDENTICAL_DB, psnr, ssim
 from student.model import Student
 from student.model_config import ModelConfig
@@ -76,29 +80,87 @@ def test_numbers_equal_the_metrics_of_the_student(project, tmp_path, capsys):
 
 
 def test_tables_and_panels_are_written(project, tmp_path):
-    assert run(project, tmp_path, **{"extra_metrics": ["sam"]}) == 0
+    assert run(project, tmp_path, extra_metrics=["sam", "ms_ssim"], crop_border=1) == 0
     folder = tmp_path / "evaluation"
     rows = list(csv.DictReader(open(folder / "per_image.csv")))
     assert len(rows) == 6 and all(float(row["psnr"]) < IDENTICAL_DB and float(row["sam"]) > 0 for row in rows)
     assert all(
         float(r["psnr_gain"]) == pytest.approx(float(r["psnr"]) - float(r["psnr_input"]), abs=2e-4) for r in rows
     )
+    sets = list(csv.DictReader(open(folder / "datasets.csv")))
+    assert len(sets) == 3 and all((row["variant"], row["crop_border"]) == ("basicsr", "1") for row in rows + sets)
+    assert all(float(row["sam"]) > 0 and row["sam_n"] == "2" and row["ms_ssim_n"] == "0" for row in sets)
     results = json.loads((folder / "results.json").read_text())
     for values in results["datasets"].values():
         low, high = values["psnr_gain_ci95"]
         assert low <= values["psnr_gain"] <= high
     table = (folder / "table.md").read_text()
-    assert "variant `basicsr`" in table and "**mean over tasks**" in table and "paper" not in table
+    assert "variant `basicsr`" in table and "**mean over tasks**" in table and "paper" not in table.lower()
+    assert "| – → – (0 of 2) |" in table, "images too small for ms_ssim end nothing, and are counted"
     sheets = {file.stem: Image.open(file).size for file in (folder / "panels").glob("*.png")}
     assert set(sheets) == {"denoising", "deraining", "overview"}
     assert sheets["denoising"][1] > sheets["deraining"][1], "three rows against two"
 
 
-def test_the_input_is_its_own_baseline(project, tmp_path):
+def test_the_border_is_left_out_of_every_metric(project, tmp_path):
+    """The numbers that are written are those of the metrics with the border that the caption names."""
+    assert run(project, tmp_path, "--model", "input", extra_metrics=["sam"], crop_border=3, panels=False) == 0
+    pairs = read_pairs(project / "index.parquet", "val")
+    lq, gt = PairDataset(pairs, None, 1, 0).whole_image(0)
+    rows = list(csv.DictReader(open(tmp_path / "evaluation-input" / "per_image.csv")))
+    assert float(rows[0]["sam"]) == pytest.approx(extra_metric("sam", lq, gt, 3), abs=1e-4)
+    assert float(rows[0]["psnr"]) == pytest.approx(psnr(lq, gt, crop_border=3), abs=1e-4)
+    assert "border of 3 pixels left out" in (tmp_path / "evaluation-input" / "table.md").read_text()
+
+
+def test_the_input_is_its_own_baseline_beside_the_student(project, tmp_path, capsys):
+    assert run(project, tmp_path) == 0
+    student = contents(tmp_path)
     assert run(project, tmp_path, "--model", "input", panels=False) == 0
-    overall = json.loads((tmp_path / "metrics.json").read_text())["overall"]
+    assert "evaluation-input" in capsys.readouterr().out.splitlines()[-1]
+    overall = json.loads((tmp_path / "evaluation-input" / "metrics.json").read_text())["overall"]
     assert overall["psnr_gain"] == 0 and overall["psnr"] == overall["psnr_input"]
-    assert not (tmp_path / "evaluation" / "panels").exists()
+    assert not (tmp_path / "evaluation-input" / "panels").exists()
+    assert student == {name: data for name, data in contents(tmp_path).items() if "evaluation-input" not in name}
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    files = [file for file in folder.rglob("*") if file.is_file() and file.name != "params.yaml"]
+    return {str(file.relative_to(folder)): file.read_bytes() for file in files}
+
+
+def test_out_is_a_folder_of_its_own(project, tmp_path):
+    kept = tmp_path / "mine" / "panels" / "kept.txt"
+    kept.parent.mkdir(parents=True)
+    kept.touch()
+    assert run(project, tmp_path, "--out", str(tmp_path / "mine"), panels=False) == 0
+    assert {"metrics.json", "results.json", "table.md"} <= {file.name for file in (tmp_path / "mine").iterdir()}
+    assert not (tmp_path / "metrics.json").exists() and not (tmp_path / "evaluation").exists()
+    assert kept.exists(), "panels that are not of an evaluation are not removed"
+
+
+@pytest.mark.parametrize(
+    ("section", "arguments", "folder"),
+    [
+        ({}, {}, "e"),
+        ({"model": "input", "split": "test"}, {"model": "input", "split": "test"}, "e"),
+        ({"split": "test"}, {"split": "test", "panels": False, "resume": False}, "e"),
+        ({}, {"model": "a/student"}, "e"),
+        ({}, {"model": "./a/student/"}, "e"),
+        ({}, {"model": "input"}, "e-input"),
+        ({}, {"model": "org/name", "split": "test"}, "e-org-name-test"),
+        ({"split": "test"}, {"split": "test", "variant": "promptir", "crop_border": 4}, "e-promptir-crop_border-4"),
+        ({"tasks": ["a"]}, {"tasks": ["a", "b"]}, "e-tasks-a-b"),
+        ({"setting": "md-6t"}, {}, "e-setting-null"),
+    ],
+)
+def test_only_what_params_yaml_says_goes_to_the_tracked_paths(section, arguments, folder):
+    paths = Paths(student="a/student", evaluation="e", metrics="m.json")
+    placed = place(paths, EvalConfig(**arguments), {"paths": {"student": "a/student"}, "eval": section})
+    assert (placed.evaluation, placed.metrics) == (folder, "m.json" if folder == "e" else f"{folder}/metrics.json")
+    other = paths.model_copy(update={"student": "b"})  # --set paths.student=b
+    same = place(other, EvalConfig(**section), {"paths": {"student": "a/student"}, "eval": section})
+    assert same.evaluation == ("e" if "model" in section else "e-b")
 
 
 def test_a_stopped_run_goes_on_where_it_was(project, tmp_path, monkeypatch):
@@ -160,10 +222,12 @@ def test_two_processes_equal_one(project, tmp_path):
         ([], {"variant": "psnr_y"}, "eval.variant"),
         ([], {"splitt": "val"}, "did you mean 'split'?"),
         ([], {"extra_metrics": ["lpisp"]}, "unknown metric 'lpisp'"),
+        ([], {"extra_metrics": ["lpips"]}, "pip install torchvision=="),
         (["--set", "paths.index=missing.parquet"], {}, "missing.parquet: no such index"),
     ],
 )
-def test_bad_input_is_one_line_and_an_exit_code(project, tmp_path, capsys, arguments, section, message):
+def test_bad_input_is_one_line_and_an_exit_code(project, tmp_path, monkeypatch, capsys, arguments, section, message):
+    monkeypatch.setitem(sys.modules, "torchvision", None)
     assert run(project, tmp_path, *arguments, **section) == 1
     error = capsys.readouterr().err
     assert message in error and "Traceback" not in error and len(error.strip().splitlines()) == 1

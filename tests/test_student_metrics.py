@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from student.metrics import MetricError, bootstrap_interval, centre_crop, extra_metric, mean_psnr, psnr, ssim
+from student.metrics import MetricError, bootstrap_interval, centre_crop, mean_psnr, psnr, ssim
 
 
 def photo_pair(height=48, width=57, seed=0, noise=0.08):
@@ -129,26 +129,11 @@ def test_centre_crop_is_centred_and_idempotent():
         (lambda a, b: psnr(a[:, :15], b[:, :15], "promptir"), "smaller than 16"),
         (lambda a, b: psnr(a, b, crop_border=24), "nothing is left"),
         (lambda a, b: psnr(a * np.nan, b), "not finite"),
-        (lambda a, b: extra_metric("lpisp", a, b), "choose from lpips"),
     ],
 )
 def test_what_cannot_be_compared_says_why(call, message):
     with pytest.raises(MetricError, match=message):
         call(*photo_pair())
-
-
-@pytest.mark.parametrize(("name", "perfect"), [("sam", 0.0), ("vif", 1.0), ("uqi", 1.0)])
-def test_extra_metrics_by_name(name, perfect):
-    restored, gt = photo_pair(64, 64)
-    assert extra_metric(name, gt, gt) == pytest.approx(perfect, abs=2e-3)
-    assert abs(extra_metric(name, restored, gt) - perfect) > 0.01
-
-
-def test_an_angle_to_black_is_none():
-    restored, gt = photo_pair()
-    assert extra_metric("sam", restored, gt) > 0
-    gt[:, 3, 4] = 0
-    assert extra_metric("sam", restored, gt) is None
 
 
 def test_bootstrap_interval_brackets_the_mean_and_shrinks_with_images():
