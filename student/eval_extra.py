@@ -89,9 +89,13 @@ def torchvision_command(again: bool = False) -> str:
     number, _, build = version("torch").partition("+")
     _, minor, patch = number.split(".")[:3]
     # torch 2.x.y and torchvision 0.(x+15).y are released together.
-    index = f" --index-url https://download.pytorch.org/whl/{build}" if build else ""
     force = "--force-reinstall --no-deps " * again
-    return f"pip install {force}torchvision==0.{int(minor) + 15}.{patch}{index}"
+    wanted = f"torchvision==0.{int(minor) + 15}.{patch}"
+    return (
+        f"pip install {force}{wanted}+{build}, from the index of this torch"
+        if build
+        else f"pip install {force}{wanted}"
+    )
 
 
 def _functional(name: str) -> Any:

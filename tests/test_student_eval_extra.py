@@ -68,8 +68,8 @@ def test_what_cannot_be_measured_says_why(call, message):
     ("torch_version", "command"),
     [
         ("2.7.1", "pip install torchvision==0.22.1"),
-        ("2.13.0+cpu", "pip install torchvision==0.28.0 --index-url https://download.pytorch.org/whl/cpu"),
-        ("2.9.0+cu126", "pip install torchvision==0.24.0 --index-url https://download.pytorch.org/whl/cu126"),
+        ("2.13.0+cpu", "pip install torchvision==0.28.0+cpu, from the index of this torch"),
+        ("2.9.0+cu126", "pip install torchvision==0.24.0+cu126, from the index of this torch"),
     ],
 )
 def test_the_torchvision_of_this_torch(monkeypatch, torch_version, command):
@@ -90,7 +90,7 @@ def test_without_torchvision_the_command_is_named(monkeypatch, name, call):
 
 
 def test_a_torchvision_of_another_build_is_named_for_every_metric(monkeypatch, tmp_path):
-    """PyPI's, built for CUDA, beside a torch for CPUs: torchmetrics cannot be imported then."""
+    """One built for CUDA, beside a torch for CPUs: torchmetrics cannot be imported then."""
     (tmp_path / "torchvision").mkdir()
     (tmp_path / "torchvision" / "__init__.py").write_text(
         "raise RuntimeError('operator torchvision::nms does not exist')"
