@@ -90,12 +90,8 @@ def torchvision_command(again: bool = False) -> str:
     _, minor, patch = number.split(".")[:3]
     # torch 2.x.y and torchvision 0.(x+15).y are released together.
     force = "--force-reinstall --no-deps " * again
-    wanted = f"torchvision==0.{int(minor) + 15}.{patch}"
-    return (
-        f"pip install {force}{wanted}+{build}, from the index of this torch"
-        if build
-        else f"pip install {force}{wanted}"
-    )
+    command = f"pip install {force}torchvision==0.{int(minor) + 15}.{patch}"
+    return f"{command}+{build}, from the index of this torch" if build else command
 
 
 def _functional(name: str) -> Any:
