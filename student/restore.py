@@ -212,6 +212,8 @@ class _Run:
             if error.errno == errno.EPIPE:
                 raise RestoreError("whoever read standard output went away") from None
             return f"cannot write {target}: {error.strerror or error}"
+        except Exception as error:  # a damaged release, which the explanation reads
+            return f"cannot explain it: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
         return None
 
     def _summary(self, seconds: float) -> None:
