@@ -94,7 +94,7 @@ class Demo:
 def upright(pixels: Any, path: str) -> Any:
     """`pixels` [H, W, 3] as stored → as the file's EXIF orientation says they are to be seen."""
     import numpy as np
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
     from student.tiff import ORIENTATION, is_deep
 
@@ -102,7 +102,7 @@ def upright(pixels: Any, path: str) -> Any:
         with Image.open(path) as image:
             done = image.format == "TIFF" and not is_deep(image)  # Pillow turns these when it decodes them
             orientation = 1 if done else image.getexif().get(ORIENTATION, 1)
-    except UnidentifiedImageError:  # DICOM, NIfTI
+    except Exception:  # DICOM and NIfTI, or damaged EXIF, for which decoders raise errors of many kinds
         return pixels
     if orientation in (5, 6, 7, 8):
         pixels = pixels.swapaxes(0, 1)

@@ -62,7 +62,9 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--overlap", default=32, type=int, help="pixels that neighbouring tiles share (default: 32)")
     parser.add_argument("--batch", default=1, type=int, help="tiles a forward (default: 1; more for a large GPU)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
-    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
+    parser.add_argument(
+        "--dtype", default="float32", choices=("float32", "bfloat16", "float16"), help="others: for GPUs"
+    )
     parser.add_argument("--overwrite", action="store_true", help="restore again what has an output already")
     parser.add_argument("--dry-run", action="store_true", help="list what would be written and exit")
     parser.add_argument("--explain", action="store_true", help="write OUTPUT.explain.json: chosen prompts, and why")

@@ -172,7 +172,7 @@ def test_low_precision_on_a_cpu_is_warned_of(model, tmp_path, capsys, dtype):
     assert "warning" not in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("seconds", [0.1, 0.5, 1.5])
+@pytest.mark.parametrize("seconds", [0, 0.2, 0.5])
 def test_ctrl_c_while_it_loads_is_one_line(model, tmp_path, seconds):
     write_photos(tmp_path / "in", 1, side=32)
     process = start(model, tmp_path / "in", tmp_path / "out")
@@ -181,7 +181,7 @@ def test_ctrl_c_while_it_loads_is_one_line(model, tmp_path, seconds):
     while not caught(status, signal.SIGTERM):  # before, it is Python itself that starts
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.002)
-    time.sleep(seconds - 0.1)
+    time.sleep(seconds)
     process.send_signal(signal.SIGINT)
     errors = process.communicate(timeout=60)[1].decode()
     assert process.returncode == -signal.SIGINT and "Traceback" not in errors
