@@ -148,7 +148,7 @@ def _dicom_window(dataset: "object", slices: np.ndarray) -> tuple[float, float]:
 
 def _read_nifti(data: bytes) -> "Picture":
     import nibabel
-    from nibabel.imageglobals import LoggingOutputSuppressor
+    from nibabel.imageglobals import logger
 
     from student.image_files import ImageFileError, Picture
 
@@ -157,8 +157,11 @@ def _read_nifti(data: bytes) -> "Picture":
     # The header's own size, in either byte order, is its version.
     second = 540 in (int.from_bytes(unpacked[:4], order) for order in ("little", "big"))
     kind = nibabel.Nifti2Image if second else nibabel.Nifti1Image
-    with LoggingOutputSuppressor():  # what it logs of a damaged header, it then raises
+    logger.disabled = True  # what it logs of a damaged header, it then raises
+    try:
         volume = kind.from_bytes(unpacked)
+    finally:
+        logger.disabled = False
     if len(volume.shape) < 2 or volume.get_data_dtype().kind not in "iuf":
         raise ImageFileError(
             f"NIfTI of shape {volume.shape} and type {volume.get_data_dtype()}: not slices of an image"

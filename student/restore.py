@@ -111,7 +111,7 @@ class _Run:
         """How many outputs are kept, and stay without the explanation that was asked for."""
         if not self.args.explain:
             return 0
-        kept = [job for job in self.plan.jobs if job not in self.pending]
+        kept = set(self.plan.jobs) - set(self.pending)
         return sum(not os.path.exists(explanation_of(job.target)) for job in kept)
 
     def _load_and_restore(self) -> int:
