@@ -9,7 +9,9 @@ def write_bytes(file: Path, data: bytes) -> None:
 
     Raises OSError (a full disk, no permission) with nothing left behind.
     """
-    temporary = file.with_name(f".{file.name[:200]}.{os.getpid()}")
+    # A name may have 255 bytes, not characters; cut within a character, it would be no name on some file systems.
+    name = file.name.encode("utf-8", "surrogateescape")[:200].decode("utf-8", "ignore")
+    temporary = file.with_name(f".{name}.{os.getpid()}")
     try:
         with open(temporary, "wb") as out:
             out.write(data)

@@ -38,7 +38,9 @@ def main(argv: list[str] | None = None) -> int:
         page = build(gradio, args.model, args.release, args.device)
         page.launch(server_name=args.host, server_port=args.port, css=CSS, quiet=True, prevent_thread_lock=True)
     except (RestoreError, OSError) as error:
-        print(f"demo: {error}", file=sys.stderr)
+        # gradio's own words advise a variable and an argument of a function that this command does not show
+        taken = f"port {args.port} is in use on {args.host}; choose another with --port"
+        print(f"demo: {taken if 'empty port' in str(error) else error}", file=sys.stderr)
         return 1
     print(f"demo: open http://{args.host}:{args.port} (Ctrl-C ends it)", flush=True)
     try:
@@ -60,7 +62,7 @@ class Demo:
         self.explainer = Explainer(student, release)
 
     def restore(self, path: str) -> tuple[tuple[Any, Any], str]:
-        """An image file → (before, after) uint8 [H, W, 3], and what to say about it in Markdown."""
+        """An image file → (before, after) uint8 [H, W, 3], turned upright, and what to say about it in Markdown."""
         import numpy as np
 
         from student.image_files import read_picture
@@ -70,8 +72,9 @@ class Demo:
         begun = time.perf_counter()
         result = self.restorer(rgb.transpose(2, 0, 1))
         seconds = time.perf_counter() - begun
-        before, after = (np.round(x * 255).astype(np.uint8) for x in (rgb, result.image.transpose(1, 2, 0)))
-        height, width = rgb.shape[:2]
+        shown = (upright(x, path) for x in (rgb, result.image.transpose(1, 2, 0)))
+        before, after = (np.round(x * 255).astype(np.uint8) for x in shown)
+        height, width = before.shape[:2]
         pieces = "whole" if result.tiles == 1 else f"in {result.tiles} tiles"
         timing = f"**{width} × {height}** pixels, {pieces}, **{seconds:.2f} s** on {self.restorer.device}"
         return (before, after), "\n\n".join([timing, *self._about(result.prompts)])
@@ -86,6 +89,28 @@ class Demo:
             lines = [f"- {row['similarity']:.2f}: {' '.join(row['captions'].values())}" for row in nearest[:3]]
             parts.append("**Nearest training captions**\n" + "\n".join(lines))
         return parts
+
+
+def upright(pixels: Any, path: str) -> Any:
+    """`pixels` [H, W, 3] as stored → as the file's EXIF orientation says they are to be seen."""
+    import numpy as np
+    from PIL import Image
+
+    from student.tiff import ORIENTATION, is_deep
+
+    try:
+        with Image.open(path) as image:
+            done = image.format == "TIFF" and not is_deep(image)  # Pillow turns these when it decodes them
+            orientation = 1 if done else image.getexif().get(ORIENTATION, 1)
+    except Exception:  # DICOM and NIfTI, or damaged EXIF, for which decoders raise errors of many kinds
+        return pixels
+    if orientation in (5, 6, 7, 8):
+        pixels = pixels.swapaxes(0, 1)
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    return np.ascontiguousarray(pixels)
 
 
 def build(gradio: Any, model: str, release: str, device: str = "auto") -> Any:

@@ -12,6 +12,7 @@ import numpy as np
 
 from student.atomic import write_bytes
 from student.prompts import Composition, Prompts
+from student.restore_paths import explanation_of
 
 NEAREST = 5
 BATCH = 65_536
@@ -36,7 +37,9 @@ class Explainer:
         try:
             self.release = read_release(release)
         except TrainDataError as error:
-            self.missing = str(error).partition(";")[0]
+            reason = str(error).partition(";")[0].removeprefix(f"{release}: ")
+            reason = reason if str(release) in reason else f"{release}: {reason}"
+            self.missing = f"{reason}; name the caption shards with --release"
             return
         if self.release.dim != student.config.prompt_dim:
             self.missing = f"{release} has {self.release.dim} dimensions, this student {student.config.prompt_dim}"
@@ -67,10 +70,12 @@ class Explainer:
             for score, row in best
         ]
 
-    def write(self, target: Path, prompts: Prompts, tiles: int) -> Path:
-        """OUTPUT.explain.json beside the restored file."""
-        file = target.with_name(target.name + ".explain.json")
-        text = json.dumps({"image": target.name, "tiles": tiles, **self.explain(prompts)}, indent=2, ensure_ascii=False)
+    def write(self, target: Path, prompts: Prompts, tiles: int, slices: int = 1) -> Path:
+        """OUTPUT.explain.json beside the restored file; of a volume of more `slices`, it is about the middle one."""
+        file, about = explanation_of(target), {"image": target.name}
+        if slices > 1:
+            about |= {"slices": slices, "explained_slice": slices // 2}
+        text = json.dumps(about | {"tiles": tiles, **self.explain(prompts)}, indent=2, ensure_ascii=False)
         write_bytes(file, (text + "\n").encode())
         return file
 

@@ -40,7 +40,7 @@ def main(argv: list[str] | None = None) -> int:
     from student.restore_engine import RestoreError, load_student
 
     try:
-        size, difference = export(load_student(args.model), args.output, args.opset)
+        size, difference, opset = export(load_student(args.model), args.output, args.opset)
     except (ExportError, RestoreError) as error:
         print(f"export: {error}", file=sys.stderr)
         return 1
@@ -48,15 +48,18 @@ def main(argv: list[str] | None = None) -> int:
         print(f"export: {args.output}: {error.strerror or error}", file=sys.stderr)
         return 1
     sizes = ", ".join(f"{width}x{height}" for _, height, width in SIZES)
+    asked = "" if opset == args.opset else f" (torch.onnx cannot write {args.opset})"
     print(
-        f"exported {args.model} → {args.output}: opset {args.opset}, {size / 1e6:.2f} MB, "
+        f"exported {args.model} → {args.output}: opset {opset}{asked}, {size / 1e6:.2f} MB, "
         f"equal to PyTorch within {difference:.1e} at {sizes}"
     )
     return 0
 
 
-def export(student: Any, output: Path, opset: int = OPSET) -> tuple[int, float]:
-    """Write `output` (whole or not at all); returns its bytes and the largest difference to PyTorch.
+def export(student: Any, output: Path, opset: int = OPSET) -> tuple[int, float, int]:
+    """Write `output` (whole or not at all); returns its bytes, the largest difference to PyTorch, and its operator set.
+
+    That may be another than `opset`: torch.onnx writes 18, and where that cannot be converted, it stays.
 
     Raises `ExportError` when a package is missing, the operator set does not do, or the outputs differ.
     """
@@ -92,8 +95,15 @@ def export(student: Any, output: Path, opset: int = OPSET) -> tuple[int, float]:
         difference = largest_difference(student, file)
         if not difference <= TOLERANCE:
             raise ExportError(f"onnxruntime and PyTorch differ by {difference:.1e} (allowed: {TOLERANCE:.0e})")
+        written = _opset(file)
         os.replace(file, output)
-    return output.stat().st_size, difference
+    return output.stat().st_size, difference, written
+
+
+def _opset(file: Path) -> int:
+    import onnx
+
+    return next(entry.version for entry in onnx.load(file).opset_import if entry.domain in ("", "ai.onnx"))
 
 
 def largest_difference(student: Any, file: Path) -> float:
@@ -104,13 +114,17 @@ def largest_difference(student: Any, file: Path) -> float:
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
-    session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    try:
+        session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's errors share no base class of their own
+        reason = str(error).splitlines()[0][:300]
+        raise ExportError(f"onnxruntime cannot load it: {reason}; try --opset {OPSET}") from None
     worst, generator = 0.0, np.random.default_rng(0)
     for batch, height, width in SIZES:
         lq = generator.random((batch, 3, height, width), np.float32)
         try:
             (ours,) = session.run(None, {"lq": lq})
-        except Exception as error:  # onnxruntime's errors share no base class of their own
+        except Exception as error:
             raise ExportError(f"onnxruntime cannot run it at {width}x{height}: {str(error).splitlines()[0]}") from None
         with torch.inference_mode():
             theirs = student(torch.from_numpy(lq)).numpy()

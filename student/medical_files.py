@@ -17,11 +17,35 @@ if TYPE_CHECKING:
 
 NIFTI = (".nii", ".nii.gz")
 DICOM = (".dcm", ".dicom")
+NOT_PICTURES = {"RTDOSE": "a grid of radiation doses", "SEG": "a segmentation"}
+"""Modalities whose samples are quantities or labels: what a network makes of them would be taken for measured."""
 
 
 def is_medical(data: bytes, name: str) -> bool:
     """By content for DICOM (its marker follows 128 free bytes), by suffix for both."""
     return data[128:132] == b"DICM" or name.lower().endswith(NIFTI + DICOM)
+
+
+def own_suffix(data: bytes, name: str, output_suffix: str) -> str:
+    """`output_suffix` as `read_picture` wants it: nothing where it names the medical format that the content has.
+
+    So `- out.dcm` and `IM0001 out.dcm` are no conversions. Raises `ImageFileError` where they would be.
+    """
+    from student.image_files import ImageFileError
+
+    if not output_suffix or not is_medical(data, name):
+        return output_suffix
+    if name.lower().endswith(NIFTI):
+        if name.lower().endswith(output_suffix):
+            return ""
+        raise ImageFileError(f"a NIfTI volume keeps its own format; name the output *{_nifti_suffix(name)}")
+    if output_suffix in DICOM:
+        return ""
+    raise ImageFileError("a DICOM file keeps its own format; name the output *.dcm")
+
+
+def _nifti_suffix(name: str) -> str:
+    return NIFTI[1] if name.lower().endswith(NIFTI[1]) else NIFTI[0]
 
 
 def read_medical(data: bytes, name: str) -> "Picture":
@@ -67,7 +91,7 @@ def _to_type(samples: np.ndarray, dtype: np.dtype, low: float | None = None, hig
 
 def _read_dicom(data: bytes) -> "Picture":
     import pydicom
-    from pydicom.uid import ExplicitVRLittleEndian, generate_uid
+    from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, generate_uid
 
     from student.image_files import ImageFileError, Picture
 
@@ -75,10 +99,16 @@ def _read_dicom(data: bytes) -> "Picture":
     if "PixelData" not in dataset:
         raise ImageFileError("a DICOM file without pixels")
     kind = dataset.PhotometricInterpretation
+    if dataset.get("Modality") in NOT_PICTURES:
+        raise ImageFileError(
+            f"{NOT_PICTURES[dataset.Modality]} (DICOM {dataset.Modality}), not a picture: leave it out"
+        )
     if dataset.SamplesPerPixel != 1 or kind not in ("MONOCHROME1", "MONOCHROME2"):
         raise ImageFileError(f"a colour DICOM file ({kind}); export it as PNG first")
     if dataset.BitsAllocated not in (8, 16, 32):
         raise ImageFileError(f"a DICOM file of {dataset.BitsAllocated} bit: not an image but a mask")
+    # Numbers in private elements are bytes that nobody can turn around, so big endian stays big endian.
+    big = dataset.file_meta.TransferSyntaxUID == ExplicitVRBigEndian
     if dataset.file_meta.TransferSyntaxUID.is_compressed:
         dataset.decompress(generate_instance_uid=False)
     stored = dataset.pixel_array
@@ -90,9 +120,10 @@ def _read_dicom(data: bytes) -> "Picture":
 
     def encode(restored: np.ndarray) -> bytes:
         samples = _to_type(_updated(slices, restored, low, high, inverted), stored.dtype, *limits)
+        samples = samples.astype(samples.dtype.newbyteorder(">" if big else "<"))
         dataset.PixelData = samples.reshape(stored.shape).tobytes()
         dataset["PixelData"].VR = "OW" if dataset.BitsAllocated > 8 else "OB"
-        dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        dataset.file_meta.TransferSyntaxUID = ExplicitVRBigEndian if big else ExplicitVRLittleEndian
         # A changed image is another instance: viewers and archives must not take it for the original.
         dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = generate_uid()
         dataset.ImageType = ["DERIVED", "SECONDARY", *list(dataset.get("ImageType", []))[2:]]
@@ -117,11 +148,20 @@ def _dicom_window(dataset: "object", slices: np.ndarray) -> tuple[float, float]:
 
 def _read_nifti(data: bytes) -> "Picture":
     import nibabel
+    from nibabel.imageglobals import logger
 
     from student.image_files import ImageFileError, Picture
 
     packed = data[:2] == b"\x1f\x8b"
-    volume = nibabel.Nifti1Image.from_bytes(gzip.decompress(data) if packed else data)
+    unpacked = gzip.decompress(data) if packed else data
+    # The header's own size, in either byte order, is its version.
+    second = 540 in (int.from_bytes(unpacked[:4], order) for order in ("little", "big"))
+    kind = nibabel.Nifti2Image if second else nibabel.Nifti1Image
+    logger.disabled = True  # what it logs of a damaged header, it then raises
+    try:
+        volume = kind.from_bytes(unpacked)
+    finally:
+        logger.disabled = False
     if len(volume.shape) < 2 or volume.get_data_dtype().kind not in "iuf":
         raise ImageFileError(
             f"NIfTI of shape {volume.shape} and type {volume.get_data_dtype()}: not slices of an image"
@@ -130,11 +170,7 @@ def _read_nifti(data: bytes) -> "Picture":
     if not np.isfinite(values).all():
         raise ImageFileError("has samples that are not finite")
     slices = np.moveaxis(values.reshape(*values.shape[:2], -1), -1, 0)
-    low, high = float(volume.header["cal_min"]), float(volume.header["cal_max"])
-    if (
-        not low < high
-    ):  # no display window in the header: all but the brightest thousandth, where vessels and coils shine
-        low, high = float(slices.min()), float(np.quantile(slices, 0.999))
+    low, high = _nifti_window(volume.header, slices)
 
     def encode(restored: np.ndarray) -> bytes:
         samples = np.moveaxis(_updated(slices, restored, low, high), 0, -1).reshape(values.shape)
@@ -142,10 +178,23 @@ def _read_nifti(data: bytes) -> "Picture":
         slope, intercept = (float(x) for x in (volume.dataobj.slope, volume.dataobj.inter))
         raw = _to_type((samples - intercept) / slope, stored)
         header.set_slope_inter(1, 0)  # nibabel then writes `raw` as it is; the true scale is put back below
-        out = bytearray(nibabel.Nifti1Image(raw, volume.affine, header).to_bytes())
-        at = 112  # scl_slope and scl_inter in the NIfTI-1 header
-        out[at : at + 8] = np.array([slope, intercept], header.endianness + "f4").tobytes()
+        out = bytearray(kind(raw, volume.affine, header).to_bytes())
+        number, at = header.structarr.dtype.fields["scl_slope"][:2]  # scl_inter follows it
+        scale = np.array([slope, intercept], number.newbyteorder(header.endianness)).tobytes()
+        out[at : at + len(scale)] = scale
         return gzip.compress(bytes(out), 6) if packed else bytes(out)
 
-    kind = f"{slices.shape[0]} slices of {volume.get_data_dtype()} NIfTI, window {low:g} to {high:g}"
-    return Picture(_windowed(slices, low, high), encode, kind)
+    words = f"{slices.shape[0]} slices of {volume.get_data_dtype()} NIfTI, window {low:g} to {high:g}"
+    return Picture(_windowed(slices, low, high), encode, words)
+
+
+def _nifti_window(header: "object", slices: np.ndarray) -> tuple[float, float]:
+    """The header's display window, else all but the brightest thousandth, where vessels and coils shine.
+
+    Of a sparse volume that thousandth is all there is to see: then the whole range.
+    """
+    low, high = float(header["cal_min"]), float(header["cal_max"])
+    if low < high:
+        return low, high
+    low, high = float(slices.min()), float(np.quantile(slices, 0.999))
+    return low, high if low < high else float(slices.max())

@@ -19,28 +19,36 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from student.restore_paths import Job, RestorePathError, plan_jobs
+from student.restore_paths import Job, Plan, RestorePathError, check_writable, explanation_of, plan_jobs
 
 
 def main(argv: list[str] | None = None) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # docs/decisions.md, before torch is imported
     args = _arguments(argv)
     try:
-        jobs = plan_jobs(args.input, args.output)
+        plan = plan_jobs(args.input, args.output)
+        jobs = plan.jobs
+        pending = [job for job in jobs if args.overwrite or job.target is None or not os.path.exists(job.target)]
+        check_writable(pending)
     except RestorePathError as error:
         print(f"restore: {error}", file=sys.stderr)
         return 2
-    pending = [job for job in jobs if args.overwrite or job.target is None or not job.target.exists()]
+    except OSError as error:  # a folder on the way that may not be entered
+        print(f"restore: {error.filename}: {error.strerror or error}", file=sys.stderr)
+        return 2
+    run = _Run(args, plan, pending)
+    skipped = f", {plan.skipped_words}" if plan.skipped else ""
     if args.dry_run:
         for job in jobs:
             print(f"{job.name} → {job.target or 'standard output'}{'' if job in pending else '   (exists, kept)'}")
-        print(f"would restore {len(pending)} of {len(jobs)} images with {args.model}")
+        print(f"would restore {len(pending)} of {len(jobs)} images with {args.model}{skipped}")
         return 0
     if not pending:
-        print(f"restored 0 images: all {len(jobs)} outputs exist (--overwrite makes them anew)", file=sys.stderr)
+        without = f", {n} without an explanation" if (n := run.unexplained()) else ""
+        exist = f"restored 0 images: all {len(jobs)} outputs exist{without} (--overwrite makes them anew)"
+        print(exist + skipped, file=sys.stderr)
         return 0
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite kill ends like Ctrl-C: nothing half-written
-    return _Run(args, jobs, pending).finish()
+    return run.finish()
 
 
 def _arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -54,7 +62,9 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--overlap", default=32, type=int, help="pixels that neighbouring tiles share (default: 32)")
     parser.add_argument("--batch", default=1, type=int, help="tiles a forward (default: 1; more for a large GPU)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
-    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
+    parser.add_argument(
+        "--dtype", default="float32", choices=("float32", "bfloat16", "float16"), help="others: for GPUs"
+    )
     parser.add_argument("--overwrite", action="store_true", help="restore again what has an output already")
     parser.add_argument("--dry-run", action="store_true", help="list what would be written and exit")
     parser.add_argument("--explain", action="store_true", help="write OUTPUT.explain.json: chosen prompts, and why")
@@ -81,35 +91,54 @@ class _Run:
     """One call of the command: counts as it goes, ends with one line."""
 
     args: argparse.Namespace
-    jobs: list[Job]
+    plan: Plan
     pending: list[Job]
     done: int = 0
     pixels: int = 0
 
     def finish(self) -> int:
-        from student.restore_engine import RestoreError, Restorer, load_student
-
         self.failed: list[str] = []
-        started, code = time.perf_counter(), 0
+        started = time.perf_counter()
         try:
-            args = self.args
-            student = load_student(args.model)
-            restorer = Restorer(student, args.device, args.dtype, args.tile, args.overlap, args.batch)
-            self.explainer = self._explainer(restorer) if args.explain else None
-            self._restore_all(restorer)
-        except RestoreError as error:
-            print(f"restore: {error}", file=sys.stderr)
-            code = 2
+            code = self._load_and_restore()
         except KeyboardInterrupt:
             print("restore: stopped; the outputs above are whole, the same command goes on", file=sys.stderr)
             code = 130
         self._summary(time.perf_counter() - started)
         return code or (1 if self.failed else 0)
 
+    def unexplained(self) -> int:
+        """How many outputs are kept, and stay without the explanation that was asked for."""
+        if not self.args.explain:
+            return 0
+        kept = set(self.plan.jobs) - set(self.pending)
+        return sum(not os.path.exists(explanation_of(job.target)) for job in kept)
+
+    def _load_and_restore(self) -> int:
+        from student.restore_engine import RestoreError, Restorer, load_student
+
+        args = self.args
+        try:
+            student = load_student(args.model)
+            restorer = Restorer(student, args.device, args.dtype, args.tile, args.overlap, args.batch)
+            if restorer.device.type == "cpu" and args.dtype != "float32":
+                slow = f"--dtype {args.dtype} is slow on most CPUs (28 times, where measured); use --dtype float32"
+                print(f"restore: warning: {slow}", file=sys.stderr)
+            self.explainer = self._explainer(restorer) if args.explain else None
+            _stop_between_files()
+            self._restore_all(restorer)
+        except RestoreError as error:
+            print(f"restore: {error}", file=sys.stderr)
+            return 2
+        return 0
+
     def _explainer(self, restorer: Any) -> Any:
         from student.explain import Explainer
 
-        return Explainer(restorer.student, self.args.release)
+        explainer = Explainer(restorer.student, self.args.release)
+        if explainer.missing:
+            print(f"restore: warning: explanations without captions: {explainer.missing}", file=sys.stderr)
+        return explainer
 
     def _restore_all(self, restorer: Any) -> None:
         from rich.console import Console
@@ -140,50 +169,91 @@ class _Run:
         from PIL import Image
 
         from student.image_files import ImageFileError, read_picture
+        from student.medical_files import own_suffix
         from student.restore_engine import RestoreError
 
         Image.MAX_IMAGE_PIXELS = None  # scans of any size are what tiles are for; memory is checked instead
         try:
-            picture = read_picture(job.read(), job.name, job.output_suffix)
+            data = job.read()
+            picture = read_picture(data, job.name, own_suffix(data, job.name, job.output_suffix))
             slices, restored, count = picture.rgb, np.empty_like(picture.rgb), len(picture.rgb)
             for i, rgb in enumerate(slices):
                 share = lambda tile, tiles, i=i: within((i + tile / tiles) / count)  # noqa: E731
                 result = restorer(rgb.transpose(2, 0, 1), on_tile=share)
                 restored[i] = result.image.transpose(1, 2, 0)
-            job.write(picture.encode(restored))
-            if self.explainer:
-                self.explainer.write(job.target, result.prompts, result.tiles)
+                if i == count // 2:
+                    middle = result  # the one that is explained: the ends of a volume are often empty
+            data = picture.encode(restored)
         except (ImageFileError, RestoreError) as error:
             return str(error)
         except MemoryError:
             return "not enough memory to decode it"
         except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise RestoreError(
-                    f"{job.target}: the disk is full; free some space and run the same command"
-                ) from None
-            if error.errno == errno.EPIPE:
-                raise RestoreError("whoever read standard output went away") from None
             return error.strerror or str(error)
         except Exception as error:  # what encoders and devices raise, beside the above, is one image's failure too
             return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        if (reason := self._write(job, data, middle, count)) is not None:
+            return reason
         self.done += 1
         self.pixels += slices[..., 0].size
         return None
 
+    def _write(self, job: Job, data: bytes, explained: Any, slices: int) -> str | None:
+        """Write one output; returns the reason when it cannot be, and raises `RestoreError` when none can be."""
+        from student.restore_engine import RestoreError
+
+        target = job.target or "standard output"
+        try:
+            job.write(data)
+            if self.explainer:
+                target = explanation_of(job.target)
+                self.explainer.write(job.target, explained.prompts, explained.tiles, slices)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise RestoreError(f"{target}: the disk is full; free some space and run the same command") from None
+            if error.errno == errno.EPIPE:
+                raise RestoreError("whoever read standard output went away") from None
+            return f"cannot write {target}: {error.strerror or error}"
+        except Exception as error:  # a damaged release, which the explanation reads
+            return f"cannot explain it: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        return None
+
     def _summary(self, seconds: float) -> None:
-        kept = len(self.jobs) - len(self.pending)
+        kept = len(self.plan.jobs) - len(self.pending)
+        without = f" ({n} without an explanation: --overwrite makes them anew)" if (n := self.unexplained()) else ""
         parts = [f"restored {self.done} of {len(self.pending)} images"]
-        parts += [f"kept {kept} that exist"] if kept else []
+        parts += [f"kept {kept} that exist{without}"] if kept else []
         parts += [f"{len(self.failed)} failed"] if self.failed else []
+        parts += [self.plan.skipped_words] if self.plan.skipped else []
         parts.append(f"{self.pixels / 1e6:.2f} Mpx in {seconds:.1f} s")
         target = self.args.output if self.args.output != "-" else "standard output"
         print(f"{', '.join(parts)} → {target}", file=sys.stderr)
 
 
+def _stop_at_once(*_: Any) -> None:
+    """Ctrl-C while modules are imported: as an exception it would surface anywhere in them, or be swallowed there."""
+    os.write(sys.stderr.fileno(), b"restore: stopped before the first image\n")
+    _end_by_ctrl_c()
+
+
+def _stop_between_files() -> None:
+    """From now on Ctrl-C, and a polite kill too, is the exception that `_Run.finish` waits for."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if signal.getsignal(signal.SIGINT) is _stop_at_once:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _end_by_ctrl_c() -> None:
+    """End as a process does that Ctrl-C ended, so that a shell loop around it ends too."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    os.kill(os.getpid(), signal.SIGINT)
+
+
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, _stop_at_once)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a job in the background ignores it
+        signal.signal(signal.SIGINT, _stop_at_once)
     code = main()
-    if code == 130:  # end as a process does that Ctrl-C ended, so that a shell loop around it ends too
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-        os.kill(os.getpid(), signal.SIGINT)
+    if code == 130:
+        _end_by_ctrl_c()
     sys.exit(code)

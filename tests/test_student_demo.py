@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import restore_project
 import toy_training
-from PIL import Image
+from PIL import Image, ImageOps
 from skimage import data as photographs
 
 from student import demo
@@ -39,6 +39,35 @@ def test_what_the_page_shows(model, release, tmp_path):
     (before, after), words = demo.Demo(str(model), str(release), "cpu").restore(str(tmp_path / "in.png"))
     assert np.array_equal(before, photo) and after.shape == photo.shape and after.dtype == np.uint8
     assert "120 × 96" in words and "Task prompts**, of 4" in words and "waves" in words
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_phone_picture_is_shown_upright(tmp_path, orientation):
+    stored, exif = photographs.astronaut()[:40, 180:240], Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(stored).save(tmp_path / "in.png", exif=exif)
+    seen = np.asarray(ImageOps.exif_transpose(Image.open(tmp_path / "in.png")))
+    assert np.array_equal(demo.upright(stored, str(tmp_path / "in.png")), seen)
+
+
+def test_the_page_turns_before_and_after(model, release, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(photographs.astronaut()[:96, 180:300]).save(tmp_path / "in.jpg", exif=exif)
+    (before, after), words = demo.Demo(str(model), str(release), "cpu").restore(str(tmp_path / "in.jpg"))
+    assert before.shape == after.shape == (120, 96, 3) and "96 × 120" in words
+    assert np.abs(before.astype(int) - after).mean() < 60, "both were turned"
+
+
+def test_a_port_in_use_names_the_option(model, release, capsys):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        assert demo.main(["--model", str(model), "--release", str(release), "--port", port, "--device", "cpu"]) == 1
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        f"demo: port {port} is in use on 127.0.0.1; choose another with --port"
+    )
 
 
 def test_a_page_without_a_model_is_one_line(tmp_path, capsys):

@@ -47,6 +47,21 @@ def test_a_graph_that_yields_nan_is_not_taken_for_equal(tmp_path, monkeypatch):
     assert np.isnan(exporting.largest_difference(student, tmp_path / "any.onnx"))
 
 
+def test_the_operator_set_that_is_printed_is_the_one_in_the_file(tmp_path, capsys):
+    model, file = restore_project.save_student(tmp_path / "model"), tmp_path / "student.onnx"
+    assert exporting.main([str(model), str(file), "--opset", "17"]) == 0
+    written = next(entry.version for entry in onnx.load(file).opset_import if entry.domain == "")
+    assert f": opset {written} (torch.onnx cannot write 17)," in capsys.readouterr().out
+
+
+def test_an_operator_set_that_does_not_exist_is_one_line(tmp_path, capsys):
+    model = restore_project.save_student(tmp_path / "model")
+    assert exporting.main([str(model), str(tmp_path / "out" / "student.onnx"), "--opset", "99"]) == 1
+    errors = capsys.readouterr().err.splitlines()
+    assert errors[-1].startswith("export: ") and "Traceback" not in "".join(errors), errors
+    assert "opset" in errors[-1] and list((tmp_path / "out").iterdir()) == []
+
+
 def test_a_missing_model_is_one_line(tmp_path, capsys):
     assert exporting.main([str(tmp_path / "none"), str(tmp_path / "x.onnx")]) == 1
     assert "none" in capsys.readouterr().err

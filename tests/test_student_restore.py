@@ -3,15 +3,23 @@
 import io
 import json
 import subprocess
+from pathlib import Path
 
+import nibabel
 import numpy as np
+import pydicom
 import pytest
 import restore_project
+import torch
 import toy_training
 from PIL import Image
+from pydicom.data import get_testdata_file
 from restore_project import PHOTO, run, start
 
 from student import deep_png
+from student.explain import Explainer
+from student.image_files import read_picture
+from student.restore_engine import Restorer, load_student
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +94,7 @@ def test_another_suffix_converts_and_tiles_give_nearly_the_same(model, tmp_path,
     assert "cannot write .jp2" in capsys.readouterr().err and not (tmp_path / "no.jp2").exists()
 
 
-def test_explain_names_prompts_and_nearest_captions(model, tmp_path):
+def test_explain_names_prompts_and_nearest_captions(model, tmp_path, capsys):
     rng = np.random.default_rng(0)
     toy_training.write_priors(tmp_path / "release", {f"{i:064x}": rng.normal(size=32) for i in range(9)})
     Image.fromarray(PHOTO).save(tmp_path / "in.png")
@@ -100,7 +108,56 @@ def test_explain_names_prompts_and_nearest_captions(model, tmp_path):
     assert len(nearest) == 5 and nearest[0]["captions"] == {"content": "waves"}
     assert nearest[0]["similarity"] == max(row["similarity"] for row in nearest)
     assert run(model, tmp_path / "in.png", tmp_path / "o2.png", "--explain", "--release", tmp_path / "none") == 0
-    assert "none" in json.loads((tmp_path / "o2.png.explain.json").read_text())["captions_missing"]
+    missing = json.loads((tmp_path / "o2.png.explain.json").read_text())["captions_missing"]
+    assert missing.count(str(tmp_path / "none")) == 1 and "no such release" in missing and "--release" in missing
+    assert f"warning: explanations without captions: {missing}" in capsys.readouterr().err
+    assert run(model, tmp_path / "in.png", tmp_path / "o2.png", "--explain") == 0
+    assert "outputs exist (--overwrite" in last_line(capsys), "explained already"
+    (tmp_path / "o2.png.explain.json").unlink()
+    assert run(model, tmp_path / "in.png", tmp_path / "o2.png", "--explain") == 0
+    assert "outputs exist, 1 without an explanation (--overwrite makes them anew)" in last_line(capsys)
+
+
+def test_of_a_volume_the_middle_slice_is_explained(model, tmp_path, monkeypatch):
+    values = np.random.default_rng(0).integers(0, 500, (32, 32, 5), dtype=np.int16) // np.arange(1, 6, dtype=np.int16)
+    nibabel.Nifti1Image(values, np.eye(4)).to_filename(tmp_path / "in.nii")
+    explained, explain = [], Explainer.explain
+    monkeypatch.setattr(Explainer, "explain", lambda self, prompts: explained.append(prompts) or explain(self, prompts))
+    Image.fromarray(PHOTO).save(tmp_path / "in.png")
+    for name in ("in.nii", "in.png"):
+        assert run(model, tmp_path / name, tmp_path / "out" / name, "--explain") == 0
+    about = json.loads((tmp_path / "out" / "in.nii.explain.json").read_text())
+    assert (about["slices"], about["explained_slice"]) == (5, 2)
+    restorer = Restorer(load_student(str(model)), "cpu")
+    slices = read_picture((tmp_path / "in.nii").read_bytes(), "in.nii").rgb.transpose(0, 3, 1, 2)
+    weights = [restorer(lq).prompts.task.weight_BK for lq in slices]
+    assert [torch.equal(explained[0].task.weight_BK, weight) for weight in weights] == [0, 0, 1, 0, 0]
+    assert "slices" not in json.loads((tmp_path / "out" / "in.png.explain.json").read_text())
+
+
+def test_images_of_other_kinds_in_a_folder_are_counted(model, tmp_path, capsys):
+    (tmp_path / "in" / "deep").mkdir(parents=True)
+    Image.fromarray(PHOTO).save(tmp_path / "in" / "a.png")
+    for name in ("b.gif", "deep/c.HEIC", "d.avif", "notes.txt", ".hidden.gif"):
+        (tmp_path / "in" / name).write_bytes(b"")
+    skipped = "skipped 3 files that are not supported (.avif, .gif, .heic)"
+    assert run(model, tmp_path / "in", tmp_path / "out", "--dry-run") == 0 and skipped in capsys.readouterr().out
+    assert run(model, tmp_path / "in", tmp_path / "out") == 0
+    assert f"restored 1 of 1 images, {skipped}" in last_line(capsys)
+    assert run(model, tmp_path / "in", tmp_path / "out") == 0 and skipped in last_line(capsys)
+    assert run(model, tmp_path / "in" / "deep", tmp_path / "out") == 2
+    assert "no image in it" in (line := last_line(capsys)) and "skipped 1 file that is not supported (.heic)" in line
+
+
+def test_dicom_is_known_by_its_content(model, tmp_path):
+    data = Path(get_testdata_file("CT_small.dcm")).read_bytes()
+    (tmp_path / "IM0001").write_bytes(data)
+    assert run(model, tmp_path / "IM0001", tmp_path / "out.dcm") == 0
+    done = start(model, "-", tmp_path / "piped.dcm", stdin=subprocess.PIPE)
+    errors = done.communicate(data, timeout=200)[1].decode()
+    assert done.returncode == 0, errors
+    first, second = (pydicom.dcmread(tmp_path / name).pixel_array for name in ("out.dcm", "piped.dcm"))
+    assert np.array_equal(first, second) and not np.array_equal(first, pydicom.dcmread(io.BytesIO(data)).pixel_array)
 
 
 def test_standard_input_to_standard_output(model, tmp_path):

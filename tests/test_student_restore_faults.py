@@ -1,9 +1,11 @@
 """student.restore where something is wrong: arguments, files, model, disk, permission, Ctrl-C."""
 
+import errno
 import io
 import os
 import signal
 import time
+from pathlib import Path
 
 import pytest
 import restore_project
@@ -11,7 +13,7 @@ import torch
 from PIL import Image
 from restore_project import PHOTO, run, start, write_photos
 
-from student import restore
+from student import restore, restore_paths
 from student.model import Student
 
 
@@ -114,6 +116,82 @@ def test_a_file_or_folder_without_permission_does_not_stop_the_rest(model, tmp_p
     assert done.returncode == 1 and "01.png: Permission denied" in errors, errors
     assert "private: Permission denied" in errors, errors
     assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["00.png", "02.png"]
+
+
+def test_an_output_folder_that_cannot_be_written_to_is_named_before_any_work(model, tmp_path):
+    write_photos(tmp_path / "in", 1, side=32)
+    (tmp_path / "out").mkdir(mode=0o500)
+    without = "-dac_override,-dac_read_search"
+    prefix = ("setpriv", f"--bounding-set={without}", f"--inh-caps={without}") if os.geteuid() == 0 else ()
+    # No model is there either: it is not even looked for.
+    done = start(tmp_path / "no-model", tmp_path / "in", tmp_path / "out" / "deep", prefix=prefix)
+    errors = done.communicate(timeout=240)[1].decode()
+    assert done.returncode == 2 and errors.splitlines() == [
+        f"restore: {tmp_path}/out: no permission to write there; name another output folder"
+    ]
+
+
+def test_what_cannot_be_written_names_the_output(model, tmp_path, capsys, monkeypatch):
+    write_photos(tmp_path / "in", 1, side=32)
+    Image.fromarray(PHOTO).save(tmp_path / "in.png")
+    assert run(model, tmp_path / "in", tmp_path / "in.png" / "below") == 2
+    assert "in.png is a file, and outputs should go below it" in capsys.readouterr().err
+    (tmp_path / "out").mkdir()
+    monkeypatch.setattr(restore_paths, "write_bytes", raise_permission_error)
+    assert run(model, tmp_path / "in", tmp_path / "out") == 1
+    assert f"00.png: cannot write {tmp_path}/out/00.png: Permission denied" in capsys.readouterr().err
+
+
+def raise_permission_error(*_):
+    raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+
+def test_a_full_standard_output_is_called_that(model, tmp_path):
+    Image.fromarray(PHOTO).save(tmp_path / "in.png")
+    with open("/dev/full", "wb") as full:
+        done = start(model, tmp_path / "in.png", "-", stdout=full)
+        errors = done.communicate(timeout=240)[1].decode()
+    assert done.returncode == 2 and "standard output: the disk is full" in errors, errors
+    assert "None" not in errors and "Exception ignored" not in errors
+
+
+def test_a_name_of_as_many_bytes_as_a_file_system_takes(model, tmp_path):
+    (tmp_path / "in").mkdir()
+    name = "写" * 83 + ".png"
+    Image.fromarray(PHOTO).save(tmp_path / "in" / name)
+    assert len(name.encode()) == 253 and run(model, tmp_path / "in", tmp_path / "out") == 0
+    assert [file.name for file in (tmp_path / "out").iterdir()] == [name]
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_low_precision_on_a_cpu_is_warned_of(model, tmp_path, capsys, dtype):
+    Image.fromarray(PHOTO[:16, :16]).save(tmp_path / "in.png")
+    run(model, tmp_path / "in.png", tmp_path / "out.png", "--dtype", dtype)
+    assert f"warning: --dtype {dtype} is slow on most CPUs" in capsys.readouterr().err
+    run(model, tmp_path / "in.png", tmp_path / "float.png")
+    assert "warning" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("seconds", [0, 0.2, 0.5])
+def test_ctrl_c_while_it_loads_is_one_line(model, tmp_path, seconds):
+    write_photos(tmp_path / "in", 1, side=32)
+    process = start(model, tmp_path / "in", tmp_path / "out")
+    status = Path(f"/proc/{process.pid}/status")
+    deadline = time.monotonic() + 60
+    while not caught(status, signal.SIGTERM):  # before, it is Python itself that starts
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.002)
+    time.sleep(seconds)
+    process.send_signal(signal.SIGINT)
+    errors = process.communicate(timeout=60)[1].decode()
+    assert process.returncode == -signal.SIGINT and "Traceback" not in errors
+    assert errors.splitlines()[0].startswith("restore: stopped"), errors
+
+
+def caught(status: Path, number: int) -> bool:
+    """Whether the process has a handler for this signal."""
+    mask = next(line.split()[1] for line in status.read_text().splitlines() if line.startswith("SigCgt"))
+    return bool(int(mask, 16) >> (number - 1) & 1)
 
 
 def test_ctrl_c_leaves_whole_files_and_the_same_command_goes_on(model, tmp_path):
