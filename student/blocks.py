@@ -14,11 +14,7 @@ from torch.utils.checkpoint import checkpoint as recompute
 from student import strips
 from student.fusion import Condition, GatedFusion
 from student.lean import gated_product, project
-
-Statistics = dict[nn.Module, Tensor]
-"""What each block computed from all pixels of its input at once: [B, C, C] of a `ChannelAttention`, [B, 1, 1, C] of a
-`NAFBlock`. A forward without gradients fills an empty one, and with a filled one uses it instead of its own pixels:
-what is then restored equals that part of the first image (`student.restore_engine`)."""
+from student.whole_image import Statistics
 
 
 def add(x: Tensor, update: Tensor) -> Tensor:
@@ -70,14 +66,18 @@ class ChannelAttention(nn.Module):
         self.out = nn.Linear(channels, channels, bias=False)
 
     def forward(self, x_BHWC: Tensor, norm: nn.LayerNorm, statistics: Statistics | None = None) -> Tensor:
-        known_BCC = None if statistics is None else statistics.get(self)
-        weights, filters = self.inner(values_only=known_BCC is not None)
+        known_BCC = None if statistics is None else statistics.known.get(self)
+        gathers = statistics is not None and statistics.gathers(self)
+        weights, filters = self.inner(values_only=known_BCC is not None and not gathers)
         features = project(x_BHWC, norm, weights)
-        *query_and_key, v = (depthwise_conv(x, w).flatten(1, 2) for x, w in zip(features, filters, strict=True))
-        mixing_BCC = self._mixing(*query_and_key) if known_BCC is None else known_BCC
+        *query_and_key, v = (depthwise_conv(x, w) for x, w in zip(features, filters, strict=True))
+        if gathers:
+            rows, columns = statistics.inside(x_BHWC)
+            statistics.add(self, *self._sums(*(x[:, rows, columns].flatten(1, 2).float() for x in query_and_key)))
+        mixing_BCC = self._mixing(*(x.flatten(1, 2) for x in query_and_key)) if known_BCC is None else known_BCC
         if statistics is not None:
-            statistics[self] = mixing_BCC
-        return (v @ mixing_BCC.to(v.dtype).mT).view(x_BHWC.shape)
+            statistics.known[self] = mixing_BCC
+        return (v.flatten(1, 2) @ mixing_BCC.to(v.dtype).mT).view(x_BHWC.shape)
 
     def inner(self, values_only: bool = False) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """Weights and filters of queries, keys and values, or of the values alone."""
@@ -92,17 +92,30 @@ class ChannelAttention(nn.Module):
             # divide the [c, c] scores afterwards.
             q, k = q * q_length.reciprocal().to(q.dtype)[:, None], k * k_length.reciprocal().to(k.dtype)[:, None]
             q_length, k_length = torch.ones_like(q_length), torch.ones_like(k_length)
+        return self._mixing_of(self._scores(q, k).float(), q_length, k_length, q.dtype)
+
+    def _scores(self, q: Tensor, k: Tensor) -> Tensor:
+        """Queries and keys [B, P, C] → their products within each head [B, heads, c, c]."""
         # A product a head: its strided views need no copy, unlike a batched product with the heads as a dimension.
         per_head = q.shape[-1] // self.heads
-        scores = torch.stack(
-            [a.mT @ b for a, b in zip(q.split(per_head, -1), k.split(per_head, -1), strict=True)], dim=1
-        ).float()
-        heads = (self.heads, per_head)
+        return torch.stack([a.mT @ b for a, b in zip(q.split(per_head, -1), k.split(per_head, -1), strict=True)], dim=1)
+
+    def _mixing_of(self, scores: Tensor, q_length: Tensor, k_length: Tensor, dtype: torch.dtype) -> Tensor:
+        heads = (self.heads, scores.shape[-1])
         scores = scores / (q_length.unflatten(-1, heads)[..., None] * k_length.unflatten(-1, heads)[..., None, :])
         attention = (scores * self.temperature[:, None, None]).softmax(-1)
         # out(attention @ v) = (out·attention) @ v: projecting the small matrix saves one pass over the pixels.
         out = self.out.weight.unflatten(1, heads).transpose(0, 1)
-        return (out.to(q.dtype) @ attention.to(q.dtype)).transpose(1, 2).flatten(2)
+        return (out.to(dtype) @ attention.to(dtype)).transpose(1, 2).flatten(2)
+
+    def _sums(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What `of_sums` needs to know of these pixels: scores, and squares of queries and of keys [B, C]."""
+        return self._scores(q, k), q.square().sum(1), k.square().sum(1)
+
+    def of_sums(self, scores: Tensor, q_square: Tensor, k_square: Tensor) -> Tensor:
+        """As `_mixing` of all the pixels that were summed up."""
+        q_length, k_length = (square.clamp_min(1e-24).sqrt() for square in (q_square, k_square))
+        return self._mixing_of(scores, q_length, k_length, scores.dtype)
 
 
 class GatedFeedForward(nn.Module):
@@ -156,18 +169,23 @@ class RestormerBlock(nn.Module):
     def in_strips(self, x_BHWC: Tensor, fused_BHWC: Tensor, statistics: Statistics | None) -> Tensor:
         """The same without gradients, image by image, in the processor's cache."""
         attention, mixings, result_BHWC = self.attention, [], torch.empty_like(x_BHWC)
-        known_BCC = None if statistics is None else statistics.get(attention)
-        inner = strips.Inner(self.norm1, *attention.inner(values_only=known_BCC is not None))
+        known_BCC = None if statistics is None else statistics.known.get(attention)
+        gathers = statistics is not None and statistics.gathers(attention)
+        inner = strips.Inner(self.norm1, *attention.inner(values_only=known_BCC is not None and not gathers))
         expand, filters, ffn_out = self.ffn.padded()
         ffn_inner = strips.Inner(self.norm2, expand, filters)
         for i, (x, fused, result) in enumerate(zip(x_BHWC, fused_BHWC, result_BHWC, strict=True)):
             if known_BCC is None:
                 mixings.append(strips.attend(x, fused, inner, attention.temperature, attention.out.weight, result))
             else:
-                strips.mix(x, fused, inner, known_BCC.expand(len(x_BHWC), -1, -1)[i], result)
+                mixing_CC = known_BCC.expand(len(x_BHWC), -1, -1)[i]
+                window = statistics.inside(x_BHWC) if gathers else None
+                sums = strips.mix(x, fused, inner, mixing_CC, result, attention.heads, window)
+                if sums:
+                    statistics.add(attention, *sums)
             strips.feed_forward_(result, ffn_inner, ffn_out)
         if statistics is not None and known_BCC is None:
-            statistics[attention] = torch.stack(mixings)
+            statistics.known[attention] = torch.stack(mixings)
         return result_BHWC
 
 
@@ -194,15 +212,23 @@ class NAFBlock(nn.Module):
             y = self.fusion(y, *condition)
         a, b = self.conv(self.expand(y)).chunk(2, dim=-1)
         y = a * b
-        gain_B11C = None if statistics is None else statistics.get(self)
+        gain_B11C = None if statistics is None else statistics.known.get(self)
         if gain_B11C is None:
             gain_B11C = self.channel_gain(y.mean((1, 2), keepdim=True))
         if statistics is not None:
-            statistics[self] = gain_B11C
+            if statistics.gathers(self):
+                rows, columns = statistics.inside(x_BHWC)
+                inside = y[:, rows, columns].float()
+                statistics.add(self, inside.sum((1, 2), keepdim=True), inside.new_tensor(inside[..., 0].numel()))
+            statistics.known[self] = gain_B11C
         y = self.project(y * gain_B11C)
         x_BHWC = torch.addcmul(x_BHWC, y, self.beta.to(y.dtype))
         a, b = self.ffn_expand(self.norm2(x_BHWC)).chunk(2, dim=-1)
         return torch.addcmul(x_BHWC, self.ffn_project(a * b), self.gamma.to(y.dtype))
+
+    def of_sums(self, sums_B11C: Tensor, pixels: Tensor) -> Tensor:
+        """The gains, as of all the pixels that were summed up."""
+        return self.channel_gain(sums_B11C / pixels)
 
 
 Block = RestormerBlock | NAFBlock

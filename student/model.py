@@ -14,13 +14,13 @@ from huggingface_hub import ModelCard, PyTorchModelHubMixin, hf_hub_download
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from student.blocks import Statistics
 from student.card import model_card
 from student.fusion import Condition, FoldedFusions
 from student.model_config import ModelConfig
 from student.nafnet import NAFNet
 from student.prompts import PromptBranch, PromptPool, Prompts
 from student.restormer import Restormer
+from student.whole_image import Statistics
 
 WEIGHTS = "model.safetensors"
 
@@ -63,7 +63,7 @@ class Student(
 
         `prompts`: use these, from `encode_prompts` (of the whole image, when `lq` is a tile of it), instead of this
         input's own. `return_prompts`: return them too, for the losses that look at them. `statistics`: an empty
-        dictionary keeps in it what the blocks compute from all pixels, a filled one is used instead (for tiles too).
+        one keeps what the blocks compute from all pixels, a filled one is used instead (for tiles too).
         Raises ValueError on another shape.
         """
         first_BHWC, height, width = self._embed(lq)

@@ -19,12 +19,13 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+from student.restore_arguments import arguments
 from student.restore_paths import Job, Plan, RestorePathError, check_writable, explanation_of, plan_jobs
 
 
 def main(argv: list[str] | None = None) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # docs/decisions.md, before torch is imported
-    args = _arguments(argv)
+    args = arguments(argv, __doc__)
     try:
         plan = plan_jobs(args.input, args.output)
         jobs = plan.jobs
@@ -49,41 +50,6 @@ def main(argv: list[str] | None = None) -> int:
         print(exist + skipped, file=sys.stderr)
         return 0
     return run.finish()
-
-
-def _arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m student.restore", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("input", help="a file, a folder, a quoted glob, or - for standard input")
-    parser.add_argument("output", help="a file for a file, a folder otherwise, or - for standard output")
-    parser.add_argument("--model", default="artifacts/student", metavar="DIR|ID", help="default: artifacts/student")
-    parser.add_argument("--tile", default="auto", type=_tile, help="auto (from free memory), off, or pixels")
-    parser.add_argument("--overlap", default=32, type=int, help="pixels that neighbouring tiles share (default: 32)")
-    parser.add_argument("--batch", default=1, type=int, help="tiles a forward (default: 1; more for a large GPU)")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
-    parser.add_argument(
-        "--dtype", default="float32", choices=("float32", "bfloat16", "float16"), help="others: for GPUs"
-    )
-    parser.add_argument("--overwrite", action="store_true", help="restore again what has an output already")
-    parser.add_argument("--dry-run", action="store_true", help="list what would be written and exit")
-    parser.add_argument("--explain", action="store_true", help="write OUTPUT.explain.json: chosen prompts, and why")
-    parser.add_argument("--release", default="artifacts/caption_shards", metavar="DIR", help="captions for --explain")
-    args = parser.parse_args(argv)
-    if args.batch < 1 or args.overlap < 0:
-        parser.error("--batch must be at least 1 and --overlap at least 0")
-    if args.explain and args.output == "-":
-        parser.error("--explain needs a file to stand beside; name an output file")
-    return args
-
-
-def _tile(text: str) -> str | int:
-    if text in ("auto", "off"):
-        return text
-    try:
-        return int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"'{text}' is neither auto, off nor a number of pixels") from None
 
 
 @dataclass
@@ -120,9 +86,9 @@ class _Run:
         args = self.args
         try:
             student = load_student(args.model)
-            restorer = Restorer(student, args.device, args.dtype, args.tile, args.overlap, args.batch)
+            restorer = Restorer(student, args.device, args.dtype, args.tile, args.overlap, args.batch, args.refine)
             if restorer.device.type == "cpu" and args.dtype != "float32":
-                slow = f"--dtype {args.dtype} is slow on most CPUs (28 times, where measured); use --dtype float32"
+                slow = f"--dtype {args.dtype} can be over 20 times as slow on a CPU; use --dtype float32"
                 print(f"restore: warning: {slow}", file=sys.stderr)
             self.explainer = self._explainer(restorer) if args.explain else None
             _stop_between_files()

@@ -1,8 +1,8 @@
 """Restore one image of any size with a student: whole, or in overlapping tiles that agree with the whole.
 
 Three things of a forward depend on all pixels: which prompts are chosen, how the blocks mix their channels, and which
-pixels are taken together where the sides are halved. Tiles share the first two, made once from a sample of the image,
-and start where the pairs do; what is left is far below what can be seen (48 to 55 dB, benchmarks/RESULTS.md).
+pixels are taken together where the sides are halved. Tiles share the first two, estimated from a sample of the image,
+and start where the pairs do. What is left is hard to see, and `refine` makes it smaller (benchmarks/RESULTS.md).
 """
 
 import contextlib
@@ -13,12 +13,12 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from student.blocks import Statistics
 from student.cpu import keep_freed_memory, resident_bytes
 from student.memory import available_bytes, forward_bytes
 from student.model import Student
 from student.prompts import Prompts
-from student.tiling import mosaic, plan_tiles
+from student.tiling import mosaic, plan_cores, plan_tiles
+from student.whole_image import Statistics
 
 Tile = Literal["off", "auto"] | int
 DTYPES = ("float32", "bfloat16", "float16")
@@ -81,8 +81,9 @@ class Restorer:
     `tile`: "off" (whole), a side in pixels (an image of no more pixels than such a tile is restored whole), or "auto"
     (whole if it fits into half of the free memory, else the largest tile that does). `overlap`: pixels that
     neighbouring tiles share. Both are brought to multiples of the student's stride: the tile down, the overlap up.
-    `batch`: tiles a forward. `dtype` other than float32 runs under autocast. On a CPU the process keeps freed memory
-    from then on (`student.cpu`).
+    `batch`: tiles a forward. `refine`: how often to go over all tiles before restoring them, for what they share to be
+    that of all pixels and not of a sample. `dtype` other than float32 runs under autocast. On a CPU the process keeps
+    freed memory from then on (`student.cpu`).
     """
 
     def __init__(
@@ -93,6 +94,7 @@ class Restorer:
         tile: Tile = "auto",
         overlap: int = 32,
         batch: int = 1,
+        refine: int = 0,
     ):
         stride = student.config.stride
         overlap = -(-overlap // stride) * stride
@@ -107,7 +109,8 @@ class Restorer:
         if self.device.type == "cpu":
             keep_freed_memory()
         self.student = student.eval().to(self.device)
-        self.dtype, self.tile, self.overlap, self.batch = getattr(torch, dtype), tile, overlap, batch
+        self.dtype, self.tile, self.overlap = getattr(torch, dtype), tile, overlap
+        self.batch, self.refine = batch, refine
         self.stride, self._resident = stride, resident_bytes()
         self._bytes: Callable[[int], float] | None = None
 
@@ -174,8 +177,18 @@ class Restorer:
             return restored[0].float().cpu().numpy(), prompts, 1
         if any(missing := [-side % self.stride for side in lq.shape[1:]]):
             lq = np.pad(lq, ((0, 0), *((0, pixels) for pixels in missing)))  # as the student would
-        prompts, statistics = self._of_all_pixels(lq, tile)
         places = list(plan_tiles(*lq.shape[1:], tile, self.overlap, self.stride))
+        done, total = 0, len(places) * (1 + self.refine)
+
+        def advance(tiles: int) -> None:
+            nonlocal done
+            done += tiles
+            if on_tile:
+                on_tile(done, total)
+
+        prompts, statistics = self._of_sample(lq, tile)
+        for _ in range(self.refine):
+            self._refine(lq, tile, prompts, statistics, advance)
         out = np.zeros_like(lq, dtype=np.float32)
         for start in range(0, len(places), self.batch):
             group = places[start : start + self.batch]
@@ -183,19 +196,33 @@ class Restorer:
             restored = self.student(tiles, prompts=prompts, statistics=statistics).float().cpu().numpy()
             for (rows, columns, weight), piece in zip(group, restored, strict=True):
                 out[:, rows, columns] += piece * weight
-            if on_tile:
-                on_tile(min(start + self.batch, len(places)), len(places))
+            advance(len(group))
         return out, prompts, len(places)
 
-    def _of_all_pixels(self, lq: np.ndarray, tile: int) -> tuple[Prompts, Statistics]:
+    def _of_sample(self, lq: np.ndarray, tile: int) -> tuple[Prompts, Statistics]:
         """What the tiles share, from samples of the image at native resolution."""
         prompts = None
         if tile < PROMPT_SIDE:
             prompts = self.student.encode_prompts(self._tensor(_sample(lq, PROMPT_SIDE, self.stride)[None]))
-        statistics: Statistics = {}
+        statistics = Statistics()
         sample = self._tensor(_sample(lq, max(tile, SAMPLE_SIDE), self.stride)[None])
         _, prompts = self.student(sample, prompts=prompts, return_prompts=True, statistics=statistics)
         return prompts, statistics
+
+    def _refine(
+        self, lq: np.ndarray, tile: int, prompts: Prompts, statistics: Statistics, advance: Callable[[int], None]
+    ) -> None:
+        """Sum `statistics` up over all pixels.
+
+        Each block sees what the blocks before it make of the statistics known until now, so once is not exact, but
+        each time leaves a small part of the error (benchmarks/RESULTS.md).
+        """
+        for rows, columns, *core in plan_cores(*lq.shape[1:], tile, self.overlap, self.stride):
+            statistics.window = (rows.stop - rows.start, *core)
+            self.student(self._tensor(lq[None, :, rows, columns]), prompts=prompts, statistics=statistics)
+            advance(1)
+        statistics.window = None
+        statistics.settle()
 
     def _tensor(self, images: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(np.ascontiguousarray(images, dtype=np.float32)).to(self.device)

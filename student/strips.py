@@ -85,29 +85,57 @@ def attend(
 
     That is [C, C], and all that a pixel needs to know of the others: see `mix`.
     """
-    heads, channels = len(temperature), x_HWC.shape[-1]
-    per_head = channels // heads
-    scores = x_HWC.new_zeros(heads, per_head, per_head)
-    q_square, k_square = x_HWC.new_zeros(heads, per_head, 1), x_HWC.new_zeros(heads, 1, per_head)
+    sums = Sums(x_HWC, len(temperature))
     values_HWC = torch.empty_like(x_HWC)
     for rows, (q, k, v) in inner.strips(fused_HWC):
-        for score, q_head, k_head in zip(scores, q.split(per_head, -1), k.split(per_head, -1), strict=True):
-            score.addmm_(q_head.T, k_head)
-        q_square += q.square().sum(0).view_as(q_square)
-        k_square += k.square().sum(0).view_as(k_square)
+        sums.add(q, k)
         values_HWC[rows] = v.view_as(values_HWC[rows])
-    scores = scores / (q_square.clamp_min(1e-24).sqrt() * k_square.clamp_min(1e-24).sqrt())
+    scores = sums.scores / (sums.q_square.clamp_min(1e-24).sqrt() * sums.k_square.clamp_min(1e-24).sqrt())
     attention = (scores * temperature[:, None, None]).softmax(-1)
     # (out·attention) @ v, as in ChannelAttention, with the residual in the same product.
-    mixing_CC = (out_CC.unflatten(1, (heads, per_head)).transpose(0, 1) @ attention).transpose(0, 1).flatten(1)
+    mixing_CC = (out_CC.unflatten(1, attention.shape[:2]).transpose(0, 1) @ attention).transpose(0, 1).flatten(1)
     torch.addmm(x_HWC.flatten(0, 1), values_HWC.flatten(0, 1), mixing_CC.T, out=result.flatten(0, 1))
     return mixing_CC
 
 
-def mix(x_HWC: Tensor, fused_HWC: Tensor, inner: Inner, mixing_CC: Tensor, result: Tensor) -> None:
-    """As `attend`, with its result `mixing_CC` known beforehand; `inner` makes the values alone."""
-    for rows, (values,) in inner.strips(fused_HWC):
+def mix(
+    x_HWC: Tensor,
+    fused_HWC: Tensor,
+    inner: Inner,
+    mixing_CC: Tensor,
+    result: Tensor,
+    heads: int,
+    window: tuple[slice, slice] | None = None,
+) -> tuple[Tensor, Tensor, Tensor] | None:
+    """As `attend`, with its result `mixing_CC` known beforehand; `inner` makes the values alone.
+
+    With a `window` of rows and columns `inner` makes queries and keys too, and they are summed up over it as in
+    `student.blocks.ChannelAttention.of_sums`.
+    """
+    sums = Sums(x_HWC, heads) if window else None
+    for rows, (*query_and_key, values) in inner.strips(fused_HWC):
         torch.addmm(x_HWC[rows].flatten(0, 1), values, mixing_CC.T, out=result[rows].flatten(0, 1))
+        if sums:
+            across, down = x_HWC.shape[1], window[0]
+            first, last = (min(max(row - rows.start, 0), rows.stop - rows.start) for row in (down.start, down.stop))
+            sums.add(*(x.unflatten(0, (-1, across))[first:last, window[1]].flatten(0, 1) for x in query_and_key))
+    return (sums.scores[None], sums.q_square.view(1, -1), sums.k_square.view(1, -1)) if sums else None
+
+
+class Sums:
+    """Over pixels: products of queries and keys within each head, and their squares."""
+
+    def __init__(self, like: Tensor, heads: int):
+        per_head = like.shape[-1] // heads
+        self.scores = like.new_zeros(heads, per_head, per_head)
+        self.q_square, self.k_square = like.new_zeros(heads, per_head, 1), like.new_zeros(heads, 1, per_head)
+
+    def add(self, q_PC: Tensor, k_PC: Tensor) -> None:
+        per_head = self.scores.shape[-1]
+        for score, q_head, k_head in zip(self.scores, q_PC.split(per_head, -1), k_PC.split(per_head, -1), strict=True):
+            score.addmm_(q_head.T, k_head)
+        self.q_square += q_PC.square().sum(0).view_as(self.q_square)
+        self.k_square += k_PC.square().sum(0).view_as(self.k_square)
 
 
 def feed_forward_(x_HWC: Tensor, inner: Inner, out: Tensor) -> None:

@@ -22,6 +22,13 @@ class Axis:
     length: int
     weights: list[np.ndarray]
 
+    def cores(self, stride: int) -> list[slice]:
+        """Each tile's own part, within the tile: every pixel is in one, cut in the middle of what neighbours share."""
+        ends = [start + self.length for start in self.starts]
+        cuts = [(end + start) // 2 // stride * stride for end, start in zip(ends, self.starts[1:], strict=False)]
+        edges = [0, *cuts, ends[-1]]
+        return [slice(a - start, b - start) for start, a, b in zip(self.starts, edges, edges[1:], strict=False)]
+
 
 def plan_axis(size: int, tile: int, overlap: int, stride: int = 1) -> Axis:
     """As few tiles of at most `tile` pixels as cover `size` with neighbours sharing `overlap` or a little more.
@@ -68,6 +75,16 @@ def plan_tiles(
             yield rows, columns, weight_y[:, None] * weight_x[None]
 
 
+def plan_cores(
+    height: int, width: int, tile: int, overlap: int, stride: int
+) -> Iterator[tuple[slice, slice, slice, slice]]:
+    """Yield rows and columns of each tile as `plan_tiles`, and rows and columns of its core within the tile."""
+    down, across = (plan_axis(side, tile, overlap, stride) for side in (height, width))
+    for top, rows in zip(down.starts, down.cores(stride), strict=True):
+        for left, columns in zip(across.starts, across.cores(stride), strict=True):
+            yield slice(top, top + down.length), slice(left, left + across.length), rows, columns
+
+
 def mosaic(image: np.ndarray, side: int, stride: int = 1) -> np.ndarray:
     """A `[C, side, side]` sample of `[C, H, W]` at native resolution: the centre of each of 8 x 8 parts, or of fewer.
 
@@ -82,8 +99,8 @@ def mosaic(image: np.ndarray, side: int, stride: int = 1) -> np.ndarray:
     return image
 
 
-SMALLEST_PIECE = 64
-"""Less shows the deeper levels little but the piece's own border."""
+SMALLEST_PIECE = 128
+"""Less shows the deeper levels little but the piece's own border: 64 cost 3 to 13 dB of the agreement."""
 
 
 def _sample_axis(image: np.ndarray, axis: int, side: int, stride: int) -> list[np.ndarray]:

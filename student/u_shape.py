@@ -7,8 +7,9 @@ from abc import ABC, abstractmethod
 
 from torch import Tensor, nn
 
-from student.blocks import Block, Statistics, run_blocks
+from student.blocks import Block, run_blocks
 from student.fusion import Condition
+from student.whole_image import Statistics
 
 
 class UShape(nn.Module, ABC):

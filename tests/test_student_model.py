@@ -12,6 +12,7 @@ from toy_student import CONFIGURATIONS, NAF, TINY, alive, make_student
 
 from student.model import Student
 from student.model_config import ModelConfig
+from student.whole_image import Statistics
 
 VARIANTS = {
     "published": {},
@@ -81,9 +82,35 @@ def test_given_prompts_replace_the_inputs_own(variant):
 
 @torch.no_grad()
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])  # in strips, and whole
+def test_sums_over_an_images_parts_are_the_images_statistics(variant, dtype):
+    model, lq = alive(make_student(**variant)).eval(), torch.rand(1, 3, 24, 32)
+    prompts, statistics = model.encode_prompts(lq), Statistics()
+    with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        model(lq, prompts=prompts, statistics=statistics)
+        before = {block: tensor.clone() for block, tensor in statistics.known.items()}
+        # What is known is used, and each block's input is the same: the sums over all parts give it again.
+        for rows, columns in [(slice(0, 8), slice(0, 32)), (slice(8, 24), slice(0, 16)), (slice(8, 24), slice(16, 32))]:
+            statistics.window = 24, rows, columns
+            model(lq, prompts=prompts, statistics=statistics)
+        assert statistics.known.keys() == before.keys()
+        statistics.settle()
+        settled, statistics.known = statistics.known, before
+        statistics.window = 24, slice(0, 8), slice(0, 32)
+        model(lq, prompts=prompts, statistics=statistics)
+        statistics.settle()
+    near = {"atol": 1e-5, "rtol": 1e-4} if dtype == torch.float32 else {"atol": 0.02, "rtol": 0.02}
+    for block, expected in before.items():
+        torch.testing.assert_close(settled[block].float(), expected.float(), **near)
+    if dtype == torch.float32:
+        part = statistics.known
+        assert any(not torch.allclose(part[block], whole, **near) for block, whole in before.items())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])  # in strips, and whole
 def test_given_statistics_replace_the_inputs_own(variant, dtype):
     model, lq, other = alive(make_student(**variant)).eval(), torch.rand(1, 3, 16, 24), torch.rand(1, 3, 24, 24) ** 3
-    prompts, of_lq, of_other = model.encode_prompts(lq), {}, {}
+    prompts, of_lq, of_other = model.encode_prompts(lq), Statistics(), Statistics()
     with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
         restored = model(lq, prompts=prompts, statistics=of_lq)
         assert torch.equal(model(lq, prompts=prompts), restored)
@@ -91,11 +118,12 @@ def test_given_statistics_replace_the_inputs_own(variant, dtype):
         model(other, prompts=prompts, statistics=of_other)
         assert not torch.allclose(model(lq, prompts=prompts, statistics=of_other), restored, atol=1e-4)
         # One image's statistics serve a batch of its tiles, and stay what they are.
-        tiles, before = torch.rand(3, 3, 16, 16), {block: tensor.clone() for block, tensor in of_lq.items()}
+        tiles, before = torch.rand(3, 3, 16, 16), {block: tensor.clone() for block, tensor in of_lq.known.items()}
         one_by_one = torch.cat([model(tile[None], prompts=prompts, statistics=of_lq) for tile in tiles])
         batch = model(tiles, prompts=prompts, statistics=of_lq)
     torch.testing.assert_close(batch, one_by_one, atol=1e-5, rtol=1e-5)
-    assert len(of_lq) == len(before) and all(torch.equal(of_lq[block], before[block]) for block in before)
+    known = of_lq.known
+    assert len(known) == len(before) and all(torch.equal(known[block], before[block]) for block in before)
 
 
 @torch.no_grad()
