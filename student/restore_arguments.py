@@ -14,9 +14,9 @@ def arguments(argv: list[str] | None, description: str) -> argparse.Namespace:
     parser.add_argument("--tile", default="auto", type=_tile, help="auto (from free memory), off, or pixels")
     parser.add_argument("--overlap", default=32, type=int, help="pixels that neighbouring tiles share (default: 32)")
     parser.add_argument(
-        "--refine", default=0, type=int, metavar="N",
-        help="go over the tiles N times more before, so that they agree with the image restored whole still more "
-        "closely; 2 is practically exact (default: 0)",
+        "--refine", default=1, type=int, metavar="N",
+        help="how often to go over all tiles first, so that they agree with the image restored whole (default: 1; "
+        "0 is twice as fast, 2 practically exact)",
     )  # fmt: skip
     parser.add_argument("--batch", default=1, type=int, help="tiles a forward (default: 1; more for a large GPU)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")

@@ -82,8 +82,8 @@ class Restorer:
     (whole if it fits into half of the free memory, else the largest tile that does). `overlap`: pixels that
     neighbouring tiles share. Both are brought to multiples of the student's stride: the tile down, the overlap up.
     `batch`: tiles a forward. `refine`: how often to go over all tiles before restoring them, for what they share to be
-    that of all pixels and not of a sample. `dtype` other than float32 runs under autocast. On a CPU the process keeps
-    freed memory from then on (`student.cpu`).
+    that of all pixels and not of a sample (0: twice as fast). `dtype` other than float32 runs under autocast. On a CPU
+    the process keeps freed memory from then on (`student.cpu`).
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class Restorer:
         tile: Tile = "auto",
         overlap: int = 32,
         batch: int = 1,
-        refine: int = 0,
+        refine: int = 1,
     ):
         stride = student.config.stride
         overlap = -(-overlap // stride) * stride

@@ -2,6 +2,7 @@
 
 import os
 import random
+import tempfile
 
 import pytest
 from hypothesis import settings
@@ -12,8 +13,15 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MKL_NUM_THREADS", "1")
 # The same numbers on a machine with a GPU: runs of this process are compared bit for bit with runs on the CPU.
 os.environ.setdefault("ACCELERATE_USE_CPU", "1")
-# No test may ask a model hub.
+# And no GPU at all for code that takes one by itself: no test is about one.
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
+# No test may ask a model hub, nor write to the home folder, which may not be there.
 os.environ["HF_HUB_OFFLINE"] = "1"
+_datasets = tempfile.TemporaryDirectory(prefix="datasets-")
+os.environ["HF_DATASETS_CACHE"] = _datasets.name
+# Many CI services set these, and progress bars then take a pipe for a terminal.
+for name in ("FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
+    os.environ.pop(name, None)
 
 # The same numbers every time, so that a run can fail only by what changed; another TEACHONCE_TEST_SEED draws others,
 # to find a test that holds by luck (`TEACHONCE_TEST_SEED=1 pytest`).

@@ -208,7 +208,7 @@ def test_two_processes_equal_one(project, tmp_path):
         for rank in "01"
     ]
     for process in processes:
-        assert process.wait(timeout=240) == 0, process.communicate()[1][-2000:]
+        assert process.wait(timeout=600) == 0, process.communicate()[1][-2000:]
     assert len(list((two / "evaluation" / "finished").glob("*.jsonl"))) == 2, "both processes measured"
     assert alone == {name: (two / name).read_text() for name in alone}
 

@@ -161,7 +161,11 @@ def test_a_16_bit_png_ends_at_its_end_chunk():
 @given(st.binary(min_size=1, max_size=200), st.sampled_from(["", "x.png", "x.dcm", "x.nii", "x.nii.gz"]))
 @settings(max_examples=80, deadline=None)
 def test_any_bytes_are_a_picture_or_one_reason(data, name):
-    for content in (data, b"\x89PNG\r\n\x1a\n" + data, file_of(np.zeros((4, 4), np.uint8), "PNG")[: len(data)]):
+    for content in (
+        data,
+        b"\x89PNG\r\n\x1a\n" + data,
+        file_of(np.zeros((4, 4), np.uint8), "PNG")[: min(len(data), 40)],
+    ):
         with pytest.raises(ImageFileError) as error:
             read_picture(content, name)
         assert len(str(error.value).splitlines()) == 1

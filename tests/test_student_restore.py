@@ -154,7 +154,7 @@ def test_dicom_is_known_by_its_content(model, tmp_path):
     (tmp_path / "IM0001").write_bytes(data)
     assert run(model, tmp_path / "IM0001", tmp_path / "out.dcm") == 0
     done = start(model, "-", tmp_path / "piped.dcm", stdin=subprocess.PIPE)
-    errors = done.communicate(data, timeout=200)[1].decode()
+    errors = done.communicate(data, timeout=600)[1].decode()
     assert done.returncode == 0, errors
     first, second = (pydicom.dcmread(tmp_path / name).pixel_array for name in ("out.dcm", "piped.dcm"))
     assert np.array_equal(first, second) and not np.array_equal(first, pydicom.dcmread(io.BytesIO(data)).pixel_array)
@@ -164,7 +164,7 @@ def test_standard_input_to_standard_output(model, tmp_path):
     data = io.BytesIO()
     Image.fromarray(PHOTO).save(data, "PNG")
     done = start(model, "-", "-", stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    out, errors = done.communicate(data.getvalue(), timeout=200)
+    out, errors = done.communicate(data.getvalue(), timeout=600)
     assert done.returncode == 0, errors.decode()
     assert Image.open(io.BytesIO(out)).size == (80, 64) and b"restored 1 of 1" in errors
 

@@ -94,7 +94,7 @@ def test_a_full_disk_stops_the_run_and_leaves_whole_files(model, tmp_path):
     script = 'mount -t tmpfs -o size=400k none "$0" && "$@"; code=$?; cp -a "$0" "$0.after"; exit $code'
     prefix = ("unshare", "--map-root-user", "--mount", "sh", "-c", script, str(tmp_path / "disk"))
     done = start(model, tmp_path / "in", tmp_path / "disk", prefix=prefix)
-    errors = done.communicate(timeout=240)[1].decode()
+    errors = done.communicate(timeout=600)[1].decode()
     assert done.returncode == 2 and "the disk is full" in errors and "Traceback" not in errors, errors
     left = sorted(file.name for file in (tmp_path / "disk.after").iterdir())
     assert left == [f"{i:02}.png" for i in range(len(left))] and 1 <= len(left) < 6
@@ -111,7 +111,7 @@ def test_a_file_or_folder_without_permission_does_not_stop_the_rest(model, tmp_p
     without = "-dac_override,-dac_read_search"
     prefix = ("setpriv", f"--bounding-set={without}", f"--inh-caps={without}") if os.geteuid() == 0 else ()
     done = start(model, tmp_path / "in", tmp_path / "out", prefix=prefix)
-    errors = done.communicate(timeout=240)[1].decode()
+    errors = done.communicate(timeout=600)[1].decode()
     (tmp_path / "in" / "private").chmod(0o700)
     assert done.returncode == 1 and "01.png: Permission denied" in errors, errors
     assert "private: Permission denied" in errors, errors
@@ -125,7 +125,7 @@ def test_an_output_folder_that_cannot_be_written_to_is_named_before_any_work(mod
     prefix = ("setpriv", f"--bounding-set={without}", f"--inh-caps={without}") if os.geteuid() == 0 else ()
     # No model is there either: it is not even looked for.
     done = start(tmp_path / "no-model", tmp_path / "in", tmp_path / "out" / "deep", prefix=prefix)
-    errors = done.communicate(timeout=240)[1].decode()
+    errors = done.communicate(timeout=600)[1].decode()
     assert done.returncode == 2 and errors.splitlines() == [
         f"restore: {tmp_path}/out: no permission to write there; name another output folder"
     ]
@@ -150,7 +150,7 @@ def test_a_full_standard_output_is_called_that(model, tmp_path):
     Image.fromarray(PHOTO).save(tmp_path / "in.png")
     with open("/dev/full", "wb") as full:
         done = start(model, tmp_path / "in.png", "-", stdout=full)
-        errors = done.communicate(timeout=240)[1].decode()
+        errors = done.communicate(timeout=600)[1].decode()
     assert done.returncode == 2 and "standard output: the disk is full" in errors, errors
     assert "None" not in errors and "Exception ignored" not in errors
 
@@ -183,7 +183,7 @@ def test_ctrl_c_while_it_loads_is_one_line(model, tmp_path, seconds):
         time.sleep(0.002)
     time.sleep(seconds)
     process.send_signal(signal.SIGINT)
-    errors = process.communicate(timeout=60)[1].decode()
+    errors = process.communicate(timeout=600)[1].decode()
     assert process.returncode == -signal.SIGINT and "Traceback" not in errors
     assert errors.splitlines()[0].startswith("restore: stopped"), errors
 
@@ -204,7 +204,7 @@ def test_ctrl_c_leaves_whole_files_and_the_same_command_goes_on(model, tmp_path)
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.005)
     process.send_signal(signal.SIGINT)
-    errors = process.communicate(timeout=60)[1].decode()
+    errors = process.communicate(timeout=600)[1].decode()
     assert process.returncode == -signal.SIGINT and "stopped" in errors and "Traceback" not in errors
     finished = sorted(out.iterdir())
     assert 1 <= len(finished) < images and all(file.suffix == ".png" and file.name[0] != "." for file in finished)

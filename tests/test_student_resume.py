@@ -1,5 +1,6 @@
 """Exact resume: however a run is interrupted, it ends with the numbers of an uninterrupted one, bit for bit."""
 
+import functools
 import json
 import os
 import random
@@ -11,6 +12,7 @@ import pytest
 import toy_training as toy
 
 from student.checkpoint import CheckpointError, Checkpoints
+from student.train_log import RunLog
 from student.train_setup import RunLock
 
 EMA = {"ema_decay": 0.9, "max_steps": 12, "save_every": 3, "val_every": 5}
@@ -58,13 +60,22 @@ def test_a_run_killed_at_ten_random_points_ends_as_an_uninterrupted_one(whole_ru
     interrupt_at_random_points(whole_run, tmp_path, times=10, seed=seed)
 
 
+def signal_at_row_4(number: int) -> None:
+    """A signal in the middle, however fast the run is."""
+    write = RunLog.write
+
+    def logged(self, row: dict) -> None:
+        write(self, row)
+        if row["step"] == 4 and "loss" in row:
+            os.kill(os.getpid(), number)
+
+    RunLog.write = logged
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_signal_saves_a_checkpoint_and_exits_cleanly(whole_run, tmp_path, number):
     toy.beside(whole_run, tmp_path)
-    (process,) = toy.start(tmp_path, **EMA)
-    toy.wait_for_rows(tmp_path / "student", 4, process)
-    os.kill(process.pid, number)
-    toy.finish([process])
+    toy.finish(toy.start(tmp_path, before=functools.partial(signal_at_row_4, number), **EMA))
     stopped = json.loads((Checkpoints(tmp_path / "student").latest() / "meta.json").read_text())["step"]
     assert 4 <= stopped < 12
     assert f"stopped by signal {number.name}" in (tmp_path / "params-0.txt").read_text()

@@ -119,7 +119,7 @@ def launch(file: Path, *arguments: str) -> tuple[int, str]:
     environment = os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [*command, "--params", str(file), *arguments],
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, timeout=240,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, timeout=600,
     )  # fmt: skip
     return done.returncode, done.stdout
 
