@@ -115,7 +115,8 @@ def one_row(args: argparse.Namespace) -> dict:
         peak = torch.cuda.max_memory_allocated()
     share = "" if done[0] == done[1] else f", {done[0]} of {done[1]} forwards"
     return {"seconds": seconds, "mpx_per_s": height * width * done[0] / done[1] / 1e6 / seconds, "peak": peak,
-            "note": f"{done[1] // (1 + refine)} tiles, --refine {refine}{share}" if done[1] > 1 else "whole"}  # fmt: skip
+            "note": f"{done[1] // (1 + refine)} tiles, --refine {refine}{share}" if done[1] > 1 else "whole"
+           }  # fmt: skip
 
 
 def onnx_row(args: argparse.Namespace, lq: np.ndarray) -> dict:
@@ -205,9 +206,7 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=120, help="stop a tiled row after so long")
     parser.add_argument("--record", action="store_true", help="append the table to benchmarks/RESULTS.md")
-    parser.add_argument(
-        "--agreement", action="store_true", help="only how tiles agree with the whole, on five pictures"
-    )
+    parser.add_argument("--agreement", action="store_true", help="only how tiles agree with the whole, five pictures")
     for hidden in ("--row", "--case", "--save"):
         parser.add_argument(hidden, help=argparse.SUPPRESS)
     args = parser.parse_args()

@@ -186,10 +186,10 @@ class Restorer:
             if on_tile:
                 on_tile(done, total)
 
+        out = np.full(lq.shape, 0, np.float32)  # taken from the system now: what is too little fails before the work
         prompts, statistics = self._of_sample(lq, tile)
         for _ in range(self.refine):
             self._refine(lq, tile, prompts, statistics, advance)
-        out = np.zeros_like(lq, dtype=np.float32)
         for start in range(0, len(places), self.batch):
             group = places[start : start + self.batch]
             tiles = self._tensor(np.stack([lq[:, rows, columns] for rows, columns, _ in group]))
