@@ -96,12 +96,17 @@ def upright(pixels: Any, path: str) -> Any:
     import numpy as np
     from PIL import Image
 
-    from student.tiff import ORIENTATION, is_deep
+    from student import tiff
 
     try:
-        with Image.open(path) as image:
-            done = image.format == "TIFF" and not is_deep(image)  # Pillow turns these when it decodes them
-            orientation = 1 if done else image.getexif().get(ORIENTATION, 1)
+        data = Path(path).read_bytes()
+        if data[:4] in tiff.MAGIC:
+            layout = tiff.read_layout(data)
+            exif = {} if layout.plain else tiff.read_exif(layout.metadata.get("exif", b""))  # Pillow turns the plain
+        else:
+            with Image.open(path) as image:
+                exif = image.getexif()
+        orientation = exif.get(tiff.ORIENTATION, 1)
     except Exception:  # DICOM and NIfTI, or damaged EXIF, for which decoders raise errors of many kinds
         return pixels
     if orientation in (5, 6, 7, 8):
