@@ -12,11 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import restore_project
+import tifffile
 import toy_training
 from PIL import Image, ImageOps
 from skimage import data as photographs
 
 from student import demo
+from student.image_files import read_picture
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -48,6 +50,14 @@ def test_a_phone_picture_is_shown_upright(tmp_path, orientation):
     Image.fromarray(stored).save(tmp_path / "in.png", exif=exif)
     seen = np.asarray(ImageOps.exif_transpose(Image.open(tmp_path / "in.png")))
     assert np.array_equal(demo.upright(stored, str(tmp_path / "in.png")), seen)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])  # Pillow turns the one when it decodes it, nobody the other
+def test_a_turned_tiff_is_shown_upright(tmp_path, dtype):
+    pixels, file = np.arange(4 * 6 * 3, dtype=dtype).reshape(4, 6, 3), tmp_path / "in.tif"
+    tifffile.imwrite(file, pixels, photometric="rgb", extratags=[(274, 3, 1, 6, True)], metadata=None)
+    shown = demo.upright(read_picture(file.read_bytes()).rgb[0], str(file)) * np.iinfo(dtype).max
+    assert np.array_equal(np.round(shown).astype(dtype), np.rot90(pixels, -1))
 
 
 def test_the_page_turns_before_and_after(model, release, tmp_path):
