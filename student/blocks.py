@@ -109,8 +109,12 @@ class ChannelAttention(nn.Module):
         return (out.to(dtype) @ attention.to(dtype)).transpose(1, 2).flatten(2)
 
     def _sums(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """What `of_sums` needs to know of these pixels: scores, and squares of queries and of keys [B, C]."""
-        return self._scores(q, k), q.square().sum(1), k.square().sum(1)
+        """What `of_sums` needs to know of these pixels: scores, and squares of queries and of keys [B, C].
+
+        Without autocast, which would take the products in half precision after all, where these sums overflow.
+        """
+        with torch.autocast(q.device.type, enabled=False):
+            return self._scores(q, k), q.square().sum(1), k.square().sum(1)
 
     def of_sums(self, scores: Tensor, q_square: Tensor, k_square: Tensor) -> Tensor:
         """As `_mixing` of all the pixels that were summed up."""

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from toy_student import CONFIGURATIONS, NAF, TINY, alive, make_student
 
+from student.blocks import ChannelAttention
 from student.model import Student
 from student.model_config import ModelConfig
 from student.whole_image import Statistics
@@ -104,6 +105,14 @@ def test_sums_over_an_images_parts_are_the_images_statistics(variant, dtype):
     if dtype == torch.float32:
         part = statistics.known
         assert any(not torch.allclose(part[block], whole, **near) for block, whole in before.items())
+
+
+def test_sums_over_pixels_stay_in_fp32_under_autocast():
+    attention, pixels = ChannelAttention(4, 2), torch.full((1, 4096, 4), 10.0)
+    with torch.autocast("cpu", torch.float16):
+        sums = attention._sums(pixels, pixels)
+    for found in sums:  # more than fp16 holds
+        assert torch.equal(found, torch.full_like(found, 409_600.0)) and found.dtype == torch.float32
 
 
 @torch.no_grad()
