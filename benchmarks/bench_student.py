@@ -138,7 +138,7 @@ def cpu_step_rows(plain: PlainStudent, student: Student, size: int, repeats: int
     return [row(what, name, t, times[0], m) for name, t, m in zip(names, times, memory, strict=True)]
 
 
-def gpu_step_rows(plain: PlainStudent, student: Student, batch: int, repeats: int) -> list[str]:
+def gpu_step_rows(plain: PlainStudent, student: Student, batch: int, repeats: int, compiled: bool) -> list[str]:
     """Eager in fp32, TF32 and bf16, compiled in bf16; ratios against the plain fp32 step, memory beside each.
 
     Compiled are 44 unrolled blocks, which takes minutes a graph; so only the precision that one would train in.
@@ -151,7 +151,7 @@ def gpu_step_rows(plain: PlainStudent, student: Student, batch: int, repeats: in
         half = precision == "bf16"
         assert_equal(plain, student, half, atol={"fp32": 1e-5, "tf32": 1e-2, "bf16": 5e-2}[precision])
         contenders = [("plain", plain, student), ("ours", student, plain)]
-        if half:
+        if half and compiled:
             torch._dynamo.reset()
             contenders.append(("ours, compiled", torch.compile(student, dynamic=False), plain))
         runs = [step(model, lq, half) for _, model, _ in contenders]
@@ -175,6 +175,7 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=[128, 256], help="sides of the forward's images")
     parser.add_argument("--step-size", type=int, default=128, help="side of the CPU training step's images; 0: none")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--no-compile", action="store_true", help="cuda: leave the compiled rows out (minutes each)")
     parser.add_argument("--width", type=int, default=48, help="48 is the published size")
     parser.add_argument("--keep-freed-memory", action="store_true", help="CPU: no page faults on either side")
     parser.add_argument("--record", action="store_true", help="append the table to benchmarks/RESULTS.md")
@@ -191,7 +192,7 @@ def main() -> None:
         rows += forward_rows(plain, student, size, options.repeats, options.device)
     if options.device == "cuda":
         for batch in (12, 24):
-            rows += gpu_step_rows(plain, student, batch, options.repeats)
+            rows += gpu_step_rows(plain, student, batch, options.repeats, not options.no_compile)
     elif options.step_size:
         rows += cpu_step_rows(plain, student, options.step_size, options.repeats)
     table = "\n".join(["| what | method | median | memory | speed-up |", "| --- | --- | --- | --- | --- |", *rows])
