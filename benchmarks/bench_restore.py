@@ -72,7 +72,7 @@ def student_of(model: str):
     import torch
 
     from student.model import Student
-    from student.model_config import ModelConfig
+    from student.network.config import ModelConfig
 
     if model != "published-size":
         return Student.from_pretrained(model)
@@ -89,7 +89,7 @@ def one_row(args: argparse.Namespace) -> dict:
     lq = photograph(height, width)
     if args.case == "onnx":
         return onnx_row(args, lq)
-    from student.restore_engine import Restorer
+    from student.restoration.restorer import Restorer
 
     tile = "off" if args.case == "whole" else args.tile or TILES[args.row]
     refine = 0 if args.case == "unrefined" else 1
@@ -171,7 +171,7 @@ def agreements(args: argparse.Namespace) -> str:
     """Tiled against whole, for pictures that are alike everywhere and for some that are not."""
     import torch
 
-    from student.restore_engine import Restorer
+    from student.restoration.restorer import Restorer
 
     torch.set_num_threads(args.threads)
     student = student_of(args.model).eval()

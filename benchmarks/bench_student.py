@@ -8,8 +8,8 @@ Both models hold the same weights at the published size (53 M), and equal output
 Times are medians of runs that alternate between the two. Memory is the allocator's peak on a GPU; on a CPU, the bytes
 kept for the backward pass.
 
-On a CPU, --keep-freed-memory gives both sides the allocator that `student.restore` runs with (`student.cpu`) instead
-of the one that PyTorch comes with: page faults, half of the plain side's time, are then gone from both.
+On a CPU, --keep-freed-memory gives both sides the allocator that `student.restore` runs with (`student.machine`)
+instead of the one that PyTorch comes with: page faults, half of the plain side's time, are then gone from both.
 """
 
 import argparse
@@ -26,10 +26,10 @@ import torch
 from plain_student import PlainStudent
 from torch import Tensor, nn
 
-from student.cpu import keep_freed_memory
+from student.machine import keep_freed_memory
 from student.model import Student
-from student.model_config import ModelConfig
-from student.published import to_published
+from student.network.config import ModelConfig
+from student.network.published_layout import to_published
 
 RESULTS = Path(__file__).parent / "RESULTS.md"
 

@@ -26,10 +26,10 @@ import torch
 from PIL import Image
 
 from teacher.identity import QUANTIZATIONS
-from teacher.loading import assert_precision
-from teacher.mini_answers import QUESTIONS
-from teacher.mini_checkpoint import Shape, build_model, build_processor
-from teacher.prefix import SharedPrefixGenerator
+from teacher.llava.loading import assert_precision
+from teacher.llava.shared_prefix import SharedPrefixGenerator
+from teacher.mini_training.answers import QUESTIONS
+from teacher.mini_training.checkpoint import Shape, build_model, build_processor
 
 PROMPTS = {name: wordings[0] for name, wordings in QUESTIONS.items()}
 SHAPES = {

@@ -32,13 +32,14 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from shards import write_release
-from student.data import PairDataset, read_pairs, read_release, whole
-from student.image_cache import open_images
-from student.losses import compute_losses
+from student.data.cache import open_images
+from student.data.dataset import PairDataset, whole
+from student.data.pairs import read_pairs, read_release
+from student.data.sampler import BalancedBatches
 from student.model import Student
-from student.model_config import ModelConfig
-from student.sampler import BalancedBatches
-from student.train_config import LossWeights, TrainConfig
+from student.network.config import ModelConfig
+from student.training.config import LossWeights, TrainConfig
+from student.training.losses import compute_losses
 
 STUDENTS = {
     "small": ModelConfig(

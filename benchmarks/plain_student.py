@@ -2,14 +2,14 @@
 
 NCHW throughout; LayerNorm by rearranging to [B, H·W, C] and back; the prompt enters through attention with one query a
 pixel and one key; queries and keys of the channel attention are normalised explicitly. Parameters bear the published
-names, so `student.published.to_published` fills it. Not for use: it exists to be measured against.
+names, so `student.network.published_layout.to_published` fills it. Not for use: it exists to be measured against.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from student.model_config import ModelConfig
+from student.network.config import ModelConfig
 
 
 class PlainLayerNorm(nn.Module):

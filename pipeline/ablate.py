@@ -12,13 +12,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from pipeline import ablate_queue as queue
-from pipeline.ablate_config import AblateConfig
-from pipeline.ablate_stats import as_json, markdown, rows
-from pipeline.caption_progress import progress
-from pipeline.caption_store import write_atomically
+from pipeline.ablation import queue as queue
+from pipeline.ablation.config import AblateConfig
+from pipeline.ablation.statistics import as_json, markdown, rows
 from pipeline.params import load_all
-from student.config import ParamsError, add_params_arguments, load_section, read_params
+from pipeline.progress import progress
+from student.files import write_file
+from student.params import ParamsError, add_params_arguments, load_section, read_params
 
 EXAMPLES = """examples:
   cp recipes/ablation.yaml params.yaml && git commit -am "ablation"     the setting, as DVC wants it
@@ -121,8 +121,8 @@ def collect(config: AblateConfig, wanted: list[queue.Experiment], paths) -> str:
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
     out = Path(config.out)
     result = as_json(table, config.seeds, kind, commit)
-    write_atomically(out / "results.json", json.dumps(result, indent=2).encode() + b"\n")
-    write_atomically(out / "table.md", text.encode())
+    write_file(out / "results.json", json.dumps(result, indent=2).encode() + b"\n")
+    write_file(out / "table.md", text.encode())
     rest = f"; {len(lacking)} failed or are missing, the first {lacking[0]} (dvc queue logs NAME)" if lacking else ""
     return f"{text}\nablate: {n} of {len(wanted)} experiments in {out / 'table.md'}{rest}"
 

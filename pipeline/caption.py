@@ -10,23 +10,16 @@ import sys
 import time
 from pathlib import Path
 
-from pipeline.caption_config import CaptionConfig
-from pipeline.caption_plan import (
-    IndexUnusable,
-    Plan,
-    earlier_rate,
-    identities,
-    images_of,
-    make_plan,
-    process_of_many,
-    read_index,
-)
-from pipeline.caption_report import speed_line
-from pipeline.caption_run import CaptionError, run
-from pipeline.caption_stop import Stop
-from pipeline.caption_store import StoreError, open_stores
+from pipeline.captioning.config import CaptionConfig
+from pipeline.captioning.plan import Plan, earlier_rate, identities, make_plan
+from pipeline.captioning.run import CaptionError, run
+from pipeline.captioning.run_report import speed_line
+from pipeline.captioning.store import StoreError, open_stores
+from pipeline.indexing.table import IndexUnusable, images_of, read_index
 from pipeline.params import load_all
-from student.config import ParamsError, add_params_arguments
+from pipeline.processes import process_of_many
+from pipeline.stopping import Stop
+from student.params import ParamsError, add_params_arguments
 
 EXAMPLES = """examples:
   python -m pipeline.caption                                   what the store lacks

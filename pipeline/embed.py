@@ -11,20 +11,21 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-import pyarrow as pa
-
-from pipeline.caption_config import CaptionConfig
-from pipeline.caption_plan import IndexUnusable, identities, images_of, process_of_many, read_index
-from pipeline.caption_progress import progress
-from pipeline.caption_stop import Stop, Stopped
-from pipeline.caption_store import StoreError, open_stores, write_atomically
-from pipeline.embed_cache import EmbeddingCache
-from pipeline.embed_config import EmbedConfig
-from pipeline.embed_rows import EmbedError, ImageCaptions, Tally, caption_ranges, pool, release_row, stats
+from pipeline.captioning.config import CaptionConfig
+from pipeline.captioning.plan import identities
+from pipeline.captioning.store import StoreError, open_stores
+from pipeline.embedding.cache import EmbeddingCache
+from pipeline.embedding.config import EmbedConfig
+from pipeline.embedding.rows import EmbedError, ImageCaptions, Tally, caption_ranges, pool, release_row, stats
+from pipeline.indexing.table import IndexUnusable, aliases_of, images_of, labels_of, read_index, sizes_of
 from pipeline.params import load_all
+from pipeline.processes import process_of_many, wait_for_all
+from pipeline.progress import progress
+from pipeline.stopping import Stop, Stopped
 from shards import ReleaseError, write_release
 from shards.verify import verify
-from student.config import ParamsError, add_params_arguments
+from student.files import write_file
+from student.params import ParamsError, add_params_arguments
 from teacher.embedder import embedder_identity
 from teacher.identity import fingerprint as fingerprint_of
 
@@ -109,13 +110,6 @@ def teacher_identity(config: CaptionConfig, caption_identities: Mapping[str, Map
     return {"name": public_name(config.model), **common, "perspectives": dict(sorted(config.perspectives.items()))}
 
 
-def aliases_of(index: pa.Table) -> pa.Table:
-    """Where the images lie: distinct (path, dataset, domain, image_sha256)."""
-    table = index.select(["gt_path", "dataset", "domain", "gt_sha256"])
-    table = table.rename_columns(["path", "dataset", "domain", "image_sha256"])
-    return table.group_by(table.column_names).aggregate([])
-
-
 def embed(args: argparse.Namespace) -> str:
     """The stage; returns the summary line. Raises `EmbedError` and the errors of params, index, store and model."""
     started = time.perf_counter()
@@ -171,34 +165,13 @@ def embed(args: argparse.Namespace) -> str:
     if problems := verify(paths.release):
         raise EmbedError(f"{paths.release} does not verify: {problems[0]} ({len(problems)} problems); check the disk")
     summary = stats(tally, params.caption.perspectives, manifest["rows"], dim, fingerprints, truncated)
-    write_atomically(Path(paths.caption_stats), json.dumps(summary, indent=2, ensure_ascii=False).encode() + b"\n")
+    write_file(Path(paths.caption_stats), json.dumps(summary, indent=2, ensure_ascii=False).encode() + b"\n")
     left_out = sum(tally.without_row.values())
     return (
         f"embed: {n_new} new of {len(images)} images, {manifest['rows']} rows of dim {dim} in {paths.release}, "
         f"verified; {left_out} without a caption left out, {truncated.total()} captions cut by the embedder, "
         f"{time.perf_counter() - started:.1f} s"
     )
-
-
-def labels_of(index: pa.Table) -> dict[str, str]:
-    """The domain of each image in words (sha256 -> "remote sensing"); of an image in several, all of them."""
-    domains: dict[str, set[str]] = {}
-    for sha256, domain in zip(index["gt_sha256"].to_pylist(), index["domain"].to_pylist(), strict=True):
-        domains.setdefault(sha256, set()).add(domain.replace("_", " "))
-    return {sha256: ", ".join(sorted(names)) for sha256, names in domains.items()}
-
-
-def sizes_of(index: pa.Table) -> dict[str, tuple[int, int]]:
-    """Image size in pixels (sha256 -> width, height)."""
-    columns = (index[name].to_pylist() for name in ("gt_sha256", "width", "height"))
-    return {sha256: (width, height) for sha256, width, height in zip(*columns, strict=True)}
-
-
-def wait_for_all() -> None:
-    """Return when every process of this launch has come here."""
-    from accelerate import PartialState
-
-    PartialState().wait_for_everyone()
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -7,34 +7,20 @@ Broken, missing, mis-sized and unpaired files are rows with a status; they are c
 import argparse
 import sys
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from itertools import islice
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
+from pipeline.indexing.config import IndexConfig
+from pipeline.indexing.pairs import Candidate, candidates
+from pipeline.indexing.probe_cache import Probe, ProbeCache, probe_all
+from pipeline.indexing.table import write_index
+from pipeline.indexing.tally import Tally
+from pipeline.progress import progress
+from student.params import ParamsError, Paths, add_params_arguments, load_section, read_params
 
-from pipeline.caption_progress import progress
-from pipeline.index_config import IndexConfig
-from pipeline.index_pairs import Candidate, candidates
-from pipeline.index_probe import Probe, ProbeCache, probe_all, sync_and_rename
-from student.config import ParamsError, Paths, add_params_arguments, load_section, read_params
-
-_TEXT = "dataset domain task split gt_path lq_path degradation gt_sha256".split()
-SCHEMA = pa.schema(
-    [(name, pa.string()) for name in _TEXT]
-    + [("width", pa.int32()), ("height", pa.int32()), ("mode", pa.string())]
-    + [("status", pa.string()), ("error", pa.string())]
-)
-"""Columns of the index. `lq_path` is null, and `degradation` a JSON object, where gt is degraded on the fly."""
-
-ROWS = 65536
-"""Rows in memory at once."""
 SAVE_SECONDS = 60.0
-FIRST = 10
-"""Faults that a failing stage names."""
 
 
 def count_candidates(config: IndexConfig) -> int:
@@ -80,53 +66,6 @@ def _row(pair: Candidate, gt: Probe | None = None, lq: Probe | None = None) -> d
     return row
 
 
-def write_index(rows: Iterable[dict], file: Path, accept: Callable[[], bool]) -> bool:
-    """Stream rows to `file`; it becomes visible whole, and only if `accept()` says so after the last row."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f".{file.name}.tmp")
-    rows = iter(rows)
-    try:
-        with pq.ParquetWriter(temporary, SCHEMA, compression="zstd", write_page_checksum=True) as writer:
-            while batch := list(islice(rows, ROWS)):
-                writer.write_batch(pa.RecordBatch.from_pylist(batch, schema=SCHEMA))
-        if accepted := accept():
-            sync_and_rename(temporary, file)
-        return accepted
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-class Tally:
-    """What has been counted on the way: statuses, distinct clean images, the first faults."""
-
-    def __init__(self):
-        self.statuses: Counter = Counter()
-        self.images: set[int] = set()
-        self.first: list[str] = []
-
-    def add(self, row: dict) -> dict:
-        """Count one row; returns it."""
-        self.statuses[row["status"]] += 1
-        if row["status"] == "ok":
-            self.images.add(int(row["gt_sha256"][:15], 16))
-        elif len(self.first) < FIRST:
-            self.first.append(row["error"])
-        return row
-
-    @property
-    def bad(self) -> int:
-        return self.statuses.total() - self.statuses["ok"]
-
-    @property
-    def faults(self) -> str:
-        """Such as "1 unpaired, 2 unreadable"."""
-        return ", ".join(f"{n} {status}" for status, n in sorted(self.statuses.items()) if status != "ok") or "0 bad"
-
-    def acceptable(self, config: IndexConfig) -> bool:
-        """Whether the stage succeeds."""
-        return self.statuses["ok"] > 0 and self.bad <= config.max_bad_fraction * self.statuses.total()
-
-
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m pipeline.index",
@@ -161,7 +100,7 @@ def _run(config: IndexConfig, paths: Paths, check: bool) -> int:
         with progress("index", total) as advance:
             rows = _saving(index_rows(config, cache), cache, advance)
             if check:
-                from pipeline.index_check import Check
+                from pipeline.indexing.check import Check
 
                 seen = Check(config)
                 for row, lq in rows:

@@ -6,17 +6,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from student.config import Paths, load_section, read_params
+from student.params import Paths, load_section, read_params
 
 if TYPE_CHECKING:
-    from pipeline.caption_config import CaptionConfig
-    from pipeline.embed_config import EmbedConfig
-    from pipeline.index_config import IndexConfig
-    from pipeline.report_config import ReportConfig
+    from pipeline.captioning.config import CaptionConfig
+    from pipeline.embedding.config import EmbedConfig
+    from pipeline.indexing.config import IndexConfig
+    from pipeline.reporting.config import ReportConfig
     from pipeline.samples import SamplesConfig
-    from student.eval_config import EvalConfig
-    from student.model_config import ModelConfig
-    from student.train_config import TrainConfig
+    from student.evaluation.config import EvalConfig
+    from student.network.config import ModelConfig
+    from student.training.config import TrainConfig
 
 
 @dataclass(frozen=True)
@@ -38,14 +38,14 @@ def load_all(file: Path, overrides: list[str] | tuple[str, ...] = ()) -> Params:
     """Read `file`, apply `section.key=value` overrides, validate every section; raises `ParamsError`."""
     params = read_params(file, overrides)
     # Imported here: some owners bring numpy and scipy along, which `--help` need not wait for.
-    from pipeline.caption_config import CaptionConfig
-    from pipeline.embed_config import EmbedConfig
-    from pipeline.index_config import IndexConfig
-    from pipeline.report_config import ReportConfig
+    from pipeline.captioning.config import CaptionConfig
+    from pipeline.embedding.config import EmbedConfig
+    from pipeline.indexing.config import IndexConfig
+    from pipeline.reporting.config import ReportConfig
     from pipeline.samples import SamplesConfig
-    from student.eval_config import EvalConfig
-    from student.model_config import ModelConfig
-    from student.train_config import TrainConfig
+    from student.evaluation.config import EvalConfig
+    from student.network.config import ModelConfig
+    from student.training.config import TrainConfig
 
     return Params(
         paths=load_section(Paths, "paths", params),

@@ -17,12 +17,12 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.caption_progress import progress
-from pipeline.index_pairs import EXTENSIONS
-from pipeline.prepare_config import PrepareConfig
-from pipeline.prepare_volume import VOLUMES, VolumeError, slices_of
-from student.config import ParamsError, add_params_arguments, load_section, read_params
-from student.degradations import DegradationSpec, degrade
+from pipeline.indexing.pairs import EXTENSIONS
+from pipeline.preparing.config import PrepareConfig
+from pipeline.preparing.volumes import VOLUMES, VolumeError, slices_of
+from pipeline.progress import progress
+from student.data.degradations import DegradationSpec, degrade
+from student.params import ParamsError, add_params_arguments, load_section, read_params
 
 EXAMPLES = """examples:
   python -m pipeline.prepare bicubic DF2K/train DF2K/train_x4_bicubic
@@ -122,7 +122,7 @@ def _read(path: Path) -> np.ndarray:
     """uint8 or uint16 [H, W] or [H, W, 3]; a 16-bit colour file is refused rather than halved silently."""
     from PIL import Image
 
-    from pipeline.index_image import probe
+    from pipeline.indexing.probe import probe
 
     found = probe(str(path), 2**62)
     if found.error or found.mode.endswith(";16") and found.mode != "I;16":

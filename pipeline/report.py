@@ -8,8 +8,8 @@ import time
 from pathlib import Path
 
 from pipeline.params import load_all
-from pipeline.report_blocks import Missing, Section, decibel
-from student.config import ParamsError, add_params_arguments
+from pipeline.reporting.blocks import Missing, Section, decibel
+from student.params import ParamsError, add_params_arguments
 
 EXAMPLES = """examples:
   python -m pipeline.report                                     → artifacts/report/index.html, opens from disk
@@ -40,7 +40,7 @@ def report(args: argparse.Namespace) -> str:
         report_teacher,
         report_training,
     )
-    from pipeline.report_inputs import Inputs
+    from pipeline.reporting.inputs import Inputs
 
     inputs = Inputs(params.paths, params.report, params.train.batch_size)
     contents = (

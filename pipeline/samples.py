@@ -18,8 +18,8 @@ import numpy as np
 from PIL import Image
 from pydantic import PositiveInt
 
-from student.config import ParamsError, Paths, Section, add_params_arguments, load_section, read_params
-from student.degradations import DegradationSpec, degrade
+from student.data.degradations import DegradationSpec, degrade
+from student.params import ParamsError, Paths, Section, add_params_arguments, load_section, read_params
 
 # Strengths that people meet in practice; a range is drawn from per image.
 TASKS = {

@@ -62,7 +62,7 @@ def import_published(file: Path, task_top_k: int | None = None, domain_top_k: in
     import torch
 
     from student.model import Student
-    from student.published import NotPublished, from_published, infer_config
+    from student.network.published_layout import NotPublished, from_published, infer_config
 
     theirs = load_published(file)
     try:
@@ -85,7 +85,7 @@ def export_published(folder: Path, file: Path) -> int:
     import torch
 
     from student.model import Student
-    from student.published import NotPublished, to_published
+    from student.network.published_layout import NotPublished, to_published
 
     try:
         student = Student.from_pretrained(str(folder))

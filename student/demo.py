@@ -27,7 +27,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps")
     args = parser.parse_args(argv)
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when gradio is imported
-    from student.restore_engine import RestoreError
+    from student.restoration.restorer import RestoreError
 
     try:
         import gradio
@@ -54,8 +54,8 @@ class Demo:
     """What the page does with an image; knows nothing of gradio."""
 
     def __init__(self, model: str, release: str, device: str):
-        from student.explain import Explainer
-        from student.restore_engine import Restorer, load_student
+        from student.restoration.explain import Explainer
+        from student.restoration.restorer import Restorer, load_student
 
         student = load_student(model)
         self.restorer = Restorer(student, device)
@@ -65,7 +65,7 @@ class Demo:
         """An image file → (before, after) uint8 [H, W, 3], turned upright, and what to say about it in Markdown."""
         import numpy as np
 
-        from student.image_files import read_picture
+        from student.images.files import read_picture
 
         rgb = read_picture(Path(path).read_bytes(), path).rgb
         rgb = rgb[len(rgb) // 2]  # of a medical volume, its middle slice
@@ -96,7 +96,7 @@ def upright(pixels: Any, path: str) -> Any:
     import numpy as np
     from PIL import Image
 
-    from student import tiff
+    from student.images import tiff
 
     try:
         data = Path(path).read_bytes()
@@ -120,8 +120,8 @@ def upright(pixels: Any, path: str) -> Any:
 
 def build(gradio: Any, model: str, release: str, device: str = "auto") -> Any:
     """The page as `gradio.Blocks`; raises `RestoreError` when the model cannot be loaded."""
-    from student.image_files import ImageFileError
-    from student.restore_engine import RestoreError
+    from student.images.picture import ImageFileError
+    from student.restoration.restorer import RestoreError
 
     demo = Demo(model, release, device)
 

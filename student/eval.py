@@ -22,10 +22,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from student.atomic import write_bytes
-from student.config import ParamsError, Paths, add_params_arguments, load_section, read_params
-from student.eval_config import EvalConfig
-from student.eval_place import place
+from student.evaluation.config import EvalConfig
+from student.evaluation.output_folder import place
+from student.files import write_file
+from student.params import ParamsError, Paths, add_params_arguments, load_section, read_params
 
 
 class EvalError(ValueError):
@@ -54,9 +54,9 @@ def main(argv: list[str] | None = None) -> int:
         print(f"eval: {error}", file=sys.stderr)
         return 1
     # Heavy imports wait until --help and a typo have been answered.
-    from student.image_cache import TrainDataError
-    from student.metrics import MetricError
-    from student.restore_engine import RestoreError
+    from student.data.pairs import TrainDataError
+    from student.evaluation.metrics import MetricError
+    from student.restoration.restorer import RestoreError
 
     try:
         evaluate(paths, config, args.device, started)
@@ -74,8 +74,8 @@ def evaluate(paths: Paths, config: EvalConfig, device: str = "auto", started: fl
     from accelerate import PartialState
     from accelerate.utils import gather_object
 
-    from student.eval_extra import check_extra_metrics
-    from student.eval_tables import metrics_json
+    from student.evaluation.extra_metrics import check_extra_metrics
+    from student.evaluation.tables import metrics_json
 
     started = time.perf_counter() if started is None else started
     state = PartialState(cpu=device == "cpu")
@@ -98,7 +98,8 @@ def evaluate(paths: Paths, config: EvalConfig, device: str = "auto", started: fl
 
 def _select(paths: Paths, config: EvalConfig) -> tuple[Any, list[int]]:
     """The dataset of the split and the rows to measure."""
-    from student.data import PairDataset, read_pairs
+    from student.data.dataset import PairDataset
+    from student.data.pairs import read_pairs
 
     pairs = read_pairs(paths.index, config.split)
     rows = [row for row in range(len(pairs)) if config.tasks is None or pairs.task[row] in config.tasks]
@@ -114,7 +115,7 @@ class _Model:
     """What is measured: a student, or the identity for "input". `identity` changes whenever a result could."""
 
     def __init__(self, name: str, config: EvalConfig, device: Any):
-        from student.restore_engine import Restorer, load_student
+        from student.restoration.restorer import Restorer, load_student
 
         self.restorer, weights = None, ""
         if name != "input":
@@ -135,13 +136,13 @@ class _Model:
 
 def _code() -> str:
     """sha256 of this package's source: scores of an earlier version are not taken for this one's."""
-    files = sorted(Path(__file__).parent.glob("*.py"))
+    files = sorted(Path(__file__).parent.rglob("*.py"))
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
 def load_pair(dataset: Any, row: int, config: EvalConfig) -> tuple[Any, Any]:
     """(lq, gt) of one row, [3, H, W], as the variant compares them."""
-    from student.metrics import centre_crop
+    from student.evaluation.metrics import centre_crop
 
     lq, gt = dataset.whole_image(row)
     if lq.shape != gt.shape:
@@ -183,8 +184,8 @@ def _measure(
 
 
 def _score(lq: Any, gt: Any, model: _Model, config: EvalConfig, name: str) -> dict[str, Any]:
-    from student.eval_extra import extra_metric
-    from student.metrics import SMALLEST_SSIM, MetricError, psnr, ssim
+    from student.evaluation.extra_metrics import extra_metric
+    from student.evaluation.metrics import SMALLEST_SSIM, MetricError, psnr, ssim
 
     restored = model(lq)
     scores: dict[str, Any] = {"height": gt.shape[1], "width": gt.shape[2]}
@@ -217,9 +218,9 @@ def _finished(folder: Path, identity: str) -> dict[str, dict]:
 def _write(
     paths: Paths, config: EvalConfig, metrics: dict, records: list, dataset: Any, model: _Model, started: float
 ) -> None:
-    from student.eval_panels import write_panels
-    from student.eval_tables import per_image_csv, per_set_csv, results_json, to_json
-    from student.eval_text import markdown, summary
+    from student.evaluation.panels import write_panels
+    from student.evaluation.summary import markdown, summary
+    from student.evaluation.tables import per_image_csv, per_set_csv, results_json, to_json
 
     folder = Path(paths.evaluation)
     ours = (folder / "results.json").exists()
@@ -230,14 +231,14 @@ def _write(
         ("datasets.csv", per_set_csv(results)),
         ("per_image.csv", per_image_csv(records, config)),
     ):
-        write_bytes(folder / name, text.encode())
+        write_file(folder / name, text.encode())
     if ours:  # pictures of another run would stand among this one's; a folder panels/ of something else is not touched
         shutil.rmtree(folder / "panels", ignore_errors=True)
     if config.panels:
         kind = config.variant + f", without {config.crop_border} pixels at the border" * bool(config.crop_border)
         write_panels(folder / "panels", records, lambda row: load_pair(dataset, row, config), model, kind)
     Path(paths.metrics).parent.mkdir(parents=True, exist_ok=True)
-    write_bytes(Path(paths.metrics), to_json(metrics).encode())
+    write_file(Path(paths.metrics), to_json(metrics).encode())
     print(markdown(results))
     interval = results["overall"]["psnr_gain_ci95"]
     print(summary(metrics, config.split, interval, time.perf_counter() - started, f"{paths.metrics}, {folder}/"))

@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("output", type=Path, help="the file to write, *.onnx")
     parser.add_argument("--opset", type=int, default=OPSET, help=f"ONNX operator set (default: {OPSET})")
     args = parser.parse_args(argv)
-    from student.restore_engine import RestoreError, load_student
+    from student.restoration.restorer import RestoreError, load_student
 
     try:
         size, difference, opset = export(load_student(args.model), args.output, args.opset)

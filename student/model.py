@@ -14,13 +14,13 @@ from huggingface_hub import ModelCard, PyTorchModelHubMixin, hf_hub_download
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from student.card import model_card
-from student.fusion import Condition, FoldedFusions
-from student.model_config import ModelConfig
-from student.nafnet import NAFNet
-from student.prompts import PromptBranch, PromptPool, Prompts
-from student.restormer import Restormer
-from student.whole_image import Statistics
+from student.network.config import ModelConfig
+from student.network.fusion import Condition, FoldedFusions
+from student.network.global_statistics import Statistics
+from student.network.model_card import model_card
+from student.network.nafnet import NAFNet
+from student.network.prompts import PromptBranch, PromptPool, Prompts
+from student.network.restormer import Restormer
 
 WEIGHTS = "model.safetensors"
 
@@ -91,7 +91,7 @@ class Student(
         return {name: pool for name, pool in pools.items() if pool is not None}
 
     def init_domain_pool(self, centroids_ND: Tensor) -> None:
-        """Start the domain pool at `centroids_ND` (`student.kmeans.kmeans` of the release's embeddings)."""
+        """Start the domain pool at `centroids_ND` (`student.training.kmeans.kmeans` of the release's embeddings)."""
         if not self.config.domain_pool:
             raise ValueError("model.domain_pool is off: there is no domain pool to start from centroids")
         self.prompts.domain_pool.start_from(torch.as_tensor(centroids_ND))

@@ -19,8 +19,8 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+from student.restoration.paths import Job, Plan, RestorePathError, check_writable, explanation_of, plan_jobs
 from student.restore_arguments import arguments
-from student.restore_paths import Job, Plan, RestorePathError, check_writable, explanation_of, plan_jobs
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -81,7 +81,7 @@ class _Run:
         return sum(not os.path.exists(explanation_of(job.target)) for job in kept)
 
     def _load_and_restore(self) -> int:
-        from student.restore_engine import RestoreError, Restorer, load_student
+        from student.restoration.restorer import RestoreError, Restorer, load_student
 
         args = self.args
         try:
@@ -99,7 +99,7 @@ class _Run:
         return 0
 
     def _explainer(self, restorer: Any) -> Any:
-        from student.explain import Explainer
+        from student.restoration.explain import Explainer
 
         explainer = Explainer(restorer.student, self.args.release)
         if explainer.missing:
@@ -134,9 +134,10 @@ class _Run:
         import numpy as np
         from PIL import Image
 
-        from student.image_files import ImageFileError, read_picture
-        from student.medical_files import own_suffix
-        from student.restore_engine import RestoreError
+        from student.images.files import read_picture
+        from student.images.medical import own_suffix
+        from student.images.picture import ImageFileError
+        from student.restoration.restorer import RestoreError
 
         Image.MAX_IMAGE_PIXELS = None  # scans of any size are what tiles are for; memory is checked instead
         try:
@@ -166,7 +167,7 @@ class _Run:
 
     def _write(self, job: Job, data: bytes, explained: Any, slices: int) -> str | None:
         """Write one output; returns the reason when it cannot be, and raises `RestoreError` when none can be."""
-        from student.restore_engine import RestoreError
+        from student.restoration.restorer import RestoreError
 
         target = job.target or "standard output"
         try:

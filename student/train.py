@@ -16,8 +16,8 @@ import sys
 import time
 from typing import Any
 
-from student.config import ParamsError, add_params_arguments, read_params
-from student.train_config import TrainConfig
+from student.params import ParamsError, add_params_arguments, read_params
+from student.training.config import TrainConfig
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -30,10 +30,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--init-from", metavar="DIR", help="start from the weights of this student (train.init_from)")
     args = parser.parse_args(argv)
     # Heavy imports wait until --help has been answered.
-    from student.checkpoint import CheckpointError
-    from student.image_cache import TrainDataError
-    from student.train_guard import TrainingStopped
-    from student.train_setup import open_job
+    from student.data.pairs import TrainDataError
+    from student.training.checkpoints import CheckpointError
+    from student.training.setup import open_job
+    from student.training.stopping import TrainingStopped
 
     try:
         job = open_job(read_params(args.params, args.overrides), args.init_from)
@@ -45,9 +45,9 @@ def main(argv: list[str] | None = None) -> int:
 
 def dry_run(job: Any) -> int:
     """Print what `train` would do."""
-    from student.checkpoint import Checkpoints, differing_keys, read_meta
-    from student.train_plan import plan
-    from student.train_run import make_batches
+    from student.training.checkpoints import Checkpoints, differing_keys, read_meta
+    from student.training.dry_run import plan
+    from student.training.run import make_batches
 
     latest = Checkpoints(job.paths.student).latest()
     same = latest is not None and not differing_keys(read_meta(latest)["identity"], job.identity)
@@ -68,9 +68,9 @@ def lr_at(step: int, config: TrainConfig) -> float:
 
 def train(job: Any, begun: float) -> int:
     """Train to the last step, or until asked to stop; returns the exit code."""
-    from student.train_guard import suspects
-    from student.train_log import Progress
-    from student.train_run import Run
+    from student.training.log import Progress
+    from student.training.run import Run
+    from student.training.stopping import suspects
 
     config, run = job.config, Run(job, begun)
     if run.already_done():

@@ -20,12 +20,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from teacher.captioner import Captioner
-from teacher.mini_answers import KINDS, QUESTIONS, answers
-from teacher.mini_card import write_card
-from teacher.mini_checkpoint import Shape, build_model, build_processor
+from teacher.llava.captioner import Captioner
+from teacher.llava.shared_prefix import question_ids, shared_prefix
+from teacher.mini_training.answers import KINDS, QUESTIONS, answers
+from teacher.mini_training.checkpoint import Shape, build_model, build_processor
+from teacher.mini_training.model_card import write_card
 from teacher.pixels import load_rgb
-from teacher.prefix import question_ids, shared_prefix
 
 SIZES = {
     "mini": Shape(),

@@ -6,7 +6,7 @@ import numpy as np
 import tifffile
 from PIL import Image, ImageCms
 
-from student.image_files import read_picture
+from student.images.files import read_picture
 
 RNG = np.random.default_rng(0)
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()

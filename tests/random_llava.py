@@ -17,7 +17,7 @@ def save_random_llava(directory: Path, gain: float = 4.0, seed: int = 0, **sizes
     """Write a complete random checkpoint of `Shape(**sizes)`; `gain` multiplies its matrices."""
     import torch
 
-    from teacher.mini_checkpoint import Shape, build_model, build_processor
+    from teacher.mini_training.checkpoint import Shape, build_model, build_processor
 
     shape = Shape(**(sizes or TINY))
     processor = build_processor(shape, [*QUESTIONS.values(), "A red or a green square, seen from above."])

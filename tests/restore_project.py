@@ -14,7 +14,7 @@ from skimage import data as photographs
 
 from student import restore
 from student.model import Student
-from student.model_config import ModelConfig
+from student.network.config import ModelConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 PHOTO = np.ascontiguousarray(photographs.astronaut()[40:104, 180:260])

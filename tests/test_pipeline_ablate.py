@@ -11,15 +11,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import ablate, ablate_queue
-from pipeline.ablate_config import AblateConfig
-from pipeline.ablate_stats import Interval, as_json, markdown, rows, verdict
+from pipeline import ablate
+from pipeline.ablation import queue as ablate_queue
+from pipeline.ablation.config import AblateConfig
+from pipeline.ablation.statistics import Interval, as_json, markdown, rows, verdict
 from pipeline.params import load_all
-from pipeline.report_ablation import differences
-from pipeline.report_blocks import Missing
-from pipeline.report_config import ReportConfig
-from pipeline.report_inputs import Inputs
-from student.config import ParamsError, Paths, load_section, read_params
+from pipeline.reporting.ablation import differences
+from pipeline.reporting.blocks import Missing
+from pipeline.reporting.config import ReportConfig
+from pipeline.reporting.inputs import Inputs
+from student.params import ParamsError, Paths, load_section, read_params
 
 REPOSITORY = Path(__file__).parents[1]
 RECIPE = REPOSITORY / "recipes" / "ablation.yaml"

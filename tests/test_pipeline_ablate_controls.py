@@ -9,11 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from toy_run import write_run
 
-from pipeline.embed import embed_images, labels_of
-from pipeline.embed_rows import ImageCaptions
-from student.cpu import use_all_cores
-from student.data import PairDataset, exchanged, read_pairs, read_release
-from student.sampler import Draw
+from pipeline.embed import embed_images
+from pipeline.embedding.rows import ImageCaptions
+from pipeline.indexing.table import labels_of
+from student.data.dataset import PairDataset
+from student.data.pairs import exchanged, read_pairs, read_release
+from student.data.sampler import Draw
+from student.machine import use_all_cores
 
 
 @given(st.sets(st.text("0123456789abcdef", min_size=4, max_size=4), min_size=2), st.integers(0, 5))

@@ -9,7 +9,7 @@ import pytest
 from toy_project import Project
 
 from pipeline import caption as stage
-from pipeline import caption_run
+from pipeline.captioning import run as caption_run
 
 
 @pytest.fixture

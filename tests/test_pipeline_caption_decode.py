@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.caption_decode import DecodePool, Decoder, Job
+from pipeline.captioning.decode import DecodePool, Decoder, Job
 
 
 def job(*paths, sha256: str | None = None) -> Job:

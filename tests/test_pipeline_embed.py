@@ -11,11 +11,11 @@ import pytest
 from toy_project import Project
 
 from pipeline import embed
-from pipeline.caption_config import CaptionConfig
-from pipeline.caption_plan import identities
-from pipeline.caption_store import PerspectiveStore
-from pipeline.embed_cache import EmbeddingCache
-from pipeline.embed_rows import pool
+from pipeline.captioning.config import CaptionConfig
+from pipeline.captioning.plan import identities
+from pipeline.captioning.store import PerspectiveStore
+from pipeline.embedding.cache import EmbeddingCache
+from pipeline.embedding.rows import pool
 from shards import open_release
 
 

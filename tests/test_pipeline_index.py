@@ -12,10 +12,10 @@ import pytest
 from PIL import Image
 
 from pipeline import index
-from pipeline.index import SCHEMA
-from pipeline.index_config import IndexConfig, PairRule
-from pipeline.index_probe import ProbeCache, file_key, probe_all
-from student.config import ParamsError, load_section
+from pipeline.indexing.config import IndexConfig, PairRule
+from pipeline.indexing.probe_cache import ProbeCache, file_key, probe_all
+from pipeline.indexing.table import SCHEMA
+from student.params import ParamsError, load_section
 
 PARAMS = """
 paths: {{index: index.parquet, hash_cache: cache.parquet}}
@@ -167,7 +167,7 @@ def test_a_damaged_cache_is_started_anew(project):
 
 
 def test_many_new_files_go_through_processes_in_order(tmp_path, monkeypatch):
-    monkeypatch.setattr("pipeline.index_probe.FEW", 8)
+    monkeypatch.setattr("pipeline.indexing.probe_cache.FEW", 8)
     paths = [str(picture(tmp_path / f"{n:03}.png", n, (4 + n % 5, 4))) for n in range(70)]
     paths.insert(33, str(tmp_path / "absent.png"))
     found = list(probe_all(paths, ProbeCache(tmp_path / "c"), 2, 10**6))

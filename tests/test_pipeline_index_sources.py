@@ -11,7 +11,7 @@ from PIL import Image
 from test_pipeline_index import picture
 
 from pipeline import index
-from pipeline.index_image import probe
+from pipeline.indexing.probe import probe
 
 
 @pytest.fixture

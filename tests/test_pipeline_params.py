@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.params import Params, load_all
-from student.config import SECTIONS, ParamsError
+from student.params import SECTIONS, ParamsError
 
 REPOSITORY = Path(__file__).parents[1]
 

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from pipeline import prepare
-from student.degradations import DegradationSpec, degrade
+from student.data.degradations import DegradationSpec, degrade
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def test_a_second_run_does_nothing_and_new_settings_do_everything(folder, capsys
 
 
 def test_stored_noise_is_what_evaluation_adds_on_the_fly(folder):
-    """Seeded by the file name: student/data.py uses the same number."""
+    """Seeded by the file name: student/data/dataset.py uses the same number."""
     assert run("noise", "in", "out", "--set", "prepare.sigma=15") == 0
     gt = np.asarray(Image.open("in/a.png"), np.float32) / 255
     spec = DegradationSpec(kind="gaussian_noise", sigma=15)

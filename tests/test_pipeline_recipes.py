@@ -16,12 +16,12 @@ from PIL import Image
 from ruamel.yaml import YAML
 
 from pipeline import index
-from pipeline.caption_config import CaptionConfig
-from pipeline.embed_config import EmbedConfig
-from pipeline.index_config import IndexConfig
+from pipeline.captioning.config import CaptionConfig
+from pipeline.embedding.config import EmbedConfig
+from pipeline.indexing.config import IndexConfig
 from pipeline.params import load_all
-from student.config import Paths, load_section, read_params
-from student.train_config import EXECUTION_KEYS, TrainConfig
+from student.params import Paths, load_section, read_params
+from student.training.config import EXECUTION_KEYS, TrainConfig
 
 REPOSITORY = Path(__file__).parents[1]
 RECIPES = sorted(TREES)

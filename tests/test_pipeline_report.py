@@ -13,11 +13,12 @@ import pytest
 from toy_run import TASKS, write_run
 
 from pipeline import report as stage
-from pipeline import report_page, report_results
-from pipeline.report_blocks import Figure, Missing, Section
-from pipeline.report_config import ReportConfig
-from pipeline.report_inputs import Inputs
-from student.config import Paths
+from pipeline.reporting import page as report_page
+from pipeline.reporting import results as report_results
+from pipeline.reporting.blocks import Figure, Missing, Section
+from pipeline.reporting.config import ReportConfig
+from pipeline.reporting.inputs import Inputs
+from student.params import Paths
 
 
 class Page(HTMLParser):

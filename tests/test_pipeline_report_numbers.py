@@ -12,12 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import report_priors
-from pipeline.report_blocks import Table, listed, pretty
-from pipeline.report_config import ReportConfig
-from pipeline.report_inputs import choose
-from pipeline.report_prompts import _depth, _information
-from pipeline.report_words import count, log_odds
+from pipeline.reporting import priors as report_priors
+from pipeline.reporting.blocks import Table, listed, pretty
+from pipeline.reporting.config import ReportConfig
+from pipeline.reporting.inputs import choose
+from pipeline.reporting.prompts import _depth, _information
+from pipeline.reporting.words import count, log_odds
 
 GROUPS = st.dictionaries(
     st.sampled_from("abcdef"), st.sets(st.integers(0, 60).map(lambda n: f"{n:04}")), min_size=1

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline import caption_store
-from pipeline.caption_store import SCHEMA, STATUSES, PerspectiveStore, StoreError, hash_ranges
+from pipeline.captioning import store as caption_store
+from pipeline.captioning.store import SCHEMA, STATUSES, PerspectiveStore, StoreError, hash_ranges
 
 IDENTITY = {"model": {"sha256": "0" * 64}, "perspective": "content", "prompt": "What is it?"}
 

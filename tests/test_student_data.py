@@ -13,11 +13,12 @@ import pytest
 import toy_training as toy
 from torch.utils.data import DataLoader
 
-from student import image_cache
-from student.data import PairDataset, data_fingerprint, read_pairs, read_release, whole
-from student.degradations import DegradationSpec, Kind
-from student.image_cache import FreshImages, TrainDataError, decode, open_images
-from student.sampler import BalancedBatches, Draw
+from student.data.cache import FreshImages, decode, open_images
+from student.data.dataset import PairDataset, whole
+from student.data.dataset import cache as image_cache
+from student.data.degradations import DegradationSpec, Kind
+from student.data.pairs import TrainDataError, data_fingerprint, read_pairs, read_release
+from student.data.sampler import BalancedBatches, Draw
 
 
 @pytest.fixture(scope="module")

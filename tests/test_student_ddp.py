@@ -7,8 +7,8 @@ import pytest
 import torch
 import toy_training as toy
 
-from student.checkpoint import Checkpoints
-from student.losses import TERMS, gather_rows, loss_balance, loss_contrastive
+from student.training.checkpoints import Checkpoints
+from student.training.losses import TERMS, gather_rows, loss_balance, loss_contrastive
 
 # Equal to 1e-5 needs the published learning rate: at a higher one rounding soon flips a choice among the top-k prompts.
 STILL = {"dropout": 0.0, "selection_noise": 0.0}

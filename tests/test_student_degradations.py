@@ -6,8 +6,8 @@ from typing import get_args
 import numpy as np
 import pytest
 
-from student.config import ParamsError, load_section
-from student.degradations import DegradationSpec, Kind, bicubic_resize, degrade
+from student.data.degradations import DegradationSpec, Kind, bicubic_resize, degrade
+from student.params import ParamsError, load_section
 
 
 def image(height: int = 48, width: int = 40) -> np.ndarray:

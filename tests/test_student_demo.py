@@ -18,7 +18,7 @@ from PIL import Image, ImageOps
 from skimage import data as photographs
 
 from student import demo
-from student.image_files import read_picture
+from student.images.files import read_picture
 
 ROOT = Path(__file__).resolve().parents[1]
 

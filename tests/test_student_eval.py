@@ -15,14 +15,15 @@ import toy_training
 from PIL import Image
 
 from student import eval as evaluation
-from student.config import Paths
-from student.data import PairDataset, read_pairs
-from student.eval_config import EvalConfig
-from student.eval_extra import extra_metric
-from student.eval_place import place
-from student.metrics import IDENTICAL_DB, psnr, ssim
+from student.data.dataset import PairDataset
+from student.data.pairs import read_pairs
+from student.evaluation.config import EvalConfig
+from student.evaluation.extra_metrics import extra_metric
+from student.evaluation.metrics import IDENTICAL_DB, psnr, ssim
+from student.evaluation.output_folder import place
 from student.model import Student
-from student.model_config import ModelConfig
+from student.network.config import ModelConfig
+from student.params import Paths
 
 ROOT = Path(__file__).resolve().parents[1]
 KEYS = {"psnr", "ssim", "psnr_input", "ssim_input", "psnr_gain", "n"}

@@ -9,9 +9,15 @@ import numpy as np
 import pytest
 from test_student_metrics import photo_pair
 
-from student import eval_extra
-from student.eval_extra import EXTRA_METRICS, check_extra_metrics, extra_metric, label, torchvision_command
-from student.metrics import MetricError
+from student.evaluation import extra_metrics as eval_extra
+from student.evaluation.extra_metrics import (
+    EXTRA_METRICS,
+    check_extra_metrics,
+    extra_metric,
+    label,
+    torchvision_command,
+)
+from student.evaluation.metrics import MetricError
 
 PLAIN = [name for name, extra in EXTRA_METRICS.items() if extra.net is None]
 

@@ -5,9 +5,9 @@ import json
 
 import pytest
 
-from student.eval_config import EvalConfig
-from student.eval_tables import metrics_json, per_set_csv, results_json, to_json
-from student.eval_text import markdown
+from student.evaluation.config import EvalConfig
+from student.evaluation.summary import markdown
+from student.evaluation.tables import metrics_json, per_set_csv, results_json, to_json
 
 NATURAL_3T = ["sots_dehazing", "rain100l_deraining", "cbsd68_sigma15", "cbsd68_sigma25", "cbsd68_sigma50"]
 

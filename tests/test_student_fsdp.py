@@ -6,9 +6,9 @@ import pytest
 import torch
 import toy_training as toy
 
-from student.checkpoint import Checkpoints
-from student.losses import TERMS
 from student.model import Student
+from student.training.checkpoints import Checkpoints
+from student.training.losses import TERMS
 
 STILL = {"dropout": 0.0, "selection_noise": 0.0}
 RUN = {"max_steps": 20, "lr": 4e-4, "val_every": 10, "ema_decay": 0.9, "seed": 3}

@@ -12,8 +12,9 @@ from picture_files import RNG, SRGB, again, file_of, samples, tiff_of
 from PIL import Image, ImageCms
 from pydicom.data import get_testdata_file
 
-from student import deep_png
-from student.image_files import ImageFileError, read_picture, read_rgb
+from student.images import png16 as deep_png
+from student.images.files import read_picture, read_rgb
+from student.images.picture import ImageFileError
 
 
 def opened(data: bytes) -> Image.Image:

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from student.lean import gated_product, project
+from student.network.recompute import gated_product, project
 
 P, C, K = 50, 12, 20
 

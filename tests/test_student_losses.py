@@ -8,11 +8,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from student import losses as L
 from student.model import Student
-from student.model_config import ModelConfig
-from student.prompts import PromptPool
-from student.train_config import LossWeights, TrainConfig
+from student.network.config import ModelConfig
+from student.network.prompts import PromptPool
+from student.training import losses as L
+from student.training.config import LossWeights, TrainConfig
 
 SMALL = ModelConfig(
     width=8, encoder_blocks=(1,), latent_blocks=1, decoder_blocks=(1,), refinement_blocks=0, heads=(1, 2),

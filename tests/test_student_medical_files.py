@@ -11,8 +11,9 @@ import pydicom
 import pytest
 from pydicom.data import get_testdata_file
 
-from student.image_files import ImageFileError, read_picture
-from student.medical_files import own_suffix
+from student.images.files import read_picture
+from student.images.medical import own_suffix
+from student.images.picture import ImageFileError
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -115,7 +116,8 @@ def test_a_damaged_nifti_is_one_reason_and_nothing_on_standard_error(tmp_path):
     (tmp_path / "scan.nii").write_bytes(data[:70] + bytes(2) + data[72:])  # the code of the samples' type
     script = """if True:
         import sys
-        from student.image_files import ImageFileError, read_picture
+        from student.images.files import read_picture
+        from student.images.picture import ImageFileError
         try:
             read_picture(open(sys.argv[1], "rb").read(), "scan.nii")
         except ImageFileError as error:

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from student.metrics import MetricError, bootstrap_interval, centre_crop, mean_psnr, psnr, ssim
+from student.evaluation.metrics import MetricError, bootstrap_interval, centre_crop, mean_psnr, psnr, ssim
 
 
 def photo_pair(height=48, width=57, seed=0, noise=0.08):

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from toy_student import CONFIGURATIONS, NAF, TINY, alive, make_student
 
-from student.blocks import ChannelAttention
 from student.model import Student
-from student.model_config import ModelConfig
-from student.whole_image import Statistics
+from student.network.blocks import ChannelAttention
+from student.network.config import ModelConfig
+from student.network.global_statistics import Statistics
 
 VARIANTS = {
     "published": {},
@@ -209,7 +209,7 @@ def test_domain_pool_starts_from_centroids():
     ids=["dual", "task", "nafnet"],
 )
 def test_published_sizes(options, published):
-    from student.published import to_published
+    from student.network.published_layout import to_published
 
     config = ModelConfig(**options)
     with torch.device("meta"):

@@ -14,9 +14,9 @@ import toy_training as toy
 from PIL import Image
 
 from shards import open_release
-from student.checkpoint import Checkpoints
-from student.train_run import Run
-from student.train_setup import build_student, open_job
+from student.training.checkpoints import Checkpoints
+from student.training.run import Run
+from student.training.setup import build_student, open_job
 
 NEW = {"remote_denoising": ("remote_sensing", "denoising", 6)}
 

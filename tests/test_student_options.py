@@ -4,10 +4,10 @@ import pytest
 import torch
 import toy_training as toy
 
-from student.kmeans import kmeans
-from student.losses import TERMS
 from student.model import Student
-from student.train_setup import build_student, open_job
+from student.training.kmeans import kmeans
+from student.training.losses import TERMS
+from student.training.setup import build_student, open_job
 
 KMEANS = {"domain_init": "kmeans"}
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from student.paper import SETTINGS, compare, published
+from student.evaluation.paper_numbers import SETTINGS, compare, published
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 

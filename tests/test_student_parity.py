@@ -15,7 +15,7 @@ import torch
 
 from student.convert import ConvertError, import_published, load_published, main
 from student.model import Student
-from student.published import to_published
+from student.network.published_layout import to_published
 
 REFERENCE = Path(__file__).parent / "reference"
 TOP_K = {"restormer_dual": (2, 3), "restormer_task_only": (2, None), "nafnet_dual": (2, 3)}

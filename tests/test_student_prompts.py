@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from student.fusion import BroadcastFusion, ConcatFusion, FoldedFusions, ModulationFusion, TokenFusion
-from student.kmeans import kmeans
-from student.prompts import PoolFusion, PromptPool
+from student.network.fusion import BroadcastFusion, ConcatFusion, FoldedFusions, ModulationFusion, TokenFusion
+from student.network.prompts import PoolFusion, PromptPool
+from student.training.kmeans import kmeans
 
 
 def pool(size=6, top_k=3, length=2, dim=16, noise=0.1) -> PromptPool:

@@ -16,10 +16,10 @@ from PIL import Image
 from pydicom.data import get_testdata_file
 from restore_project import PHOTO, run, start
 
-from student import deep_png
-from student.explain import Explainer
-from student.image_files import read_picture
-from student.restore_engine import Restorer, load_student
+from student.images import png16 as deep_png
+from student.images.files import read_picture
+from student.restoration.explain import Explainer
+from student.restoration.restorer import Restorer, load_student
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,9 @@ import torch
 from PIL import Image
 from restore_project import PHOTO, run, start, write_photos
 
-from student import restore, restore_paths
+from student import restore
 from student.model import Student
+from student.restoration import paths as restore_paths
 
 
 @pytest.fixture(scope="module")

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import toy_training as toy
 
-from student.checkpoint import CheckpointError, Checkpoints
-from student.train_log import RunLog
-from student.train_setup import RunLock
+from student.training.checkpoints import CheckpointError, Checkpoints
+from student.training.log import RunLog
+from student.training.setup import RunLock
 
 EMA = {"ema_decay": 0.9, "max_steps": 12, "save_every": 3, "val_every": 5}
 

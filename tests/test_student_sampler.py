@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from student.sampler import BalancedBatches
+from student.data.sampler import BalancedBatches
 
 sizes = st.lists(st.integers(1, 9), min_size=1, max_size=5)
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 from toy_student import CONFIGURATIONS, NAF, alive, make_student
 
-from student.losses import TERMS, compute_losses
 from student.model import Student
-from student.train_config import LossWeights, TrainConfig
+from student.training.config import LossWeights, TrainConfig
+from student.training.losses import TERMS, compute_losses
 
 FEW = ["restormer-both-broadcast", "nafnet-both-tokens", "restormer-both-concat-concat", "nafnet-domain-modulation"]
 """Each backbone and each fusion once, for what depends on nothing else."""

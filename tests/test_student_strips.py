@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from student import strips
-from student.blocks import RestormerBlock
-from student.fusion import FUSIONS
-from student.memory import _LiveBytes
+from student.network import strips
+from student.network.blocks import RestormerBlock
+from student.network.fusion import FUSIONS
+from student.restoration.memory import _LiveBytes
 
 CHANNELS, DIM = 24, 8
 

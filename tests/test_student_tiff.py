@@ -8,8 +8,9 @@ import tifffile
 from picture_files import RNG, SRGB, again, file_of, samples, tags_of, tiff_of
 from PIL import Image
 
-from student import deep_png
-from student.image_files import ImageFileError, read_picture, read_rgb
+from student.images import png16 as deep_png
+from student.images.files import read_picture, read_rgb
+from student.images.picture import ImageFileError
 
 TYPES = [np.uint8, np.uint16, np.int8, np.int16, np.uint32, np.int32, np.float16, np.float32, np.float64]
 

@@ -7,10 +7,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from student.memory import available_bytes, forward_bytes
 from student.model import Student
-from student.restore_engine import RestoreError, Restorer
-from student.tiling import mosaic, plan_axis, plan_tiles
+from student.restoration.memory import available_bytes, forward_bytes
+from student.restoration.restorer import RestoreError, Restorer
+from student.restoration.tiling import mosaic, plan_axis, plan_tiles
 
 
 @given(st.integers(1, 700), st.integers(33, 200), st.integers(0, 32), st.sampled_from([1, 2, 8, 16]))
@@ -103,7 +103,7 @@ def test_tiles_agree_with_the_whole_image_and_batches_with_single_tiles(student,
 
 @pytest.mark.parametrize("fault", ["each tile by itself", "starts off the stride"])
 def test_the_agreement_needs_both_statistics_and_stride(student, monkeypatch, fault):
-    from student import restore_engine
+    from student.restoration import restorer as restore_engine
 
     restorer, lq = Restorer(student, "cpu", tile=96), textured(152, 204)
     whole = Restorer(student, "cpu", tile="off")(lq).image
@@ -118,7 +118,7 @@ def test_the_agreement_needs_both_statistics_and_stride(student, monkeypatch, fa
 
 @pytest.mark.parametrize("backbone", ["restormer", "nafnet"])
 def test_going_over_the_tiles_first_makes_them_agree_where_a_sample_misleads(tmp_path, monkeypatch, backbone):
-    from student import restore_engine
+    from student.restoration import restorer as restore_engine
 
     student = Student.from_pretrained(restore_project.save_student(tmp_path, backbone=backbone))
     for name, parameter in student.named_parameters():
@@ -164,7 +164,7 @@ def test_any_size_is_restored_at_its_size(student, size):
 
 
 def test_auto_shrinks_the_tile_with_the_free_memory(student, monkeypatch):
-    from student import restore_engine
+    from student.restoration import restorer as restore_engine
 
     restorer = Restorer(student, "cpu", tile="auto")
     monkeypatch.setattr(restore_engine, "available_bytes", lambda device: 1e15)

@@ -8,14 +8,14 @@ import pytest
 import torch
 import toy_training as toy
 
-from student.checkpoint import Checkpoints
-from student.data import PairDataset
-from student.losses import TERMS
+from student.data.dataset import PairDataset
 from student.model import Student
 from student.train import lr_at
-from student.train_config import TrainConfig
-from student.train_guard import BadSteps, TrainingStopped
-from student.train_run import Run
+from student.training.checkpoints import Checkpoints
+from student.training.config import TrainConfig
+from student.training.losses import TERMS
+from student.training.run import Run
+from student.training.stopping import BadSteps, TrainingStopped
 
 
 def test_training_restores_better_than_doing_nothing(room):

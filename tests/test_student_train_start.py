@@ -9,10 +9,10 @@ import torch
 import toy_training as toy
 
 from student.model import Student
-from student.model_config import ModelConfig
+from student.network.config import ModelConfig
 from student.train import main
-from student.train_config import TrainConfig
-from student.train_plan import training_bytes
+from student.training.config import TrainConfig
+from student.training.dry_run import training_bytes
 
 
 def test_a_dry_run_prints_the_plan_and_touches_nothing(room, capsys):

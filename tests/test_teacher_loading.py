@@ -4,9 +4,9 @@ import pytest
 import torch
 from random_llava import QUESTIONS, random_pictures, save_random_llava
 
-from teacher.captioner import Captioner
 from teacher.identity import resolve_model
-from teacher.loading import assert_precision, load_llava
+from teacher.llava.captioner import Captioner
+from teacher.llava.loading import assert_precision, load_llava
 
 LINEAR = {"nf4": "Linear4bit", "int8": "Linear8bitLt", "none": "Linear", "nf4-dequantized": "Linear"}
 
@@ -54,8 +54,8 @@ def test_the_quantised_copy_is_saved_once_and_gives_the_same_captions(source, tm
     first = captions()
     copies = list((tmp_path / "cache").iterdir())
     assert len(copies) == 1 and (copies[0] / "model.safetensors").is_file()
-    monkeypatch.setattr("teacher.loading.bitsandbytes_config", None)  # a second start that quantised would crash
-    monkeypatch.setattr("teacher.loading._save", None)
+    monkeypatch.setattr("teacher.llava.loading.bitsandbytes_config", None)  # a second start that quantised would crash
+    monkeypatch.setattr("teacher.llava.loading._save", None)
     assert captions() == first
 
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.caption_config import PERSPECTIVES
+from pipeline.captioning.config import PERSPECTIVES
 from pipeline.sample_sources import crops
-from teacher.captioner import Captioner
 from teacher.identity import MINI
-from teacher.mini_answers import KINDS, QUESTIONS, answers
+from teacher.llava.captioner import Captioner
+from teacher.mini_training.answers import KINDS, QUESTIONS, answers
 from teacher.train_mini import DEFAULT_PROMPTS, Batches, load_split, main
 
 

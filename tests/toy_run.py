@@ -121,7 +121,7 @@ def write_evaluation(folder: Path) -> None:
 def write_run(root: Path, per_task: int = 4) -> Path:
     """A whole run below `root`; returns its params.yaml. Paths inside are relative to `root`."""
     from student.model import Student
-    from student.model_config import ModelConfig
+    from student.network.config import ModelConfig
 
     rng = np.random.default_rng(0)
     rows = write_images(root, per_task, rng)

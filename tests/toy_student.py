@@ -3,7 +3,7 @@
 import torch
 
 from student.model import Student
-from student.model_config import ModelConfig
+from student.network.config import ModelConfig
 
 TINY = {
     "width": 16, "encoder_blocks": (1,), "latent_blocks": 1, "decoder_blocks": (1,), "refinement_blocks": 1,

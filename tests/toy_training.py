@@ -135,7 +135,7 @@ def start(
     `folder`/NAME-RANK.txt.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["student.train_run", "student.train"])
+    context.set_forkserver_preload(["student.training.run", "student.train"])
     file = write_params(folder, f"{name}.yaml", model, **train)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -186,7 +186,7 @@ def run_here(folder: Path, model: dict | None = None, **train) -> Path:
     from accelerate.state import AcceleratorState
 
     from student.train import train as run
-    from student.train_setup import open_job
+    from student.training.setup import open_job
 
     AcceleratorState._reset_state(reset_partial_state=True)
     run(open_job(params(folder, model, **train)), time.monotonic())

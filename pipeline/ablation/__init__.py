@@ -1,0 +1,1 @@
+"""Variants of a run, queued, compared."""

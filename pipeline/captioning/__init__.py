@@ -1,0 +1,1 @@
+"""Index minus store → captions in the store."""

@@ -1,0 +1,160 @@
+"""One captioning run: decode ahead, caption in batches, flush often; a signal or a failure loses nothing finished."""
+
+import os
+import time
+from pathlib import Path
+
+from pipeline.captioning.config import CaptionConfig
+from pipeline.captioning.decode import Decoded, DecodePool, Job
+from pipeline.captioning.run_report import RunReport, new_run_id, save
+from pipeline.captioning.store import PerspectiveStore
+from pipeline.processes import process_of_many
+from pipeline.progress import progress
+from pipeline.stopping import Stop, Stopped
+
+
+class CaptionError(ValueError):
+    """Captioning cannot start or did not end well; one line with the remedy."""
+
+
+class RowBuffer:
+    """Rows on their way to the store, flushed every `flush_images` images or `flush_seconds`."""
+
+    def __init__(self, stores: dict[str, PerspectiveStore], config: CaptionConfig, report: RunReport, provenance: dict):
+        self.stores, self.config, self.report, self.provenance = stores, config, report, provenance
+        self.rows: dict[str, list[dict]] = {name: [] for name in stores}
+        self.images, self.flushed = 0, time.monotonic()
+
+    def add(self, decoded: Decoded, captions: dict | None, status: str, error: str | None, batch_images: int) -> None:
+        """One image's rows: of `captions`, or the same failure for each perspective that was asked for."""
+        for name in decoded.job.perspectives:
+            caption = captions[name] if captions else None
+            row_status = status if caption is None or caption.text else "empty"
+            self.report.rows[row_status] += 1
+            self.rows[name].append(
+                {
+                    "image_sha256": decoded.job.sha256,
+                    "perspective": name,
+                    "caption": caption.text if caption else None,
+                    "n_tokens": caption.n_tokens if caption else 0,
+                    "finish_reason": caption.finish_reason if caption else None,
+                    "status": row_status,
+                    "error": error,
+                    "path": decoded.path,
+                    "run": self.report.run,
+                    "batch_images": batch_images,
+                }
+            )
+        if status != "ok":
+            self.report.count_failure(decoded.path, status, error)
+        self.images += 1
+        self.report.images += 1
+        if self.images >= self.config.flush_images or time.monotonic() - self.flushed >= self.config.flush_seconds:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what is buffered: one part per perspective."""
+        started = time.monotonic()
+        for name, rows in self.rows.items():
+            if rows:
+                self.stores[name].append(rows, self.report.run, self.provenance)
+                rows.clear()
+        self.images, self.flushed = 0, time.monotonic()
+        self.report.write_seconds += self.flushed - started
+
+
+def caption_jobs(jobs: list[Job], pool: DecodePool, captioner, buffer: RowBuffer, stop: Stop, advance) -> None:
+    """Caption `jobs` in batches of `captioner.batch_size`; rows go to `buffer`. Raises `Stopped` on a signal."""
+    report, batch = buffer.report, []
+
+    def caption_batch() -> None:
+        try:
+            with stop.interruptible():
+                results = captioner.caption_pixels([image.pixels for image in batch], batch[0].job.perspectives)
+        except RuntimeError as error:
+            if "memory" not in str(error):
+                raise
+            raise CaptionError(
+                "out of memory even with one image at a time: free the device, or choose caption.quantization = nf4 or "
+                f"a smaller model; everything finished is kept ({str(error).splitlines()[0]})"
+            ) from error
+        for image, result in zip(batch, results, strict=True):
+            if isinstance(result, dict):
+                buffer.add(image, result, "ok", None, len(batch))
+            else:
+                buffer.add(image, None, "error", result.reason, len(batch))
+        advance(len(batch))
+        batch.clear()
+
+    decoded = pool.run(jobs, captioner.preprocess, ahead=2 * captioner.batch_size + len(pool.decoders))
+    while True:
+        started = time.perf_counter()
+        with stop.interruptible():
+            image = next(decoded, None)
+        report.wait_seconds += time.perf_counter() - started
+        if batch and (image is None or image.job.perspectives != batch[0].job.perspectives):
+            caption_batch()
+        if image is None:
+            return
+        report.decode_seconds += image.seconds
+        if image.status != "ok":
+            buffer.add(image, None, image.status, image.error, 0)
+            advance(1)
+            continue
+        batch.append(image)
+        if len(batch) >= captioner.batch_size:
+            caption_batch()
+
+
+def load_captioner(config: CaptionConfig):
+    """The teacher on this process's device; raises `CaptionError`."""
+    import torch
+
+    from teacher.llava.captioner import Captioner
+
+    device = config.device
+    if device == "auto" and torch.cuda.is_available():
+        device = f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count()}"
+    try:
+        return Captioner(
+            **config.identity,
+            dtype=config.dtype,
+            device=device,
+            batch_size=config.batch_images,
+            quantized_cache=config.quantized_cache,
+        )
+    except Exception as error:  # a broken checkpoint raises anything: OSError, KeyError, SafetensorError, ...
+        reason = str(error).splitlines()[0] if str(error) else ""
+        raise CaptionError(
+            f"caption.model = {config.model!r} cannot be loaded: {type(error).__name__}: {reason}"
+        ) from error
+
+
+def run(config: CaptionConfig, store_root: Path, stores: dict[str, PerspectiveStore], jobs: list[Job], stop: Stop):
+    """Caption `jobs`; returns (`RunReport`, the report as a dictionary). Everything finished is on disk on return."""
+    rank, world_size = process_of_many()
+    report = RunReport(new_run_id(), rank, world_size)
+    for name in {name for job in jobs for name in job.perspectives}:
+        stores[name].prepare()  # a folder that cannot be written shows before the model is loaded
+    pool = DecodePool(config.workers, config.image_timeout_s, config.max_pixels)
+    try:
+        with stop.interruptible():
+            captioner = load_captioner(config)
+        report.load_seconds = report.seconds
+        provenance = captioner.provenance()
+        buffer = RowBuffer(stores, config, report, provenance)
+        try:
+            with progress("captioning", len(jobs), rank) as advance:
+                caption_jobs(jobs, pool, captioner, buffer, stop, advance)
+        finally:
+            buffer.flush()
+            summary = report.as_dict(captioner.statistics, provenance, config)
+            save(summary, store_root)
+    except Stopped:
+        done = report.images
+        raise CaptionError(
+            f"stopped by {stop.signal.name}: {done} of {len(jobs)} images done and kept; run again to go on"
+        ) from None
+    finally:
+        pool.close()
+    return report, summary

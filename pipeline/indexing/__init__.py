@@ -1,0 +1,1 @@
+"""Folders → pairs → one row a pair."""

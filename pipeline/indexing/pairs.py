@@ -1,0 +1,135 @@
+"""Files on disk → candidate pairs, by the rules of `index_config`. Opens no image."""
+
+import csv
+import os
+from collections.abc import Iterator
+from glob import glob, has_magic
+from pathlib import Path
+from typing import NamedTuple
+
+from pipeline.indexing.config import DatasetSpec, IndexConfig, SplitSpec
+from student.params import ParamsError
+
+EXTENSIONS = frozenset(".png .jpg .jpeg .tif .tiff .bmp .webp .ppm .pgm".split())
+
+
+class Candidate(NamedTuple):
+    """A gt and its lq, or one of them with the reason why the other is not there."""
+
+    gt: str | None
+    lq: str | None
+    status: str = "ok"
+    error: str | None = None
+
+
+def candidates(config: IndexConfig, dataset: DatasetSpec, split: str) -> Iterator[Candidate]:
+    """All pairs of one split, sorted by path. Raises `ParamsError` for a folder or list that does not exist."""
+    root, spec, where = Path(config.root), dataset.splits[split], f"index.datasets[{dataset.name}].splits.{split}"
+    if spec.csv:
+        yield from _from_csv(root, spec, where)
+    elif spec.hf:
+        from pipeline.indexing.hugging_face import extracted
+
+        for gt, lq in extracted(spec.hf, root, Path(config.extracted) / dataset.name / split, where):
+            yield Candidate(gt, lq)
+    else:
+        yield from _from_folders(root, spec, where)
+
+
+def _from_folders(root: Path, spec: SplitSpec, where: str) -> Iterator[Candidate]:
+    strangers = {}
+    gts, strangers["gt"] = _keyed(root, spec, "gt", where)
+    lqs, strangers["lq"] = ({}, []) if spec.degradation else _keyed(root, spec, "lq", where)
+    # Where both sides lie in one folder, a file of the other side is no stranger.
+    paired = (
+        {path for side in (gts, lqs) for paths in side.values() for path in paths} if any(strangers.values()) else ()
+    )
+    for side, paths in strangers.items():
+        for path in paths:
+            if path not in paired:
+                fault = f"{path}: its name does not fit the template {getattr(spec.pair, side)!r}"
+                yield Candidate(*((path, None) if side == "gt" else (None, path)), "unpaired", fault)
+    if spec.degradation:
+        yield from (Candidate(path, None) for paths in gts.values() for path in paths)
+        return
+    for key in sorted(gts.keys() | lqs.keys()):
+        yield from _match(gts.get(key, []), lqs.get(key, []))
+
+
+def _match(gts: list[str], lqs: list[str]) -> Iterator[Candidate]:
+    if len(gts) > 1:
+        yield Candidate(gts[0], None, "ambiguous", f"{gts[0]}: {gts[1]} has the same id; an lq cannot choose")
+    elif not gts:
+        yield from (Candidate(None, lq, "unpaired", f"{lq}: no gt with this id") for lq in lqs)
+    elif not lqs:
+        yield Candidate(gts[0], None, "unpaired", f"{gts[0]}: no lq with this id")
+    else:
+        yield from (Candidate(gts[0], lq) for lq in lqs)
+
+
+def _keyed(root: Path, spec: SplitSpec, side: str, where: str) -> tuple[dict[str, list[str]], list[str]]:
+    """Files of one side by their id, and those whose names do not fit the template."""
+    keyed: dict[str, list[str]] = {}
+    strangers = []
+    patterns = getattr(spec, side)
+    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+        full = os.path.join(root, pattern)
+        places = sorted(glob(full, recursive=True)) if has_magic(pattern) else [full] if os.path.exists(full) else []
+        if not places:
+            raise ParamsError(f"{where}.{side}: {full} does not exist; {_remedy(root, pattern)}")
+        for path, stem in (found for place in places for found in _images(place)):
+            key = spec.pair.key(side, stem)
+            if key is None:
+                strangers.append(path)
+            else:
+                keyed.setdefault(key, []).append(path)
+    if not keyed and not strangers:
+        raise ParamsError(f"{where}.{side}: no image in {full}; images end in {' '.join(sorted(EXTENSIONS))}")
+    return keyed, strangers
+
+
+def _remedy(root: Path, pattern: str) -> str:
+    """What is there instead of a folder that is not."""
+    folder = root
+    for part in Path(pattern).parts:
+        if not (folder / part).exists():
+            break
+        folder /= part
+    try:
+        names = sorted(name for name in os.listdir(folder) if not name.startswith("."))
+    except OSError:
+        names = []
+    shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+    return f"{folder} holds {shown or 'nothing'}; check index.root and the name"
+
+
+def _images(place: str) -> Iterator[tuple[str, str]]:
+    """(path, stem relative to `place`) of every image file, sorted, hidden files left out."""
+    if os.path.isfile(place):
+        if os.path.splitext(place)[1].lower() in EXTENSIONS:
+            yield place, Path(place).stem
+        return
+    for folder, subfolders, names in os.walk(place, followlinks=True):
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        relative = os.path.relpath(folder, place)
+        for name in sorted(names):
+            stem, extension = os.path.splitext(name)
+            if extension.lower() in EXTENSIONS and not name.startswith("."):
+                yield os.path.join(folder, name), stem if relative == "." else f"{relative}/{stem}"
+
+
+def _from_csv(root: Path, spec: SplitSpec, where: str) -> Iterator[Candidate]:
+    file = root / spec.csv
+    wanted = ["gt"] if spec.degradation else ["gt", "lq"]
+    try:
+        with open(file, newline="", encoding="utf-8-sig") as lines:
+            table = csv.DictReader(lines)
+            if missing := [name for name in wanted if name not in (table.fieldnames or [])]:
+                raise ParamsError(f"{where}.csv: {file} has no column {', '.join(missing)}; its first line names them")
+            for row in table:
+                paths = [os.path.join(root, row[name] or "") for name in wanted]
+                absent = [path for path in paths if not os.path.isfile(path)]
+                status = ("missing", f"{absent[0]}: listed in {file}, not on disk") if absent else ("ok", None)
+                yield Candidate(paths[0], paths[1] if len(paths) > 1 else None, *status)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ParamsError(f"{where}.csv: {file} cannot be read as CSV: {error}") from error

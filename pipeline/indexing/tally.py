@@ -1,0 +1,39 @@
+"""What an indexing run has counted on the way."""
+
+from collections import Counter
+
+from pipeline.indexing.config import IndexConfig
+
+FIRST = 10
+"""Faults that a failing stage names."""
+
+
+class Tally:
+    """What has been counted on the way: statuses, distinct clean images, the first faults."""
+
+    def __init__(self):
+        self.statuses: Counter = Counter()
+        self.images: set[int] = set()
+        self.first: list[str] = []
+
+    def add(self, row: dict) -> dict:
+        """Count one row; returns it."""
+        self.statuses[row["status"]] += 1
+        if row["status"] == "ok":
+            self.images.add(int(row["gt_sha256"][:15], 16))
+        elif len(self.first) < FIRST:
+            self.first.append(row["error"])
+        return row
+
+    @property
+    def bad(self) -> int:
+        return self.statuses.total() - self.statuses["ok"]
+
+    @property
+    def faults(self) -> str:
+        """Such as "1 unpaired, 2 unreadable"."""
+        return ", ".join(f"{n} {status}" for status, n in sorted(self.statuses.items()) if status != "ok") or "0 bad"
+
+    def acceptable(self, config: IndexConfig) -> bool:
+        """Whether the stage succeeds."""
+        return self.statuses["ok"] > 0 and self.bad <= config.max_bad_fraction * self.statuses.total()

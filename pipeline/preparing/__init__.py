@@ -1,0 +1,1 @@
+"""Files of other kinds → images that the index takes."""

@@ -1,0 +1,18 @@
+"""One process of many: which, and waiting for the others."""
+
+import os
+
+
+def process_of_many() -> tuple[int, int]:
+    """(rank, world size) as `accelerate launch`, `torchrun` or a shell loop export them; (0, 1) alone."""
+    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    if not 0 <= rank < world_size:
+        raise ValueError(f"RANK={rank} and WORLD_SIZE={world_size}: the rank must be from 0 to WORLD_SIZE - 1")
+    return rank, world_size
+
+
+def wait_for_all() -> None:
+    """Return when every process of this launch has come here."""
+    from accelerate import PartialState
+
+    PartialState().wait_for_everyone()

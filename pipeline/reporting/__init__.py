@@ -1,0 +1,1 @@
+"""Sections of the report, what they read, and how they look."""

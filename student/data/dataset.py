@@ -1,0 +1,111 @@
+"""Training pairs: index rows joined with the teacher's priors, cropped, turned and degraded by (seed, sample, epoch).
+
+B batch, P patch side, D prompt dim. Images are float32 RGB in [0, 1], CHW, unless a docstring says otherwise.
+"""
+
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from shards import Release
+from student.data.cache import FreshImages, as_float
+from student.data.degradations import DegradationSpec, degrade
+from student.data.pairs import Pairs, TrainDataError, exchanged
+from student.data.sampler import Draw
+
+
+class PairDataset(Dataset):
+    """Batches of training crops. `dataset.__getitems__(draws)` is what a `DataLoader` with `collate_fn=whole` calls.
+
+    A batch: lq, gt [B, 3, P, P]; prior [B, D] and has_prior [B] (all False without a release); task, domain [B] label
+    numbers; row [B]. What a draw gives is a function of (seed, clean image, dataset, epoch) alone.
+    """
+
+    def __init__(
+        self,
+        pairs: Pairs,
+        release: Release | None,
+        patch_size: int,
+        seed: int,
+        augment: bool = True,
+        images: Any = None,
+        shuffle_priors: bool = False,
+    ):
+        self.pairs, self.release, self.patch_size, self.seed, self.augment = pairs, release, patch_size, seed, augment
+        self.images = images or FreshImages()
+        self.prior_of = exchanged(pairs.gt_sha256, seed) if shuffle_priors else None
+        self.specs = {text: DegradationSpec.model_validate_json(text) for text in set(pairs.degradation) if text}
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitems__(self, draws: Sequence[Draw]) -> dict[str, torch.Tensor]:
+        crops = [self.crop(draw) for draw in draws]
+        rows = np.array([draw.row for draw in draws])
+        prior, found = np.zeros((len(rows), 1), np.float32), np.zeros(len(rows), bool)
+        if self.release is not None:
+            sha256s = [self.pairs.gt_sha256[row] for row in rows]
+            if self.prior_of is not None:
+                sha256s = [self.prior_of[sha256] for sha256 in sha256s]
+            prior, found = self.release.lookup(sha256s)
+        return {
+            "lq": torch.from_numpy(np.stack([lq for lq, _ in crops])),
+            "gt": torch.from_numpy(np.stack([gt for _, gt in crops])),
+            "prior": torch.from_numpy(np.array(prior, dtype=np.float32)),
+            "has_prior": torch.from_numpy(np.array(found, dtype=bool)),
+            **{pool: torch.from_numpy(numbers[rows]) for pool, (_, numbers) in self.pairs.labels.items()},
+            "row": torch.from_numpy(rows),
+        }
+
+    def crop(self, draw: Draw) -> tuple[np.ndarray, np.ndarray]:
+        """The aligned crops (lq, gt) of one draw, [3, P, P]."""
+        row, pairs = draw.row, self.pairs
+        key = [self.seed, int(pairs.gt_sha256[row][:15], 16), zlib.crc32(pairs.dataset[row].encode()), draw.epoch]
+        rng = np.random.default_rng(key)
+        images = [self.images[pairs.gt_path[row]]]
+        if pairs.lq_path[row] is not None:
+            images.append(self.images[pairs.lq_path[row]])
+            if images[0].shape != images[1].shape:
+                raise TrainDataError(
+                    f"{pairs.lq_path[row]}: {images[1].shape[2]}x{images[1].shape[1]} pixels, its gt "
+                    f"{images[0].shape[2]}x{images[0].shape[1]}; run the index stage again"
+                )
+        top, left = (int(rng.integers(max(side - self.patch_size, 0) + 1)) for side in images[0].shape[1:])
+        flip, turns = (bool(rng.integers(2)), int(rng.integers(4))) if self.augment else (False, 0)
+        gt, *rest = (self._window(image, top, left, flip, turns) for image in images)
+        lq = rest[0] if rest else self.degraded(gt, self.specs[pairs.degradation[row]], rng)
+        return lq, gt
+
+    def _window(self, image: np.ndarray, top: int, left: int, flip: bool, turns: int) -> np.ndarray:
+        size = self.patch_size
+        window = image[:, top : top + size, left : left + size]
+        missing = [(0, 0), *((0, size - side) for side in window.shape[1:])]
+        if any(after for _, after in missing):
+            window = np.pad(window, missing, mode="symmetric")
+        window = np.rot90(window[:, :, ::-1] if flip else window, turns, axes=(1, 2))
+        return as_float(np.ascontiguousarray(window))
+
+    @staticmethod
+    def degraded(gt: np.ndarray, spec: DegradationSpec, rng: np.random.Generator) -> np.ndarray:
+        """The input [3, H, W] that `spec` makes of a clean image."""
+        lq = degrade(gt.transpose(1, 2, 0), spec, rng)
+        return np.ascontiguousarray(lq.transpose(2, 0, 1), dtype=np.float32)
+
+    def whole_image(self, row: int) -> tuple[np.ndarray, np.ndarray]:
+        """(lq, gt) of one row uncropped, [3, H, W], for validation: a degradation is seeded by the file's name."""
+        pairs = self.pairs
+        gt = as_float(self.images[pairs.gt_path[row]])
+        if pairs.lq_path[row] is not None:
+            return as_float(self.images[pairs.lq_path[row]]), gt
+        rng = np.random.default_rng(zlib.crc32(Path(pairs.gt_path[row]).name.encode()))
+        return self.degraded(gt, self.specs[pairs.degradation[row]], rng), gt
+
+
+def whole(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The collate function: `PairDataset` makes whole batches itself (and worker processes can pickle this name)."""
+    return batch

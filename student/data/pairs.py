@@ -1,0 +1,121 @@
+"""The usable rows of one split of the index, the caption release, and one fingerprint of all that training reads."""
+
+import hashlib
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from shards import Release, ReleaseError, open_release
+
+COLUMNS = "dataset domain task split gt_path lq_path degradation gt_sha256 width height status".split()
+TAIL_BYTES = 4096
+
+
+class TrainDataError(ValueError):
+    """Training data cannot be used; the message is one line and names the file and the remedy."""
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """The usable rows of one split of the index; the columns of one row are `pairs.gt_path[row]` and so on."""
+
+    dataset: np.ndarray
+    domain: np.ndarray
+    task: np.ndarray
+    gt_path: np.ndarray
+    lq_path: np.ndarray
+    """None where the input is made on the fly by `degradation`."""
+    degradation: np.ndarray
+    """JSON of a `DegradationSpec`, or None."""
+    gt_sha256: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    @cached_property
+    def by_dataset(self) -> dict[str, np.ndarray]:
+        """Row numbers of each dataset."""
+        return {str(name): np.flatnonzero(self.dataset == name) for name in sorted(set(self.dataset))}
+
+    @cached_property
+    def labels(self) -> dict[str, tuple[list[str], np.ndarray]]:
+        """ "task" and "domain": the sorted names, and each row's number among them."""
+        return {
+            pool: (sorted(set(column)), np.unique(column.astype(str), return_inverse=True)[1].astype(np.int64))
+            for pool, column in (("task", self.task), ("domain", self.domain))
+        }
+
+    @property
+    def files(self) -> list[str]:
+        """Every image file that training reads."""
+        return sorted({*self.gt_path, *(path for path in self.lq_path if path is not None)})
+
+    def describe(self, row: int) -> str:
+        return f"{self.dataset[row]}: {self.lq_path[row] or self.gt_path[row]}"
+
+
+def read_pairs(index: str | Path, split: str) -> Pairs:
+    """The rows with status "ok" of one split, ordered by dataset and path; raises `TrainDataError`."""
+    import pyarrow.parquet as parquet
+
+    try:
+        table = parquet.read_table(index, columns=COLUMNS)
+    except FileNotFoundError:
+        raise TrainDataError(f"{index}: no such index; run python -m pipeline.index (or dvc repro index)") from None
+    except (OSError, ValueError) as error:
+        raise TrainDataError(f"{index}: not a readable index: {' '.join(str(error).split())}") from None
+    keep = [
+        s == split and ok == "ok" for s, ok in zip(*(table[c].to_pylist() for c in ("split", "status")), strict=True)
+    ]
+    table = table.filter(keep).sort_by([(column, "ascending") for column in ("dataset", "gt_path", "lq_path")])
+    names = Pairs.__dataclass_fields__
+    return Pairs(**{name: np.array(table[name].to_pylist(), dtype=object) for name in names})
+
+
+def read_release(path: str | Path) -> Release:
+    """The caption release; raises `TrainDataError` when there is none."""
+    try:
+        return open_release(path)
+    except (OSError, ReleaseError) as error:
+        raise TrainDataError(f"{path}: {error}; run python -m pipeline.embed, or set train.losses.align: 0") from None
+
+
+def data_fingerprint(pairs: Pairs, release: Release | None) -> str:
+    """sha256 of everything that training reads: rows, clean images, inputs and priors.
+
+    The index holds no hash of the inputs; theirs is taken from size, head and tail (the tail of a PNG holds the
+    checksums of all its pixels), so that inputs which were made anew under the same names are noticed cheaply.
+    """
+    digest = hashlib.sha256()
+    with ThreadPoolExecutor(16) as threads:
+        tails = list(threads.map(_file_key, pairs.lq_path))
+    for row, tail in enumerate(tails):
+        columns = (pairs.dataset, pairs.domain, pairs.task, pairs.gt_sha256, pairs.lq_path, pairs.degradation)
+        digest.update(repr([*(column[row] for column in columns), tail]).encode())
+    if release is not None:
+        digest.update(repr([part["sha256"] for part in release.manifest["parts"]]).encode())
+    return digest.hexdigest()
+
+
+def _file_key(path: str | None) -> str | None:
+    if path is None:
+        return None
+    try:
+        with open(path, "rb") as file:
+            head = file.read(256)
+            size = file.seek(0, 2)
+            file.seek(max(0, size - TAIL_BYTES))
+            return hashlib.sha256(b"%d" % size + head + file.read()).hexdigest()
+    except OSError as error:
+        raise TrainDataError(f"{path}: {error.strerror}; run the index stage again") from None
+
+
+def exchanged(sha256s: Sequence[str], seed: int) -> dict[str, str]:
+    """Image → another image, one to one, at random; nobody keeps his own unless there is only one."""
+    names = sorted(set(sha256s))
+    circle = np.random.default_rng([seed, 1]).permutation(len(names))
+    return {names[one]: names[other] for one, other in zip(circle, np.roll(circle, 1), strict=True)}

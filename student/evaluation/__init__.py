@@ -1,0 +1,1 @@
+"""Scores of a student: metrics, tables, panels, and the paper's numbers."""

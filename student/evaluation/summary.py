@@ -1,0 +1,89 @@
+"""The evaluation to read: table.md and the one line at the end."""
+
+from typing import Any
+
+from student.evaluation.paper_numbers import SETTINGS
+
+
+def markdown(results: dict) -> str:
+    """The table that people paste into a paper or an issue; every number carries its variant in the caption."""
+    sets, overall, extras = results["datasets"], results["overall"], results["extra_metrics"]
+    paper = any(_paper(values) for values in [*sets.values(), overall])
+    heads = ["task", "test set", "images", "input", "restored", "gain", *extras.values()]
+    heads += ["paper", "difference"] * paper
+    rows = []
+    for name, values in sets.items():
+        rows.append([values["task"], name, *_cells(values, extras), *(_against(_paper(values)) * paper)])
+    rows.append(["**mean over tasks**", "", *_cells(overall, extras), *([""] * 2 * paper)])
+    if mean := _paper(overall):
+        # The paper's mean is over its test sets; ours over tasks is another number wherever a task has several sets.
+        blank = [""] * (1 + len(extras))
+        ours = [str(mean["ours"]["n"]), _pair(mean["ours"], "_input"), _pair(mean["ours"]), *blank]
+        rows.append([f"**mean over the paper's {mean['test_sets']} test sets**", "", *ours, *_against(mean)])
+    lines = [_caption(results), "", _line(heads), "|---|---|" + "--:|" * (len(heads) - 2), *map(_line, rows)]
+    for note in results["notes"]:
+        lines += ["", note]
+    return "\n".join([*lines, ""])
+
+
+def summary(metrics: dict, split: str, interval: tuple[float, float], seconds: float, where: str) -> str:
+    """The one line at the end."""
+    overall, tasks = metrics["overall"], metrics["tasks"]
+    plural = "s" * (len(tasks) > 1)
+    worst = min(tasks, key=lambda name: tasks[name]["psnr_gain"])
+    ssim = "" if overall["ssim"] is None else f" / {overall['ssim']:.4f}"
+    return (
+        f"evaluated {overall['n']} images of {len(tasks)} task{plural} ({split}, {metrics['variant']}): "
+        f"{overall['psnr']:.2f} dB{ssim}, mean gain {overall['psnr_gain']:+.2f} dB "
+        f"[{interval[0]:+.2f}, {interval[1]:+.2f}]; least: {worst} {tasks[worst]['psnr_gain']:+.2f} dB; "
+        f"{seconds:.0f} s → {where}"
+    )
+
+
+def _caption(results: dict) -> str:
+    border = f", border of {results['crop_border']} pixels left out" if results["crop_border"] else ""
+    text = (
+        f"PSNR (dB) / SSIM, variant `{results['variant']}`{border}, split `{results['split']}`, model "
+        f"`{results['model']['name']}`. Means over images; brackets: bootstrap 95 % interval of the gain."
+    )
+    if names := results["extra_metrics"].values():
+        text += f" {', '.join(names)}: input → restored, over n of m images where it is not defined for all."
+    if setting := results["setting"]:
+        text += f" Paper: {setting}, variant `{SETTINGS[setting].variant}`."
+    return text
+
+
+def _cells(values: dict, extras: dict[str, str]) -> list[str]:
+    low, high = values["psnr_gain_ci95"]
+    gain = f"{values['psnr_gain']:+.2f} [{low:+.2f}, {high:+.2f}]"
+    return [str(values["n"]), _pair(values, "_input"), _pair(values), gain, *(_extra(values, name) for name in extras)]
+
+
+def _extra(values: dict, name: str) -> str:
+    count = "" if values[f"{name}_n"] == values["n"] else f" ({values[f'{name}_n']} of {values['n']})"
+    return f"{_number(values[f'{name}_input'])} → {_number(values[name])}{count}"
+
+
+def _pair(values: dict, suffix: str = "") -> str:
+    return f"{values['psnr' + suffix]:.2f} / {_number(values['ssim' + suffix])}"
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4f}"
+
+
+def _paper(values: dict) -> dict[str, Any] | None:
+    return values.get("paper") or values.get("paper_not_compared")
+
+
+def _against(paper: dict | None) -> list[str]:
+    """The paper's numbers and the difference, blank where there is none to take."""
+    if paper is None:
+        return ["", ""]
+    ssim = f" / {paper['ssim_difference']:+.4f}" if "ssim_difference" in paper else ""
+    difference = f"{paper['psnr_difference']:+.2f}{ssim}" if "psnr_difference" in paper else ""
+    return [f"{paper['psnr']:.2f} / {paper['ssim']:.4f}", difference]
+
+
+def _line(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"

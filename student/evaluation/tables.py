@@ -1,0 +1,142 @@
+"""From per-image rows to metrics.json, results.json and the CSV tables; for reading: student/evaluation/summary.py."""
+
+import csv
+import io
+import json
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from student.evaluation.extra_metrics import label
+from student.evaluation.metrics import IDENTICAL_DB, bootstrap_interval, mean_psnr
+from student.evaluation.paper_numbers import compare
+
+KIND = ("variant", "crop_border")
+"""In every row of every table: a number without them means nothing, also where rows of two files are put together."""
+
+COLUMNS = ["dataset", "task", "domain", "image", "width", "height", *KIND]
+COLUMNS += ["psnr_input", "psnr", "psnr_gain", "ssim_input", "ssim"]
+PAPER = ("paper_variant", "paper_psnr", "paper_ssim", "psnr_difference", "ssim_difference")
+OVERALL = ("psnr", "ssim", "psnr_input", "ssim_input", "psnr_gain")
+
+
+def metrics_json(rows: list[dict], variant: str) -> dict[str, Any]:
+    """artifacts/metrics.json: means over images per task and dataset; `overall` is the unweighted mean over tasks."""
+    tasks = {name: _means(group) for name, group in grouped(rows, "task").items()}
+    datasets = {name: _means(group) for name, group in grouped(rows, "dataset").items()}
+    overall = {key: _mean(task[key] for task in tasks.values()) for key in OVERALL}
+    overall["n"] = len(rows)
+    return {"variant": variant, "tasks": tasks, "datasets": datasets, "overall": overall}
+
+
+def results_json(rows: list[dict], metrics: dict, config: Any, model: dict) -> dict[str, Any]:
+    """The full account: what was measured how, means with bootstrap 95 % intervals, the paper's numbers beside."""
+    sets = {}
+    for name, group in grouped(rows, "dataset").items():
+        values = {**metrics["datasets"][name], "task": group[0]["task"], "domain": group[0]["domain"]}
+        values["psnr_ci95"] = bootstrap_interval(np.minimum([row["psnr"] for row in group], IDENTICAL_DB))
+        values["psnr_gain_ci95"] = bootstrap_interval(_gains(group))
+        if all(row["ssim"] is not None for row in group):
+            values["ssim_ci95"] = bootstrap_interval([row["ssim"] for row in group])
+        values |= _extra_means(group, config.extra_metrics)
+        sets[name] = values
+    gains = [_gains(group) for group in grouped(rows, "task").values()]
+    overall = metrics["overall"] | {"psnr_gain_ci95": bootstrap_interval(*gains)}
+    tasks = [_extra_means(group, config.extra_metrics) for group in grouped(rows, "task").values()]
+    for extra in config.extra_metrics:
+        overall |= {key: _mean(task[key] for task in tasks) for key in (extra, f"{extra}_input")}
+        overall[f"{extra}_n"] = sum(task[f"{extra}_n"] for task in tasks)
+    paper = compare(config.setting, config.variant, config.crop_border, metrics["datasets"])
+    for values, beside in [(sets[name], row) for name, row in paper.rows.items()] + [(overall, paper.mean)]:
+        if beside:  # under another name, so that nobody who reads `paper` takes numbers of another kind for comparable
+            values["paper" if "psnr_difference" in beside else "paper_not_compared"] = beside
+    return {
+        "variant": config.variant,
+        "crop_border": config.crop_border,
+        "split": config.split,
+        "setting": config.setting,
+        "tile": config.tile,
+        "extra_metrics": {extra: label(extra) for extra in config.extra_metrics},
+        "model": model,
+        "datasets": sets,
+        "overall": overall,
+        "notes": paper.notes,
+    }
+
+
+def per_image_csv(rows: list[dict], config: Any) -> str:
+    """One line an image, also for `dvc plots`."""
+    columns = COLUMNS + [name for extra in config.extra_metrics for name in (f"{extra}_input", extra)]
+    kind = {key: getattr(config, key) for key in KIND}
+    return _csv(columns, (kind | row | {"psnr_gain": _gains([row])[0]} for row in rows))
+
+
+def per_set_csv(results: dict) -> str:
+    """One line a test set, with the paper's numbers where it has some."""
+    extras = [name for extra in results["extra_metrics"] for name in (f"{extra}_input", extra, f"{extra}_n")]
+    kind = {key: results[key] for key in KIND}
+    lines = []
+    for name, values in results["datasets"].items():
+        paper = values.get("paper") or values.get("paper_not_compared") or {}
+        beside = {f"paper_{key}": paper.get(key) for key in ("variant", "psnr", "ssim")}
+        beside |= {key: paper.get(key) for key in ("psnr_difference", "ssim_difference")}
+        lines.append(kind | {"dataset": name} | values | beside)
+    return _csv(["dataset", "task", *KIND, "n", *OVERALL, *extras, *PAPER], lines)
+
+
+def to_json(values: dict) -> str:
+    return json.dumps(values, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+
+
+def grouped(rows: list[dict], key: str) -> dict[str, list[dict]]:
+    """Rows by one column, in sorted order."""
+    return {name: [row for row in rows if row[key] == name] for name in sorted({row[key] for row in rows})}
+
+
+def _means(rows: list[dict]) -> dict[str, float | int | None]:
+    psnr, psnr_input = (mean_psnr([row[key] for row in rows]) for key in ("psnr", "psnr_input"))
+    ssim, ssim_input = (_mean(row[key] for row in rows) for key in ("ssim", "ssim_input"))
+    return {
+        "psnr": psnr,
+        "ssim": ssim,
+        "psnr_input": psnr_input,
+        "ssim_input": ssim_input,
+        "psnr_gain": psnr - psnr_input,
+        "n": len(rows),
+    }
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    """Mean of those that are defined; SSIM is not for an image smaller than its window, nor SAM with a black pixel."""
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None
+
+
+def _extra_means(rows: list[dict], extras: Iterable[str]) -> dict[str, float | int | None]:
+    """Means over the images where a metric is defined both for the input and for its restoration, and their number:
+    two means over different images would not show what restoring did."""
+    values: dict[str, float | int | None] = {}
+    for extra in extras:
+        both = [row for row in rows if row[extra] is not None and row[f"{extra}_input"] is not None]
+        values |= {key: _mean(row[key] for row in both) for key in (extra, f"{extra}_input")}
+        values[f"{extra}_n"] = len(both)
+    return values
+
+
+def _csv(columns: list[str], rows: Iterable[dict]) -> str:
+    out = io.StringIO()
+    writer = csv.DictWriter(out, columns, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({key: _rounded(value) for key, value in row.items()})
+    return out.getvalue()
+
+
+def _gains(rows: list[dict]) -> list[float]:
+    return [min(row["psnr"], IDENTICAL_DB) - min(row["psnr_input"], IDENTICAL_DB) for row in rows]
+
+
+def _rounded(value: Any) -> Any:
+    return round(value, 4) if isinstance(value, float) and math.isfinite(value) else value

@@ -1,0 +1,45 @@
+"""A file is written whole or not at all. `shards` keeps its own way, so that it needs nothing of ours."""
+
+import os
+from pathlib import Path
+
+
+class NotWritten(OSError):
+    """A file could not be written; what stood there before still stands there."""
+
+    def __str__(self) -> str:
+        return f"{self.filename}: cannot be written: {self.strerror}; what was written before is kept"
+
+
+def write_file(file: Path, content: bytes | str) -> None:
+    """Temporary file beside `file`, flush to disk, rename: a reader sees the old file, or the whole new one.
+
+    Missing folders are made; text is UTF-8. Raises `NotWritten` (a full disk, no permission) with nothing left behind.
+    """
+    # A name may have 255 bytes, not characters; cut within a character, it would be no name on some file systems.
+    name = file.name.encode("utf-8", "surrogateescape")[:200].decode("utf-8", "ignore")
+    temporary = file.with_name(f".{name}.{os.getpid()}.tmp")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+        publish(temporary, file)
+    except OSError as error:
+        raise NotWritten(error.errno, error.strerror or str(error), str(file)) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def publish(temporary: Path, file: Path) -> None:
+    """Make a finished temporary file the real one; the rename itself survives a power cut."""
+    flush(temporary)
+    os.replace(temporary, file)
+    flush(file.parent)
+
+
+def flush(path: Path) -> None:
+    """Flush a file or a folder to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,1 @@
+"""An image file in, and back out as it was. No torch."""

@@ -1,0 +1,1 @@
+"""The net as the paper draws it: backbones, blocks, fusions and prompt pools."""

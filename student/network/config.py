@@ -1,0 +1,110 @@
+"""The shape of the student network: section `model` of `params.yaml`. Imports no torch, so that `--help` stays fast."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, PositiveInt, model_validator
+
+from student.params import Section
+
+POOL_HEADS = 8
+"""Heads of the published fusion of the two prompt representations; `prompt_dim` is a multiple of it."""
+
+Blocks = tuple[PositiveInt, ...]
+
+
+class ModelConfig(Section):
+    """Backbone, prompt pools and fusion. The defaults are the published multi-domain Restormer (53.13 M parameters).
+
+    Levels are counted from full resolution downwards: `encoder_blocks[i]` and `decoder_blocks[i]` work at 1/2^i of the
+    image's sides and, before any concatenation, at `width * 2^i` channels.
+    """
+
+    backbone: Literal["restormer", "nafnet"] = "restormer"
+    width: Annotated[int, Field(ge=4, multiple_of=2)] = 48
+    """Channels after the first convolution."""
+    encoder_blocks: Blocks = (4, 6, 6)
+    """Blocks per level; its length sets the number of downsamplings. They see no prompt."""
+    latent_blocks: PositiveInt = 8
+    """Blocks at the lowest resolution."""
+    decoder_blocks: Blocks = (6, 6, 4)
+    """Blocks per level, finest first, like `encoder_blocks`."""
+    refinement_blocks: Annotated[int, Field(ge=0)] = 4
+    """Restormer's extra blocks at full resolution. NAFNet has none: set 0."""
+    heads: Blocks = (1, 2, 4, 8)
+    """Restormer's attention heads per level, the latent level last. NAFNet ignores them."""
+    ffn_expansion: Annotated[float, Field(gt=0)] = 2.66
+    """Restormer's hidden channels of the feed-forward part, as a multiple. NAFNet ignores it."""
+
+    task_pool: bool = True
+    """Prompts chosen by what is wrong with the image (the deepest encoder features)."""
+    task_pool_size: Annotated[int, Field(ge=2)] = 15
+    task_top_k: PositiveInt = 3
+    domain_pool: bool = True
+    """Prompts chosen by what the image shows (the first features); the teacher's prior is distilled into them."""
+    domain_pool_size: Annotated[int, Field(ge=2)] = 15
+    domain_top_k: PositiveInt = 5
+    prompt_len: PositiveInt = 2
+    """Tokens of one prompt value."""
+    prompt_dim: Annotated[int, Field(gt=0, multiple_of=POOL_HEADS)] | None = 1024
+    """Dimension of keys, values and queries: the dimension of the teacher's embedding. null: the trainer takes it from
+    the release."""
+    pool_fusion: Literal["attention", "concat"] = "attention"
+    """How the two representations become one. Without effect unless both pools are on."""
+    fusion: Literal["broadcast", "modulation", "concat", "tokens"] = "broadcast"
+    """How a block takes the prompt in. `broadcast` is the published cross-attention over one token, collapsed exactly;
+    `modulation` and `concat` are the published alternatives; `tokens` attends over the un-aggregated prompt tokens."""
+
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """In the fusion of the two pools only; the published backbones have none."""
+    selection_noise: Annotated[float, Field(ge=0)] = 0.1
+    """Standard deviation of the noise on the similarities that choose the top-k prompts in training."""
+    zero_init_output: bool = True
+    """[ours] Start the last convolution at zero: an untrained student returns its input, and never starts by making
+    images worse. The published code starts from random weights: set false for that."""
+    domain_init: Literal["random", "kmeans"] = "random"
+    """`kmeans`: the trainer starts the domain pool from centroids of the caption embeddings."""
+    activation_checkpointing: bool = False
+    """Recompute every block in the backward pass: less memory, about a third more time."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "ModelConfig":
+        levels = len(self.encoder_blocks)
+        if levels == 0 or len(self.decoder_blocks) != levels:
+            raise ValueError(
+                f"encoder_blocks {list(self.encoder_blocks)} and decoder_blocks {list(self.decoder_blocks)} "
+                "need the same length, at least 1"
+            )
+        for pool in ("task", "domain"):
+            top_k, size = getattr(self, f"{pool}_top_k"), getattr(self, f"{pool}_pool_size")
+            if top_k > size:
+                raise ValueError(f"{pool}_top_k {top_k} exceeds {pool}_pool_size {size}; use at most {size}")
+        if self.backbone == "nafnet":
+            if self.refinement_blocks:
+                raise ValueError(f"refinement_blocks {self.refinement_blocks}: NAFNet has none; set 0")
+        elif len(self.heads) != levels + 1:
+            raise ValueError(f"heads {list(self.heads)} needs {levels + 1} entries: one a level and one for latent")
+        elif int(self.width * self.ffn_expansion) < 1:
+            raise ValueError(f"ffn_expansion {self.ffn_expansion} leaves no hidden channel at width {self.width}")
+        else:
+            for level, heads in enumerate(self.heads):
+                # The finest decoder level and the refinement work at twice `width`, which its heads then divide too.
+                if (self.width * 2**level) % heads:
+                    raise ValueError(f"heads[{level}] {heads} does not divide its {self.width * 2**level} channels")
+        if self.fusion == "tokens" and self.pool_fusion == "concat" and self.task_pool and self.domain_pool:
+            raise ValueError("fusion tokens needs tokens of one dimension: set pool_fusion: attention")
+        return self
+
+    @property
+    def has_prompts(self) -> bool:
+        return self.task_pool or self.domain_pool
+
+    @property
+    def fused_dim(self) -> int:
+        """Dimension of the representation that the blocks receive."""
+        both = self.task_pool and self.domain_pool
+        return self.prompt_dim * (2 if both and self.pool_fusion == "concat" else 1)
+
+    @property
+    def stride(self) -> int:
+        """Inputs are padded to a multiple of this."""
+        return 2 ** len(self.encoder_blocks)

@@ -1,0 +1,1 @@
+"""One training run: configuration, set-up, losses, weights, checkpoints, validation and log."""

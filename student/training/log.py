@@ -1,0 +1,131 @@
+"""What a run shows: log.jsonl, curves that `dvc plots` reads, trackers, and the progress on the terminal."""
+
+import csv
+import io
+import json
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from student.files import write_file
+from student.training.losses import TERMS
+
+PLAIN_SECONDS = 30
+"""Seconds between progress lines where the output is no terminal."""
+
+
+class RunLog:
+    """log.jsonl of one run, and everything that is made from its rows. Only the main process has one."""
+
+    def __init__(self, out: Path, accelerator: Any, resumed_at: int):
+        self.out, self.accelerator, self.file = out, accelerator, out / "log.jsonl"
+        # What an interrupted start logged after the checkpoint will be computed, and logged, again.
+        kept = [line for line in self._lines() if json.loads(line)["step"] <= resumed_at] if resumed_at else []
+        write_file(self.file, "".join(kept))
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Append one row, {"step": ..., ...}, and send its numbers to the trackers."""
+        with open(self.file, "a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+        if self.accelerator.trackers:
+            numbers = dict(_numbers({key: value for key, value in row.items() if key not in ("step", "usage")}))
+            self.accelerator.log(numbers, step=row["step"])
+
+    def images(self, step: int, panels: dict[str, Any]) -> None:
+        """Panels, dataset → uint8 [H, W, 3], as one PNG each and to the trackers that take images."""
+        from PIL import Image
+
+        for name, panel in panels.items():
+            file = self.out / "panels" / f"step-{step:08d}-{name}.png"
+            file.parent.mkdir(exist_ok=True)
+            Image.fromarray(panel).save(file)
+        for tracker in self.accelerator.trackers:
+            if hasattr(tracker, "log_images"):
+                layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
+                tracker.log_images({name: panel[None] for name, panel in panels.items()}, step=step, **layout)
+
+    def newest_scores(self) -> dict[str, dict[str, float]]:
+        """The last validation, dataset → scores; empty before the first."""
+        rows = [json.loads(line) for line in self._lines()]
+        return next((row["val"] for row in reversed(rows) if "val" in row), {})
+
+    def write_curves(self) -> None:
+        """curves/train.tsv (a column a loss) and curves/val.tsv (a row a dataset) for `dvc plots`, metrics.json with
+        the newest values for `dvc exp show`."""
+        rows = [json.loads(line) for line in self._lines()]
+        train = [row for row in rows if "loss" in row]
+        val = [row for row in rows if "val" in row]
+        columns = ["step", "loss", *(f"loss_{term}" for term in TERMS), "lr", "grad_norm", "images_per_second"]
+        _write_tsv(self.out / "curves" / "train.tsv", columns, train)
+        scores = [{"step": row["step"], "dataset": name, **score} for row in val for name, score in row["val"].items()]
+        _write_tsv(self.out / "curves" / "val.tsv", ["step", "dataset", "psnr", "psnr_gain"], scores)
+        newest = {key: train[-1][key] for key in columns if key != "images_per_second"} if train else {}
+        if val:
+            newest["val"] = val[-1]["val"]
+        write_file(self.out / "metrics.json", json.dumps(newest, indent=1))
+
+    def _lines(self) -> list[str]:
+        if not self.file.exists():
+            return []
+        # A process that was killed while it wrote leaves half a last line.
+        return [line for line in self.file.read_text(encoding="utf-8").splitlines(True) if line.endswith("}\n")]
+
+
+class Progress:
+    """One live line (rich) on a terminal, a plain line now and then elsewhere, nothing on other processes."""
+
+    def __init__(self, start: int, end: int, shown: bool):
+        self.start, self.end, self.step = start, end, start
+        self.shown, self.begun, self.printed = shown, time.monotonic(), time.monotonic()
+        self.live = None
+
+    @contextmanager
+    def running(self) -> Iterator["Progress"]:
+        if not (self.shown and sys.stderr.isatty()):
+            yield self
+            return
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import Progress as Bars
+
+        columns = [BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}")]
+        with Bars(*columns, console=Console(stderr=True)) as self.live:
+            self.live.add_task("", total=self.end, completed=self.start)
+            yield self
+
+    def advance(self, step: int, row: dict[str, Any] | None) -> None:
+        self.step = step
+        if self.live is not None:
+            self.live.update(0, completed=step, **({"description": _words(row)} if row else {}))
+        elif self.shown and row and time.monotonic() - self.printed >= PLAIN_SECONDS:
+            self.printed = time.monotonic()
+            left = (self.printed - self.begun) / (step - self.start) * (self.end - step)
+            print(
+                f"train: step {step}/{self.end}, {left / 60:.1f} min left, {_words(row)}", file=sys.stderr, flush=True
+            )
+
+
+def _words(row: dict[str, Any]) -> str:
+    terms = " ".join(f"{term} {row[f'loss_{term}']:.3f}" for term in TERMS if row[f"loss_{term}"] is not None)
+    memory = f" · {row['gpu_gib']:.1f} GiB" if row.get("gpu_gib") else ""
+    rate = f"{row['images_per_second']:.1f} img/s · data {row['data_wait_fraction']:.0%}"
+    return f"loss {row['loss']:.4f} · {terms} · {rate}{memory}"
+
+
+def _numbers(node: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+    for key, value in node.items():
+        if isinstance(value, dict):
+            yield from _numbers(value, f"{prefix}{key}/")
+        elif isinstance(value, int | float):
+            yield f"{prefix}{key}", value
+
+
+def _write_tsv(path: Path, columns: list[str], rows: list[dict[str, Any]]) -> None:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, delimiter="\t", extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_file(path, text.getvalue())

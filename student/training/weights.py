@@ -1,0 +1,76 @@
+"""What a run trains: the network, its optimiser and its moving average, laid out for the device, saved and restored."""
+
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from student.training.checkpoints import CheckpointError
+from student.training.config import TrainConfig
+from student.training.ema import WeightAverage
+from student.training.fsdp import check_shards, make_shardable, shards_of, whole_tensor
+
+
+class TrainedWeights:
+    """`model` is the student as Accelerate wraps it, `network` the student inside, `optimizer` its Adam, `average` its
+    `WeightAverage` (None without `ema_decay`), `shards` the number of parts that FSDP2 splits all of them into (0:
+    whole)."""
+
+    def __init__(self, student: nn.Module, config: TrainConfig, accelerator: Accelerator):
+        self._accelerator, self.shards = accelerator, shards_of(accelerator)
+        if self.shards:
+            make_shardable(student, accelerator)
+        elif config.channels_last:  # FSDP2 takes contiguous weights only
+            student = student.to(memory_format=torch.channels_last)
+        fused = accelerator.device.type == "cuda"
+        optimizer = torch.optim.Adam(student.parameters(), lr=config.lr, betas=config.betas, fused=fused)
+        if config.compile:
+            student.compile()
+        self.model, self.optimizer = accelerator.prepare(student, optimizer)
+        self.network = accelerator.unwrap_model(self.model)
+        self.average = WeightAverage(self.network, config.ema_decay) if config.ema_decay else None
+        self.pool_values = {name: pool.values_NLD for name, pool in self.network.pools().items()}
+
+    def save(self, folder: Path) -> None:
+        """Called by every process."""
+        self._accelerator.save_state(str(folder))
+        if self.average:
+            self.average.save(folder, self._accelerator.process_index, bool(self.shards))
+
+    def restore(self, folder: Path, shards: int) -> None:
+        """From a checkpoint written over `shards` parts. Raises `CheckpointError` when it is damaged or split in
+        another way."""
+        check_shards(folder, shards, self.shards)
+        try:
+            self._accelerator.load_state(str(folder))
+            self._fit_moments()
+            if self.average:
+                self.average.load(folder, self._accelerator.process_index, bool(self.shards))
+        except Exception as error:  # torch, pickle and safetensors each raise their own
+            reason = " ".join(str(error).split())[:300]
+            raise CheckpointError(f"{folder}: {reason}; delete it to go on from an older checkpoint") from error
+
+    def _fit_moments(self) -> None:
+        """Lay Adam's state out as the parameters are now: a run may go on on another device or in another memory
+        format, and the fused Adam of GPUs takes its moments in the parameters' own layout only."""
+        fused = self._accelerator.device.type == "cuda"
+        for group in self.optimizer.param_groups:
+            group["fused"] = fused
+            for parameter in group["params"]:
+                state = self.optimizer.state[parameter]
+                for name in ("exp_avg", "exp_avg_sq") if state and not self.shards else ():
+                    state[name] = torch.empty_like(parameter).copy_(state[name])
+                if state:
+                    state["step"] = state["step"].to(parameter.device if fused else "cpu")
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """Inside, the network's weights are their moving average, if there is one."""
+        return self.average.applied() if self.average else nullcontext()
+
+    def whole(self) -> dict[str, Tensor]:
+        """The weights to publish, averaged, gathered from all processes, on the CPU. Called by every process."""
+        with self.averaged():
+            weights = self.network.state_dict()
+            return {name: whole_tensor(value).detach().cpu().clone() for name, value in weights.items()}

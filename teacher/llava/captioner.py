@@ -1,0 +1,165 @@
+"""LLaVA describes clean images from several perspectives [paper]: pictures in, captions out, no files."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from teacher.identity import caption_identity, fingerprint, library_versions, resolve_model
+from teacher.llava.loading import load_llava, load_processor
+from teacher.llava.shared_prefix import Caption, SharedPrefixGenerator, Statistics
+
+# Padding to a square allocates the long side squared: a 1 x 100,000 strip would ask for 30 GB. Above this side the
+# picture is shrunk first; LLaVA-1.5 looks at 336 x 336, so nothing it could see is lost.
+LONG_SIDE = 4096
+
+
+@dataclass(frozen=True)
+class CaptionFailure:
+    """An image that could not be captioned although others could; `reason` is one line."""
+
+    reason: str
+
+
+class Captioner:
+    """A frozen LLaVA that answers `perspectives` (name -> prompt) about images, encoding each image once.
+
+    `model` is a hub id, a local directory, or `"mini"`; `batch_size` images are decoded together, `"auto"` from the
+    free memory. Running out of memory halves the batch for the rest of the run; any other failure of a batch is
+    retried image by image. `fingerprints` names the exact question, model and decoding of each perspective.
+    """
+
+    def __init__(
+        self,
+        model: str | Path,
+        *,
+        perspectives: Mapping[str, str],
+        quantization: str = "nf4",
+        dtype: str = "auto",
+        device: str = "auto",
+        max_new_tokens: int = 64,
+        padding: str = "square",
+        revision: str | None = None,
+        batch_size: int | str = "auto",
+        quantized_cache: str | Path | None = None,
+    ):
+        if not perspectives:
+            raise ValueError("perspectives is empty: name at least one question")
+        source = resolve_model(model, revision)
+        options = {"quantization": quantization, "max_new_tokens": max_new_tokens, "padding": padding}
+        self.fingerprints = {
+            name: fingerprint(caption_identity(source, name, prompt, **options))
+            for name, prompt in perspectives.items()
+        }
+        self.padding = padding
+        self.processor = load_processor(source, padding)
+        self.model = load_llava(
+            source, quantization=quantization, dtype=dtype, device=device, quantized_cache=quantized_cache
+        )
+        self.answer = SharedPrefixGenerator(self.model, self.processor, perspectives, max_new_tokens)
+        self.batch_size = self._fitting_batch() if batch_size == "auto" else int(batch_size)
+        self._preprocess_lock = threading.Lock()
+
+    @property
+    def statistics(self) -> Statistics:
+        """Counts and seconds since the start."""
+        return self.answer.statistics
+
+    def provenance(self) -> dict[str, str]:
+        """What may differ between two runs with equal fingerprints."""
+        device = self.model.device
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+        versions = library_versions("torch", "transformers", "bitsandbytes")
+        return {"device": name, "dtype": str(self.model.dtype).removeprefix("torch."), **versions}
+
+    def preprocess(self, image: Image.Image) -> Tensor:
+        """Pixels `[3, H, W]` float32 of one RGB image, as the vision tower wants them. May be called from threads."""
+        started = perf_counter()
+        if self.padding == "square" and max(image.size) > LONG_SIDE:
+            scale = LONG_SIDE / max(image.size)
+            size = [max(1, round(side * scale)) for side in image.size]
+            image = image.resize(size, Image.Resampling.BOX, reducing_gap=2.0)
+        pixels = self.processor.image_processor(images=image, return_tensors="pt")["pixel_values"][0]
+        with self._preprocess_lock:
+            self.statistics.seconds["preprocess"] += perf_counter() - started
+        return pixels
+
+    def caption(
+        self, images: Sequence[Image.Image], perspectives: Sequence[str] | None = None
+    ) -> list[dict[str, Caption] | CaptionFailure]:
+        """Caption RGB images; one dictionary (perspective -> `Caption`) or `CaptionFailure` per image, in order."""
+        results: list = [None] * len(images)
+        pixels, positions = [], []
+        for position, image in enumerate(images):
+            try:
+                pixels.append(self.preprocess(image))
+                positions.append(position)
+            except (ValueError, OSError, MemoryError) as error:
+                results[position] = _failure(error)
+        for position, result in zip(positions, self.caption_pixels(pixels, perspectives), strict=True):
+            results[position] = result
+        return results
+
+    def caption_pixels(
+        self, pixels: Sequence[Tensor], perspectives: Sequence[str] | None = None
+    ) -> list[dict[str, Caption] | CaptionFailure]:
+        """The same for images that `preprocess` has prepared, e.g. in worker threads while the GPU was busy."""
+        results: list = []
+        while len(results) < len(pixels):
+            chunk = pixels[len(results) : len(results) + self.batch_size]
+            try:
+                results += self.answer(torch.stack(list(chunk)), perspectives)
+            except Exception as error:
+                if not _out_of_memory(error):
+                    results += self._one_by_one(chunk, perspectives, error)
+                elif len(chunk) > 1:
+                    self.batch_size = (len(chunk) + 1) // 2  # remembered: later batches start from what fits
+                else:
+                    raise MemoryError(
+                        "out of memory with one image at a time: ask fewer perspectives at once, choose "
+                        "quantization nf4, or free the device"
+                    ) from error
+            if torch.cuda.is_available() and len(chunk) > self.batch_size:
+                torch.cuda.empty_cache()
+        return results
+
+    def _one_by_one(self, chunk: Sequence[Tensor], perspectives, error: Exception) -> list:
+        """One bad image must cost only itself; but if every image of a batch fails, the model does, and that raises."""
+        if len(chunk) == 1:
+            return [_failure(error)]
+        results: list = []
+        for pixels in chunk:
+            try:
+                results += self.answer(pixels[None], perspectives)
+            except Exception as single_error:
+                results.append(_failure(single_error))
+        if all(isinstance(result, CaptionFailure) for result in results):
+            raise error
+        return results
+
+    def _fitting_batch(self) -> int:
+        """Images that fit by estimate: the KV cache and 40 % for activations; a wrong guess is halved when it fails."""
+        if self.model.device.type != "cuda":
+            return 8  # a CPU gains little beyond a few images
+        text = self.model.config.get_text_config()
+        heads = text.num_key_value_heads or text.num_attention_heads
+        head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+        per_token = 2 * text.num_hidden_layers * heads * head_dim * self.model.dtype.itemsize
+        tokens = sum(len(ids) + self.answer.max_new_tokens for ids in self.answer.ids.values())
+        free, _ = torch.cuda.mem_get_info(self.model.device)
+        return max(1, min(256, int(free * 0.9 / (1.4 * per_token * tokens))))
+
+
+def _failure(error: Exception) -> CaptionFailure:
+    return CaptionFailure(f"{type(error).__name__}: {error}".splitlines()[0])
+
+
+def _out_of_memory(error: Exception) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

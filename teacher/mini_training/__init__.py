@@ -1,0 +1,1 @@
+"""How the mini teacher is made: its answers, its untrained checkpoint, its card."""
