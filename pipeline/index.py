@@ -5,6 +5,7 @@ Broken, missing, mis-sized and unpaired files are rows with a status; they are c
 """
 
 import argparse
+import json
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -45,19 +46,21 @@ def index_rows(config: IndexConfig, cache: ProbeCache) -> Iterator[tuple[dict, P
             with closing(probe_all(files, cache, config.workers, config.max_pixels)) as probes:
                 for pair in pairs:
                     gt, lq = (*_take(pair, probes), None, None)[:2]
-                    yield fixed | _row(pair, gt, lq), lq
+                    yield fixed | _row(pair, gt, lq, dataset.range), lq
 
 
 def _take(pair: Candidate, probes: Iterator[Probe]) -> list[Probe]:
     return list(islice(probes, (pair.lq is not None) + 1)) if pair.status == "ok" else []
 
 
-def _row(pair: Candidate, gt: Probe | None = None, lq: Probe | None = None) -> dict:
-    row = dict.fromkeys(("gt_sha256", "width", "height", "mode"))
+def _row(pair: Candidate, gt: Probe | None, lq: Probe | None, ends: tuple[float, float] | None) -> dict:
+    row = dict.fromkeys(("gt_sha256", "width", "height", "mode", "range"))
     row |= {"gt_path": pair.gt, "lq_path": pair.lq, "status": pair.status, "error": pair.error}
     if gt is None:
         return row
     row |= {"gt_sha256": gt.sha256, "width": gt.width or None, "height": gt.height or None, "mode": gt.mode or None}
+    if ends or gt.low < gt.high:  # one range a pair, from gt or from the data set
+        row["range"] = json.dumps(ends or (gt.low, gt.high))
     if error := gt.error or (lq and lq.error):
         return row | {"status": "unreadable", "error": error}
     if lq and (lq.width, lq.height) != (gt.width, gt.height):

@@ -17,11 +17,14 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.indexing.pairs import EXTENSIONS
 from pipeline.preparing.config import PrepareConfig
 from pipeline.preparing.volumes import VOLUMES, VolumeError, slices_of
 from pipeline.progress import progress
 from student.data.degradations import DegradationSpec, degrade
+from student.images import png16
+from student.images.files import read_still
+from student.images.formats import STILLS
+from student.images.picture import ImageFileError, read_file, upright
 from student.params import ParamsError, add_params_arguments, load_section, read_params
 
 EXAMPLES = """examples:
@@ -68,7 +71,7 @@ def slices(source: Path, target: Path, config: PrepareConfig) -> Iterator[Output
     """16-bit gray slices named NAME_INDEX."""
     name = target.name.removesuffix(".gz").removesuffix(".nii").removesuffix(".dcm")
     for number, plane in slices_of(source, config):
-        yield target.with_name(f"{name}_{number:04}.png"), _png(plane)
+        yield target.with_name(f"{name}_{number:04}.png"), _png(plane[..., None])
 
 
 COMMANDS: dict[str, Callable[[Path, Path, PrepareConfig], Iterator[Output]]] = {
@@ -85,7 +88,7 @@ def prepare(command: str, source: Path, target: Path, config: PrepareConfig) -> 
     An input is done when a marker beside its outputs (`.done/NAME`) names the same settings and the same size and
     time of the file; the marker is written last. Raises `ParamsError` if there is nothing to do.
     """
-    suffixes = tuple(VOLUMES if command == "slices" else EXTENSIONS)
+    suffixes = tuple(VOLUMES if command == "slices" else STILLS)
     if not source.is_dir():
         raise ParamsError(f"{source}: no such folder")
     files = sorted(f for f in source.rglob("*") if f.name.lower().endswith(suffixes) and not f.name.startswith("."))
@@ -119,16 +122,21 @@ def _starts(side: int, patch: int, stride: int) -> list[int]:
 
 
 def _read(path: Path) -> np.ndarray:
-    """uint8 or uint16 [H, W] or [H, W, 3]; a 16-bit colour file is refused rather than halved silently."""
-    from PIL import Image
-
-    from pipeline.indexing.probe import probe
-
-    found = probe(str(path), 2**62)
-    if found.error or found.mode.endswith(";16") and found.mode != "I;16":
-        raise PrepareError(found.error or f"{path}: {found.mode} would lose its lower 8 bits; save it with 8 bits")
-    with Image.open(path) as image:
-        return np.asarray(image if image.mode in ("L", "I;16") else image.convert("RGB"))
+    """uint8 or uint16 [H, W, 1 or 3], upright and as a person sees it; a fault is a `PrepareError`."""
+    try:
+        still = read_still(read_file(path))
+        samples, pixels = still.samples, still.seen_upright()
+    except (ImageFileError, MemoryError) as error:
+        raise PrepareError(f"{path}: {error or 'not enough memory to decode it'}") from None
+    except OSError as error:
+        raise PrepareError(f"{path}: {error.strerror or error}") from None
+    if samples.alpha is None and samples.dtype in (np.uint8, np.uint16):
+        return upright(samples.values, still.orientation)  # in its own numbers
+    if samples.dtype != np.uint8:
+        pixels, top = pixels * 65535, np.uint16
+    else:
+        pixels, top = pixels * 255, np.uint8
+    return np.round(pixels[..., :1] if samples.gray else pixels).astype(top)
 
 
 def _degraded(source: Path, spec: DegradationSpec, seed: int) -> np.ndarray:
@@ -136,18 +144,21 @@ def _degraded(source: Path, spec: DegradationSpec, seed: int) -> np.ndarray:
     image = _read(source)
     if image.dtype != np.uint8:
         raise PrepareError(f"{source}: 16 bits; let index.datasets degrade it on the fly, which loses none of them")
-    gray = image.ndim == 2
-    gt = (np.repeat(image[..., None], 3, 2) if gray else image).astype(np.float32) / 255
+    gray = image.shape[2] == 1
+    gt = (np.repeat(image, 3, 2) if gray else image).astype(np.float32) / 255
     # The fractions k / 255 in float32 may lie a hair below k: rounding, not truncating, recovers them.
     lq = np.round(degrade(gt, spec, np.random.default_rng(seed)) * 255).astype(np.uint8)
-    return lq[..., 0] if gray else lq
+    return lq[..., :1] if gray else lq
 
 
 def _png(pixels: np.ndarray) -> bytes:
+    """uint8 or uint16 [H, W, 1 or 3] as a PNG."""
     from PIL import Image
 
+    if pixels.dtype == np.uint16:
+        return png16.write(pixels)
     buffer = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(pixels)).save(buffer, "PNG", compress_level=6)
+    Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else np.ascontiguousarray(pixels)).save(buffer, "PNG")
     return buffer.getvalue()
 
 

@@ -10,7 +10,6 @@ import argparse
 import os
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 CSS = ".gradio-container {max-width: 1120px !important; margin: auto} footer {display: none !important}"
@@ -66,18 +65,20 @@ class Demo:
         import numpy as np
 
         from student.images.files import read_picture
+        from student.images.picture import read_file, upright
 
-        rgb = read_picture(Path(path).read_bytes(), path).rgb
+        picture = read_picture(read_file(path), path)
+        rgb = picture.rgb
         rgb = rgb[len(rgb) // 2]  # of a medical volume, its middle slice
         begun = time.perf_counter()
         result = self.restorer(rgb.transpose(2, 0, 1))
         seconds = time.perf_counter() - begun
-        shown = (upright(x, path) for x in (rgb, result.image.transpose(1, 2, 0)))
+        shown = (upright(x, picture.orientation) for x in (rgb, result.image.transpose(1, 2, 0)))
         before, after = (np.round(x * 255).astype(np.uint8) for x in shown)
         height, width = before.shape[:2]
         pieces = "whole" if result.tiles == 1 else f"in {result.tiles} tiles"
         timing = f"**{width} × {height}** pixels, {pieces}, **{seconds:.2f} s** on {self.restorer.device}"
-        return (before, after), "\n\n".join([timing, *self._about(result.prompts)])
+        return (before, after), "\n\n".join([timing, *picture.notes, *self._about(result.prompts)])
 
     def _about(self, prompts: Any) -> list[str]:
         about, parts = self.explainer.explain(prompts), []
@@ -91,35 +92,9 @@ class Demo:
         return parts
 
 
-def upright(pixels: Any, path: str) -> Any:
-    """`pixels` [H, W, 3] as stored → as the file's EXIF orientation says they are to be seen."""
-    import numpy as np
-    from PIL import Image
-
-    from student.images import tiff
-
-    try:
-        data = Path(path).read_bytes()
-        if data[:4] in tiff.MAGIC:
-            layout = tiff.read_layout(data)
-            exif = {} if layout.plain else tiff.read_exif(layout.metadata.get("exif", b""))  # Pillow turns the plain
-        else:
-            with Image.open(path) as image:
-                exif = image.getexif()
-        orientation = exif.get(tiff.ORIENTATION, 1)
-    except Exception:  # DICOM and NIfTI, or damaged EXIF, for which decoders raise errors of many kinds
-        return pixels
-    if orientation in (5, 6, 7, 8):
-        pixels = pixels.swapaxes(0, 1)
-    if orientation in (2, 3, 6, 7):
-        pixels = pixels[:, ::-1]
-    if orientation in (3, 4, 7, 8):
-        pixels = pixels[::-1]
-    return np.ascontiguousarray(pixels)
-
-
 def build(gradio: Any, model: str, release: str, device: str = "auto") -> Any:
     """The page as `gradio.Blocks`; raises `RestoreError` when the model cannot be loaded."""
+    from student.images.formats import STILLS
     from student.images.picture import ImageFileError
     from student.restoration.restorer import RestoreError
 
@@ -137,7 +112,9 @@ def build(gradio: Any, model: str, release: str, device: str = "auto") -> Any:
         gradio.Markdown(f"## Restore an image\nModel `{model}`. Drop a file; drag the line to compare.")
         with gradio.Row():
             with gradio.Column(scale=1):
-                file = gradio.File(label="PNG, JPEG, TIFF, WebP, BMP, DICOM, NIfTI", type="filepath", height=140)
+                file = gradio.File(
+                    label=", ".join([*dict.fromkeys(STILLS.values()), "DICOM", "NIfTI"]), type="filepath", height=140
+                )
                 words = gradio.Markdown()
             with gradio.Column(scale=2):
                 slider = gradio.ImageSlider(label="before | after", interactive=False, height=520, format="png")

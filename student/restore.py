@@ -5,8 +5,9 @@
     python -m student.restore 'in/*.png' out/ --model DIR --tile 512 --explain
     cat rainy.png | python -m student.restore - - --model DIR > clear.png
 
-PNG, JPEG, TIFF, WebP and BMP of 8 and 16 bits, gray, alpha, EXIF and ICC profile kept; DICOM and NIfTI with the extra
-`medical`. Finished outputs are left alone, so the same command goes on after a stop; --overwrite makes them anew.
+PNG, JPEG, TIFF, WebP, BMP, PPM, GIF, AVIF, JPEG 2000: depth, gray, alpha, EXIF and ICC profile kept; DICOM and NIfTI
+with the extra `medical`. Where a type does not say which number is black and white, one line tells what was taken.
+Finished outputs are left alone, so the same command goes on after a stop; --overwrite makes them anew.
 Exit code: 0 all restored, 1 some could not be (they are named), 2 nothing could start, 130 stopped by Ctrl-C.
 """
 
@@ -64,6 +65,7 @@ class _Run:
 
     def finish(self) -> int:
         self.failed: list[str] = []
+        self.told: set[str] = set()
         started = time.perf_counter()
         try:
             code = self._load_and_restore()
@@ -132,17 +134,22 @@ class _Run:
     def _restore_one(self, restorer: Any, job: Job, within: Any) -> str | None:
         """Restore one image; returns the reason when it cannot be, and raises `RestoreError` when none can be."""
         import numpy as np
-        from PIL import Image
 
         from student.images.files import read_picture
         from student.images.medical import own_suffix
         from student.images.picture import ImageFileError
+        from student.images.sample_values import given_range
         from student.restoration.restorer import RestoreError
 
-        Image.MAX_IMAGE_PIXELS = None  # scans of any size are what tiles are for; memory is checked instead
+        span = given_range(*self.args.range) if self.args.range else None
+        bands = [band - 1 for band in self.args.bands or ()]
         try:
             data = job.read()
-            picture = read_picture(data, job.name, own_suffix(data, job.name, job.output_suffix))
+            picture = read_picture(data, job.name, own_suffix(data, job.name, job.output_suffix), span, bands)
+            for note in picture.notes:
+                if note not in self.told:  # a folder of scans says it once
+                    self.told.add(note)
+                    print(f"restore: {job.name}: {note}", file=sys.stderr)
             slices, restored, count = picture.rgb, np.empty_like(picture.rgb), len(picture.rgb)
             for i, rgb in enumerate(slices):
                 share = lambda tile, tiles, i=i: within((i + tile / tiles) / count)  # noqa: E731

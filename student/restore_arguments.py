@@ -19,6 +19,14 @@ def arguments(argv: list[str] | None, description: str) -> argparse.Namespace:
         "0 is twice as fast, 2 practically exact)",
     )  # fmt: skip
     parser.add_argument("--batch", default=1, type=int, help="tiles a forward (default: 1; more for a large GPU)")
+    parser.add_argument(
+        "--range", nargs=2, type=float, metavar=("LOW", "HIGH"),
+        help="the numbers that are black and white, such as 0 10000 (default: as type, tags or samples say)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--bands", nargs="+", type=int, metavar="N",
+        help="the bands of a TIFF, from 1, that are red, green and blue, or one for gray; the others are copied",
+    )  # fmt: skip
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
     parser.add_argument(
         "--dtype", default="float32", choices=("float32", "bfloat16", "float16"), help="others: for GPUs"
@@ -30,6 +38,10 @@ def arguments(argv: list[str] | None, description: str) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.batch < 1 or args.overlap < 0 or args.refine < 0:
         parser.error("--batch must be at least 1, --overlap and --refine at least 0")
+    if args.range and not args.range[0] < args.range[1]:
+        parser.error("--range LOW HIGH: LOW must be below HIGH")
+    if args.bands and (len(args.bands) not in (1, 3) or min(args.bands) < 1 or len(set(args.bands)) != len(args.bands)):
+        parser.error("--bands: name one band or three different ones, counted from 1")
     if args.explain and args.output == "-":
         parser.error("--explain needs a file to stand beside; name an output file")
     return args

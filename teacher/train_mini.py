@@ -11,6 +11,7 @@ model card states the exact-answer rate on crops of the val images, whose source
 from __future__ import annotations
 
 import argparse
+import io
 import json
 from pathlib import Path
 from time import perf_counter
@@ -25,7 +26,6 @@ from teacher.llava.shared_prefix import question_ids, shared_prefix
 from teacher.mini_training.answers import KINDS, QUESTIONS, answers
 from teacher.mini_training.checkpoint import Shape, build_model, build_processor
 from teacher.mini_training.model_card import write_card
-from teacher.pixels import load_rgb
 
 SIZES = {
     "mini": Shape(),
@@ -44,7 +44,9 @@ def load_split(samples: Path, split: str) -> list[tuple[Image.Image, str]]:
     images = {}
     for path in sorted(samples.glob(f"*/{split}/gt/*.png")):
         data = path.read_bytes()
-        images.setdefault(data, (load_rgb(data), sources[path.relative_to(samples).as_posix()]["kind"]))
+        images.setdefault(
+            data, (Image.open(io.BytesIO(data)).convert("RGB"), sources[path.relative_to(samples).as_posix()]["kind"])
+        )
     if not images:
         raise FileNotFoundError(f"no images under {samples}/*/{split}/gt; run `python -m pipeline.samples` first")
     return list(images.values())

@@ -71,7 +71,11 @@ def spoil_size(data: Path):
 FAULTS = {
     "truncated": (spoil_truncated, "unreadable", "data/lq/1.png: cannot be decoded"),
     "empty": (lambda data: (data / "gt/1.png").write_bytes(b""), "unreadable", "data/gt/1.png: 0 bytes"),
-    "alien": (lambda data: (data / "gt/1.png").write_bytes(b"hello" * 99), "unreadable", "no image that Pillow knows"),
+    "alien": (
+        lambda data: (data / "gt/1.png").write_bytes(b"hello" * 99),
+        "unreadable",
+        "not an image that can be read",
+    ),
     "lq alone": (lambda data: (data / "gt/1.png").unlink(), "unpaired", "data/lq/1.png: no gt with this id"),
     "gt alone": (lambda data: (data / "lq/1.png").unlink(), "unpaired", "data/gt/1.png: no lq with this id"),
     "size": (spoil_size, "size_mismatch", "data/lq/1.png: 6x5, its gt has 12x10"),
@@ -156,7 +160,7 @@ def test_bad_files_and_larger_limits_are_never_taken_from_the_cache(tmp_path):
     cache.save()
     again = ProbeCache(tmp_path / "cache.parquet")
     assert again.get(file_key(str(good))) == first[0] and again.get(file_key(str(bad))) is None
-    assert "more than index.max_pixels = 50" in list(probe_all(paths, again, 1, 50))[0].error
+    assert "more than 50 pixels; index.max_pixels = 50" in list(probe_all(paths, again, 1, 50))[0].error
 
 
 def test_a_damaged_cache_is_started_anew(project):

@@ -110,7 +110,7 @@ def test_faults_are_named_and_the_rest_is_done(folder, capsys):
     [
         (("noise", "nowhere", "out"), "nowhere: no such folder"),
         (("noise", "in", "in"), "is where the inputs lie"),
-        (("slices", "in", "out"), "no file that ends in .dcm .nii .nii.gz"),
+        (("slices", "in", "out"), "no file that ends in .dcm .dicom .nii .nii.gz"),
         (("noise", "in", "out", "--set", "prepare.sigmo=1"), "did you mean 'sigma'"),
     ],
 )

@@ -13,9 +13,9 @@ import pytest
 import toy_training as toy
 from torch.utils.data import DataLoader
 
+from student.data import cache as image_cache
 from student.data.cache import FreshImages, decode, open_images
 from student.data.dataset import PairDataset, whole
-from student.data.dataset import cache as image_cache
 from student.data.degradations import DegradationSpec, Kind
 from student.data.pairs import TrainDataError, data_fingerprint, read_pairs, read_release
 from student.data.sampler import BalancedBatches, Draw
@@ -121,7 +121,7 @@ def test_caches_give_the_pixels_of_the_files(pairs, tmp_path, mode):
 
 def test_processes_that_start_at_once_decode_once(pairs, tmp_path, monkeypatch):
     decoded, decode_all = [], image_cache._decode_all
-    monkeypatch.setattr(image_cache, "_decode_all", lambda names: decoded.append(1) or decode_all(names))
+    monkeypatch.setattr(image_cache, "_decode_all", lambda *args: decoded.append(1) or decode_all(*args))
     with ThreadPoolExecutor(4) as threads:  # flock holds between two openings of a file, in one process too
         caches = list(threads.map(lambda _: open_images("memmap", pairs.files, tmp_path, "data"), range(4)))
     assert len(decoded) == 1

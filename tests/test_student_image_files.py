@@ -84,14 +84,10 @@ def test_a_lossless_webp_with_a_profile_stays_lossless():
     assert np.array_equal(np.asarray(out), pixels) and out.info["icc_profile"] == SRGB
 
 
-def test_more_pixels_than_memory_are_refused_before_they_are_decoded(monkeypatch):
+def test_more_pixels_than_memory_are_refused_before_they_are_decoded():
     png = file_of(samples(4, 4, 3), "PNG")
     header = struct.pack(">II", 400_000, 400_000) + png[24:29]
     bomb = png[:8] + deep_png._chunk(b"IHDR", header) + png[33:]
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 89_478_485)  # Pillow's own
-    with pytest.raises(ImageFileError, match="more than 179 megapixels"):
-        read_picture(bomb)
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)  # as student.restore sets it
     with pytest.raises(ImageFileError, match="400000x400000 pixels take 5120.0 GB, and .* GB are free"):
         read_picture(bomb)
 
@@ -149,8 +145,8 @@ def test_a_png_says_as_before_what_its_numbers_look_like(dtype):
     damaged = deep_png._chunk(b"sRGB", b"\0")[:-1] + b"?"
     chunks = deep_png._chunk(b"gAMA", gamma) + deep_png._chunk(b"cHRM", white)
     out = again(data[:33] + chunks + data[33:])
-    assert deep_png.colour_chunks(out) == ((b"gAMA", gamma), (b"cHRM", white))
-    assert deep_png.colour_chunks(data[:33] + damaged + data[33:]) == ()
+    assert deep_png.take_apart(out)[1] == ((b"gAMA", gamma), (b"cHRM", white))
+    assert deep_png.take_apart(data[:33] + damaged + data[33:]) == (data, ())
 
 
 def test_a_16_bit_png_ends_at_its_end_chunk():
@@ -178,14 +174,13 @@ def test_any_bytes_are_a_picture_or_one_reason(data, name):
         (b"", "", "empty file"),
         (file_of(samples(40, 40, 3), "PNG")[:-400], "", "cannot be decoded"),
         (deep_png.write(samples(9, 9, 3, dtype=np.uint16), type("S", (), {"metadata": {}}))[:-30], "", "truncated"),
-        (file_of(samples(4, 4), "GIF"), "", "GIF is not supported"),
-        (tiff_of(samples(3, 9, 9, 3)), "", "3 frames or pages"),
         (dicom_of(PhotometricInterpretation="PALETTE COLOR"), "", "a colour DICOM file .PALETTE COLOR."),
         (dicom_of(BitsAllocated=1), "", "not an image but a mask"),
         (file_of(samples(4, 4, 4), "PNG"), ".jpg", "no transparency"),
         (file_of(samples(4, 4, dtype=np.uint16), "PNG"), ".jpg", "name the output .png or .tif"),
         (tiff_of(RNG.normal(size=(4, 4)).astype(np.float32)), ".png", "name the output .tif"),
-        (file_of(samples(4, 4), "PNG"), ".jp2", "cannot write .jp2"),
+        (file_of(samples(4, 4), "PNG"), ".heic", "cannot write .heic"),
+        (file_of(Image.new("RGB", (9, 9)), "EPS"), "", "not an image that can be read"),  # by Ghostscript, if at all
     ],
 )
 def test_what_cannot_be_done_says_what_can(data, suffix, message):

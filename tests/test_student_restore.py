@@ -90,8 +90,8 @@ def test_another_suffix_converts_and_tiles_give_nearly_the_same(model, tmp_path,
     assert whole.format == "TIFF" and whole.size == tiled.size
     error = np.mean((np.asarray(whole, float) - np.asarray(tiled, float)) ** 2)
     assert 10 * np.log10(255**2 / error) > 35
-    assert run(model, tmp_path / "in.png", tmp_path / "no.jp2") == 1
-    assert "cannot write .jp2" in capsys.readouterr().err and not (tmp_path / "no.jp2").exists()
+    assert run(model, tmp_path / "in.png", tmp_path / "no.heic") == 1
+    assert "cannot write .heic" in capsys.readouterr().err and not (tmp_path / "no.heic").exists()
 
 
 def test_explain_names_prompts_and_nearest_captions(model, tmp_path, capsys):
@@ -138,9 +138,9 @@ def test_of_a_volume_the_middle_slice_is_explained(model, tmp_path, monkeypatch)
 def test_images_of_other_kinds_in_a_folder_are_counted(model, tmp_path, capsys):
     (tmp_path / "in" / "deep").mkdir(parents=True)
     Image.fromarray(PHOTO).save(tmp_path / "in" / "a.png")
-    for name in ("b.gif", "deep/c.HEIC", "d.avif", "notes.txt", ".hidden.gif"):
+    for name in ("b.psd", "deep/c.HEIC", "d.jxl", "notes.txt", ".hidden.gif"):
         (tmp_path / "in" / name).write_bytes(b"")
-    skipped = "skipped 3 files that are not supported (.avif, .gif, .heic)"
+    skipped = "skipped 3 files that are not supported (.heic, .jxl, .psd)"
     assert run(model, tmp_path / "in", tmp_path / "out", "--dry-run") == 0 and skipped in capsys.readouterr().out
     assert run(model, tmp_path / "in", tmp_path / "out") == 0
     assert f"restored 1 of 1 images, {skipped}" in last_line(capsys)

@@ -75,7 +75,7 @@ def test_an_output_that_cannot_be_encoded_does_not_stop_the_rest(model, tmp_path
     (tmp_path / "in" / "a_twice.jpg").write_bytes(data[:at] + segment + segment + data[at + 2 + length :])
     assert run(model, tmp_path / "in", tmp_path / "out") == 1
     errors = capsys.readouterr().err
-    assert "a_twice.jpg: ValueError: EXIF data is too long" in errors and "restored 2 of 3 images, 1 failed" in errors
+    assert "a_twice.jpg: JPEG holds no EXIF above 64 kB" in errors and "restored 2 of 3 images, 1 failed" in errors
 
 
 def test_pixels_that_are_not_finite_are_no_picture(tmp_path, capsys):
@@ -138,7 +138,7 @@ def test_what_cannot_be_written_names_the_output(model, tmp_path, capsys, monkey
     assert run(model, tmp_path / "in", tmp_path / "in.png" / "below") == 2
     assert "in.png is a file, and outputs should go below it" in capsys.readouterr().err
     (tmp_path / "out").mkdir()
-    monkeypatch.setattr(restore_paths, "write_bytes", raise_permission_error)
+    monkeypatch.setattr(restore_paths, "write_file", raise_permission_error)
     assert run(model, tmp_path / "in", tmp_path / "out") == 1
     assert f"00.png: cannot write {tmp_path}/out/00.png: Permission denied" in capsys.readouterr().err
 

@@ -178,12 +178,13 @@ def test_a_turned_16_bit_tiff_is_upright_as_a_png_too():
 @pytest.mark.parametrize(
     ("data", "suffix", "message"),
     [
-        (tiff_of(samples(3, 9, 9, 3)), "", "3 frames or pages"),
-        (tiff_of(samples(5, 6, 5), photometric="rgb", extrasamples=[0, 0]), "", "5 bands; 1 to 4 are supported"),
-        (tiff_of(np.zeros((5, 6, 9), np.float32), photometric=1, planarconfig="contig"), "", "9 bands"),
+        (
+            tiff_of(np.zeros((5, 6, 9), np.float32), photometric=1, planarconfig="contig"),
+            "",
+            "9 bands: .* --bands 4 3 2",
+        ),
         (tiff_of(np.zeros((5, 6), np.complex64)), "", "samples of type complex64 .*; convert it to 32-bit float"),
         (tiff_of(np.zeros((5, 6), np.int64)), "", "samples of type int64"),
-        (tiff_of(np.zeros((5, 6), np.uint16), photometric="miniswhite"), "", "a MINISWHITE TIFF of 16 bits"),
         (tiff_of(samples(5, 6), photometric=32803), "", "a TIFF of a kind that is not supported; convert it to RGB"),
         (tiff_of(samples(5, 6, 4), photometric="rgb", extrasamples=[0]), ".png", "PNG holds no .*name the output .tif"),
         (tiff_of(samples(5, 6, dtype=np.int16)), ".png", "PNG holds no int16 samples; name the output .tif"),

@@ -42,7 +42,7 @@ class CaptionConfig(Section):
     """A directory that keeps the quantised weights, so that only the first start quantises a large model."""
     workers: int = Field(2, ge=1)
     """Processes that read and decode images while the model works."""
-    max_pixels: int = Field(100_000_000, ge=1)
+    max_pixels: int = Field(200_000_000, ge=1)
     """An image with more pixels is a `bad_image`: a decompression bomb, or a mistake."""
     image_timeout_s: float = Field(60.0, gt=0)
     """An image that takes longer to read and decode is a `bad_image`, and its worker is replaced."""

@@ -23,7 +23,8 @@ from typing import Any
 
 from PIL import Image
 
-from teacher.pixels import BadImage, load_rgb
+from student.images.files import read_8_bit
+from student.images.picture import ImageFileError
 
 _GRACE_SECONDS = 5.0  # beyond the alarm: a worker blocked in the kernel (a dead network drive) ignores even that
 
@@ -62,9 +63,11 @@ def decode(sha256: str, paths: Iterable[str], max_pixels: int) -> tuple[str, str
             reason = f"{path}: changed since it was indexed; run python -m pipeline.index"
             continue
         try:
-            return path, "ok", load_rgb(content, max_pixels=max_pixels)
-        except BadImage as error:
-            return path, "bad_image", error.reason
+            return path, "ok", read_8_bit(content, max_pixels)
+        except ImageFileError as error:
+            return path, "bad_image", str(error)
+        except MemoryError:
+            return path, "bad_image", "not enough memory to decode it"
     return path, "error", reason
 
 

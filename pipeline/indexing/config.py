@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from student.data.degradations import DegradationSpec
+from student.images.sample_values import given_range
 from student.params import Section
 
 Name = Annotated[str, Field(pattern=r"^[\w.+-]+$")]
@@ -129,9 +130,19 @@ class DatasetSpec(Section):
     domain: Annotated[str, Field(min_length=1)]
     task: Annotated[str, Field(min_length=1)]
     splits: Annotated[dict[Literal["train", "val", "test"], SplitSpec], Field(min_length=1)]
+    range: tuple[float, float] | None = None
+    """The numbers that are black and white in all images, such as [0, 10000]. Null: as type, tags or samples of each
+    clean image say, for it and its lq."""
     repeat: PositiveInt = 1
     """[release] How often the published configuration lists the set in one epoch. Batches here are balanced over data
     sets, each starting anew when it is exhausted, so it changes no training; `--check` shows the epoch it makes."""
+
+    @field_validator("range")
+    @classmethod
+    def _is_range(cls, ends: tuple[float, float] | None) -> tuple[float, float] | None:
+        if ends:
+            given_range(*ends)
+        return ends
 
 
 class IndexConfig(Section):

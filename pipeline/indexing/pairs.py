@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pipeline.indexing.config import DatasetSpec, IndexConfig, SplitSpec
+from student.images.formats import STILLS
 from student.params import ParamsError
-
-EXTENSIONS = frozenset(".png .jpg .jpeg .tif .tiff .bmp .webp .ppm .pgm".split())
 
 
 class Candidate(NamedTuple):
@@ -84,7 +83,7 @@ def _keyed(root: Path, spec: SplitSpec, side: str, where: str) -> tuple[dict[str
             else:
                 keyed.setdefault(key, []).append(path)
     if not keyed and not strangers:
-        raise ParamsError(f"{where}.{side}: no image in {full}; images end in {' '.join(sorted(EXTENSIONS))}")
+        raise ParamsError(f"{where}.{side}: no image in {full}; images end in {' '.join(STILLS)}")
     return keyed, strangers
 
 
@@ -106,7 +105,7 @@ def _remedy(root: Path, pattern: str) -> str:
 def _images(place: str) -> Iterator[tuple[str, str]]:
     """(path, stem relative to `place`) of every image file, sorted, hidden files left out."""
     if os.path.isfile(place):
-        if os.path.splitext(place)[1].lower() in EXTENSIONS:
+        if os.path.splitext(place)[1].lower() in STILLS:
             yield place, Path(place).stem
         return
     for folder, subfolders, names in os.walk(place, followlinks=True):
@@ -114,7 +113,7 @@ def _images(place: str) -> Iterator[tuple[str, str]]:
         relative = os.path.relpath(folder, place)
         for name in sorted(names):
             stem, extension = os.path.splitext(name)
-            if extension.lower() in EXTENSIONS and not name.startswith("."):
+            if extension.lower() in STILLS and not name.startswith("."):
                 yield os.path.join(folder, name), stem if relative == "." else f"{relative}/{stem}"
 
 

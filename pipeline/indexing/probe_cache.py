@@ -26,13 +26,15 @@ MERGE = 65536
 
 SCHEMA = pa.schema(
     [("key", pa.uint64()), ("sha256", pa.binary(32)), ("width", pa.int32()), ("height", pa.int32())]
-    + [("mode", pa.dictionary(pa.int32(), pa.string()))]
+    + [("mode", pa.dictionary(pa.int32(), pa.string())), ("low", pa.float64()), ("high", pa.float64())]
 )
-_ROW = np.dtype([("key", "u8"), ("sha256", "V32"), ("width", "i4"), ("height", "i4"), ("mode", "i4")])
+_ROW = np.dtype(
+    [("key", "u8"), ("sha256", "V32"), ("width", "i4"), ("height", "i4"), ("mode", "i4"), ("low", "f8"), ("high", "f8")]
+)
 
 
 class ProbeCache:
-    """Good images of earlier runs, 60 bytes each in memory, in one parquet file that is replaced as a whole.
+    """Good images of earlier runs, 76 bytes each in memory, in one parquet file that is replaced as a whole.
 
     The key is 64 bits of a hash over path, size and mtime. A damaged cache is started anew: it is only a cache. What
     is wrong with a bad file is never remembered.
@@ -51,7 +53,7 @@ class ProbeCache:
         mode = table["mode"].combine_chunks()
         self._modes = mode.dictionary.to_pylist()
         rows = np.empty(table.num_rows, _ROW)
-        for name in ("key", "width", "height"):
+        for name in ("key", "width", "height", "low", "high"):
             rows[name] = table[name].to_numpy()
         rows["mode"] = mode.indices.to_numpy()
         data = b"".join(chunk.buffers()[1][chunk.offset * 32 :][: len(chunk) * 32] for chunk in table["sha256"].chunks)
@@ -70,14 +72,14 @@ class ProbeCache:
             if at == len(self._keys) or self._keys[at] != key:
                 return None
             row = self._rows[at].tolist()
-        return Probe(bytes(row[1]).hex(), row[2], row[3], self._modes[row[4]], None)
+        return Probe(bytes(row[1]).hex(), row[2], row[3], self._modes[row[4]], None, *row[5:])
 
     def put(self, key: int, found: Probe) -> None:
         """Remember a good image."""
         if found.mode not in self._modes:
             self._modes.append(found.mode)
         mode = self._modes.index(found.mode)
-        self._fresh[key] = (key, bytes.fromhex(found.sha256), found.width, found.height, mode)
+        self._fresh[key] = (key, bytes.fromhex(found.sha256), found.width, found.height, mode, found.low, found.high)
         self._saved = False
         if len(self._fresh) >= MERGE:
             self._merge()
@@ -99,6 +101,7 @@ class ProbeCache:
         )
         mode = pa.DictionaryArray.from_arrays(pa.array(rows["mode"]), pa.array(self._modes, pa.string()))
         columns = [pa.array(rows["key"]), sha256, pa.array(rows["width"]), pa.array(rows["height"]), mode]
+        columns += [pa.array(rows[name]) for name in ("low", "high")]
         self.file.parent.mkdir(parents=True, exist_ok=True)
         temporary = self.file.with_name(f".{self.file.name}.{os.getpid()}.tmp")
         try:

@@ -9,13 +9,14 @@ import pyarrow.parquet as pq
 
 from student.files import publish
 
-_TEXT = "dataset domain task split gt_path lq_path degradation gt_sha256".split()
+_TEXT = "dataset domain task split gt_path lq_path degradation range gt_sha256".split()
 SCHEMA = pa.schema(
     [(name, pa.string()) for name in _TEXT]
     + [("width", pa.int32()), ("height", pa.int32()), ("mode", pa.string())]
     + [("status", pa.string()), ("error", pa.string())]
 )
-"""Columns of the index. `lq_path` is null, and `degradation` a JSON object, where gt is degraded on the fly."""
+"""Columns of the index. `lq_path` is null, and `degradation` a JSON object, where gt is degraded on the fly.
+`range` is a JSON list of the two numbers that are black and white in both images, null where their type says it."""
 
 ROWS = 65536
 """Rows in memory at once."""

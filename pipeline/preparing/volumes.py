@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.preparing.config import PrepareConfig
+from student.images.formats import DICOM, NIFTI
 
-VOLUMES = (".nii", ".nii.gz", ".dcm")
+VOLUMES = (*NIFTI, *DICOM)
 
 
 class VolumeError(ValueError):
@@ -20,7 +21,7 @@ def slices_of(path: Path, config: PrepareConfig) -> Iterator[tuple[int, np.ndarr
     Values are the file's physical ones (rescale slope and intercept applied: Hounsfield units in CT), clipped to
     `window` and mapped to 0 ... 65535. Raises `VolumeError`.
     """
-    dicom = path.name.lower().endswith(".dcm")
+    dicom = path.name.lower().endswith(DICOM)
     try:
         volume = _dicom(path) if dicom else _nifti(path)
     except Exception as error:  # the readers raise whatever the broken header leads to

@@ -11,7 +11,8 @@ from PIL import Image, ImageDraw
 from pipeline.reporting import style as style
 from pipeline.reporting.blocks import Block, Figure, Missing, Table, listed, pretty
 from pipeline.reporting.inputs import INDEX, Inputs
-from teacher.pixels import BadImage, load_rgb
+from student.images.files import read_8_bit
+from student.images.picture import ImageFileError, read_file
 
 SIDE = 256
 """Longest side of an example picture; larger ones are cut to their centre, never scaled, so that noise stays noise."""
@@ -82,7 +83,7 @@ def examples(inputs: Inputs) -> Iterator[Block]:
                 try:
                     panels.append(pair_panel(row))
                     names.append(pretty(row["dataset"]))
-                except (BadImage, OSError, ValueError) as error:
+                except (ImageFileError, OSError, ValueError) as error:
                     unreadable.append(f"{row['gt_path']}: {error}")
         if panels:
             left_out = f" ({len(first) - len(shown)} more data sets are not shown.)" if len(first) > len(shown) else ""
@@ -100,9 +101,9 @@ def examples(inputs: Inputs) -> Iterator[Block]:
 
 def pair_panel(row: dict) -> Image.Image:
     """The degraded image beside the clean one; degradations made on the fly are seeded by the file's name."""
-    gt = load_rgb(row["gt_path"])
+    gt = read_8_bit(read_file(row["gt_path"]))
     if row["lq_path"]:
-        lq = load_rgb(row["lq_path"])
+        lq = read_8_bit(read_file(row["lq_path"]))
     else:
         from student.data.degradations import DegradationSpec, degrade  # scipy: only where it is needed
 

@@ -10,7 +10,8 @@ from pipeline.reporting import style as style
 from pipeline.reporting.blocks import Block, Figure, Missing, pretty
 from pipeline.reporting.data import captioned, centre
 from pipeline.reporting.inputs import EMBED, INDEX, Inputs
-from teacher.pixels import BadImage, load_rgb
+from student.images.files import read_8_bit
+from student.images.picture import ImageFileError, read_file
 
 FEWEST = 6
 """Images below which a map of them says nothing."""
@@ -131,7 +132,7 @@ def neighbours(inputs: Inputs) -> Iterator[Block]:
                 captioned(_tile(inputs, number), "query" if number == query else f"{cosines[number]:.3f}")
                 for number in [query, *nearest]
             ]
-        except (BadImage, KeyError) as error:
+        except (ImageFileError, OSError, KeyError) as error:
             unreadable.append(str(error))
             continue
         agree = sum(sample.domains[number] == domain for number in nearest)
@@ -175,8 +176,8 @@ def _purity(vectors: np.ndarray, labels: np.ndarray, kind: str) -> str:
 def _tile(inputs: Inputs, number: int, side: int = 160) -> Image.Image:
     sha256 = inputs.sample.sha256s[number]
     if sha256 not in inputs.image_paths:
-        raise BadImage(f"image {sha256[:12]} is not in the index")
-    image = load_rgb(inputs.image_paths[sha256])
+        raise ImageFileError(f"image {sha256[:12]} is not in the index")
+    image = read_8_bit(read_file(inputs.image_paths[sha256]))
     image = centre(image, min(image.size))
     return image.resize((side, side), Image.Resampling.LANCZOS)
 

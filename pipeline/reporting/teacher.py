@@ -10,7 +10,8 @@ from pipeline.reporting.blocks import Block, Card, Figure, Missing, Table, liste
 from pipeline.reporting.data import SIDE, centre
 from pipeline.reporting.inputs import EMBED, Inputs
 from pipeline.reporting.words import count, log_odds
-from teacher.pixels import BadImage, load_rgb
+from student.images.files import read_8_bit
+from student.images.picture import ImageFileError, read_file
 
 SHOWN_WORDS = 8
 LEFT_OUT = frozenset({"image", "images", "picture"})
@@ -135,8 +136,8 @@ def answers(inputs: Inputs) -> Iterator[Block]:
         place = int(np.flatnonzero(inputs.sample.domains == domain)[0])
         sha256 = inputs.sample.sha256s[place]
         try:
-            image = centre(load_rgb(inputs.image_paths[sha256]), SIDE)
-        except (BadImage, KeyError) as error:
+            image = centre(read_8_bit(read_file(inputs.image_paths[sha256])), SIDE)
+        except (ImageFileError, OSError, KeyError) as error:
             unreadable.append(f"{sha256}: {error}")
             continue
         pairs = [(pretty(name), text) for name, text in inputs.captions[place].items()]

@@ -14,13 +14,18 @@ import numpy as np
 
 from student.data.pairs import TrainDataError
 from student.images.files import read_rgb
-from student.images.picture import ImageFileError
+from student.images.picture import ImageFileError, read_file
+from student.images.sample_values import given_range
+
+Ranges = dict[str, tuple[float, float]]
+"""File → the numbers that are black and white, where its type does not say it: the same for both images of a pair."""
 
 
-def decode(path: str) -> np.ndarray:
+def decode(path: str, ranges: Ranges | None = None) -> np.ndarray:
     """RGB `[3, H, W]`, uint8 where that is exact (three quarters less memory), else float32 in [0, 1]."""
+    ends = (ranges or {}).get(path)
     try:
-        pixels = read_rgb(Path(path).read_bytes())
+        pixels = read_rgb(read_file(path), given_range(*ends) if ends else None)
     except (OSError, ImageFileError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise TrainDataError(f"{path}: {reason}; run the index stage again (python -m pipeline.index)") from None
@@ -36,16 +41,19 @@ def as_float(pixels: np.ndarray) -> np.ndarray:
 class FreshImages:
     """No cache: every access decodes the file."""
 
+    def __init__(self, ranges: Ranges | None = None):
+        self._ranges = ranges
+
     def __getitem__(self, path: str) -> np.ndarray:
-        return decode(path)
+        return decode(path, self._ranges)
 
 
 class MemoryImages:
     """All images decoded once, in this process; forked workers share the memory."""
 
-    def __init__(self, paths: Iterable[str]):
+    def __init__(self, paths: Iterable[str], ranges: Ranges | None = None):
         names = sorted(set(paths))
-        self._images = dict(zip(names, _decode_all(names), strict=True))
+        self._images = dict(zip(names, _decode_all(names, ranges), strict=True))
 
     def __getitem__(self, path: str) -> np.ndarray:
         return self._images[path]
@@ -55,8 +63,8 @@ class MappedImages:
     """All images decoded once into one file under `folder`, mapped read-only: its memory is the page cache, shared by
     all processes of a machine. The file's name is the fingerprint of what it holds."""
 
-    def __init__(self, paths: Iterable[str], folder: str | Path, fingerprint: str):
-        names = sorted(set(paths))
+    def __init__(self, paths: Iterable[str], folder: str | Path, fingerprint: str, ranges: Ranges | None = None):
+        names, self._ranges = sorted(set(paths)), ranges
         key = hashlib.sha256(json.dumps([fingerprint, names]).encode()).hexdigest()[:16]
         self._file, table = Path(folder) / f"{key}.pixels", Path(folder) / f"{key}.json"
         if not table.exists():
@@ -80,7 +88,7 @@ class MappedImages:
         temporary = self._file.with_suffix(f".{uuid.uuid4().hex}.tmp")
         places, offset = {}, 0
         with open(temporary, "wb") as file:
-            for name, pixels in zip(names, _decode_all(names), strict=True):
+            for name, pixels in zip(names, _decode_all(names, self._ranges), strict=True):
                 places[name] = [offset, pixels.dtype.name, *pixels.shape]
                 offset += file.write(pixels.tobytes()) + file.write(bytes(-pixels.nbytes % 8))
             file.flush()
@@ -100,15 +108,15 @@ class MappedImages:
         return self.__dict__ | {"_pixels": None}  # a worker process opens the file itself
 
 
-def open_images(mode: str, paths: Iterable[str], folder: str | Path, fingerprint: str):
+def open_images(mode: str, paths: Iterable[str], folder: str | Path, fingerprint: str, ranges: Ranges | None = None):
     """The cache that `train.cache_images` names: an object with `[path] -> [3, H, W]`."""
     if mode == "memory":
-        return MemoryImages(paths)
-    return MappedImages(paths, folder, fingerprint) if mode == "memmap" else FreshImages()
+        return MemoryImages(paths, ranges)
+    return MappedImages(paths, folder, fingerprint, ranges) if mode == "memmap" else FreshImages(ranges)
 
 
-def _decode_all(names: list[str], group: int = 64) -> Iterator[np.ndarray]:
+def _decode_all(names: list[str], ranges: Ranges | None, group: int = 64) -> Iterator[np.ndarray]:
     """Decoded in threads, `group` at a time, so that images do not pile up before they are written."""
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
         for start in range(0, len(names), group):
-            yield from threads.map(decode, names[start : start + group])
+            yield from threads.map(lambda name: decode(name, ranges), names[start : start + group])

@@ -1,6 +1,7 @@
 """The usable rows of one split of the index, the caption release, and one fingerprint of all that training reads."""
 
 import hashlib
+import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ import numpy as np
 
 from shards import Release, ReleaseError, open_release
 
-COLUMNS = "dataset domain task split gt_path lq_path degradation gt_sha256 width height status".split()
+COLUMNS = "dataset domain task split gt_path lq_path degradation range gt_sha256 width height status".split()
 TAIL_BYTES = 4096
 
 
@@ -32,6 +33,8 @@ class Pairs:
     degradation: np.ndarray
     """JSON of a `DegradationSpec`, or None."""
     gt_sha256: np.ndarray
+    range: np.ndarray
+    """JSON of the two numbers that are black and white in both images, or None where their type says it."""
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -54,6 +57,17 @@ class Pairs:
         """Every image file that training reads."""
         return sorted({*self.gt_path, *(path for path in self.lq_path if path is not None)})
 
+    @property
+    def ranges(self) -> dict[str, tuple[float, float]]:
+        """The files whose type does not say what is black and white, each with the two numbers."""
+        both = [
+            (path, ends)
+            for row, ends in enumerate(self.range)
+            if ends
+            for path in (self.gt_path[row], self.lq_path[row])
+        ]
+        return {path: tuple(json.loads(ends)) for path, ends in both if path is not None}
+
     def describe(self, row: int) -> str:
         return f"{self.dataset[row]}: {self.lq_path[row] or self.gt_path[row]}"
 
@@ -63,7 +77,9 @@ def read_pairs(index: str | Path, split: str) -> Pairs:
     import pyarrow.parquet as parquet
 
     try:
-        table = parquet.read_table(index, columns=COLUMNS)
+        older = "range" not in parquet.read_schema(index).names  # an index of version 0.1
+        table = parquet.read_table(index, columns=[name for name in COLUMNS if not older or name != "range"])
+        table = table.append_column("range", [[None] * len(table)]) if older else table
     except FileNotFoundError:
         raise TrainDataError(f"{index}: no such index; run python -m pipeline.index (or dvc repro index)") from None
     except (OSError, ValueError) as error:
@@ -95,7 +111,8 @@ def data_fingerprint(pairs: Pairs, release: Release | None) -> str:
         tails = list(threads.map(_file_key, pairs.lq_path))
     for row, tail in enumerate(tails):
         columns = (pairs.dataset, pairs.domain, pairs.task, pairs.gt_sha256, pairs.lq_path, pairs.degradation)
-        digest.update(repr([*(column[row] for column in columns), tail]).encode())
+        ends = [pairs.range[row]] if pairs.range[row] else []
+        digest.update(repr([*(column[row] for column in columns), tail, *ends]).encode())
     if release is not None:
         digest.update(repr([part["sha256"] for part in release.manifest["parts"]]).encode())
     return digest.hexdigest()

@@ -1,22 +1,30 @@
 """DICOM and NIfTI slices: restored in the window that a reader sees, written back with every sample's own depth.
 
 A slice goes into the network as its display window, scaled to [0, 1]. What the network changed is then *added* to the
-stored samples: what lies outside the window (bone, metal, air) keeps its value, and the range of the file stays.
+stored samples: what lies outside the window (bone, metal, air) keeps its value, and so does padding.
 Optional extra `medical`: pydicom, nibabel.
 """
 
 import gzip
 import io
+import zlib
 from collections.abc import Callable
+from math import prod
+from typing import Any
 
 import numpy as np
 
-from student.images.picture import ImageFileError, Picture
+from student.images.formats import DICOM, NIFTI
+from student.images.picture import ImageFileError, Picture, check_size
+from student.images.sample_values import ValueRange, find_fill, own_range, to_type
 
-NIFTI = (".nii", ".nii.gz")
-DICOM = (".dcm", ".dicom")
 NOT_PICTURES = {"RTDOSE": "a grid of radiation doses", "SEG": "a segmentation"}
 """Modalities whose samples are quantities or labels: what a network makes of them would be taken for measured."""
+
+LABELS = {1002: "a map of labels", **dict.fromkeys(range(3000, 3016), "CIFTI, no image of voxels")}
+"""Intent codes of NIfTI files that are no pictures."""
+SAMPLE_BYTES = 64
+"""Memory for each: as stored, as float64, as float32 colours before and after, and packed."""
 
 
 def is_medical(data: bytes, name: str) -> bool:
@@ -44,12 +52,15 @@ def _nifti_suffix(name: str) -> str:
     return NIFTI[1] if name.lower().endswith(NIFTI[1]) else NIFTI[0]
 
 
-def read_medical(data: bytes, name: str) -> Picture:
-    """Decode a DICOM file or a NIfTI volume; raises `ImageFileError`."""
+def read_medical(data: bytes, name: str, span: ValueRange | None = None) -> Picture:
+    """Decode a DICOM file or a NIfTI volume; raises `ImageFileError`.
+
+    `span`: what is black and white, in the file's physical values (Hounsfield units in CT).
+    """
     reader = _read_nifti if name.lower().endswith(NIFTI) else _read_dicom
     package = "nibabel" if reader is _read_nifti else "pydicom"
     try:
-        return reader(data)
+        return reader(data, span)
     except ImageFileError:
         raise
     except ImportError as error:
@@ -59,33 +70,37 @@ def read_medical(data: bytes, name: str) -> Picture:
         raise ImageFileError(f"cannot be decoded by {package}: {reason}") from error
 
 
-def _windowed(slices: np.ndarray, low: float, high: float, inverted: bool = False) -> np.ndarray:
-    """Samples `[n, H, W]` as the network's `[n, H, W, 3]` in [0, 1]."""
-    scaled = ((slices - low) / max(high - low, 1e-12)).clip(0, 1).astype(np.float32)
-    return np.repeat((1 - scaled if inverted else scaled)[..., None], 3, axis=-1)
+def _picture(
+    slices: np.ndarray,
+    span: ValueRange,
+    gap: np.ndarray,
+    inverted: bool,
+    write: Callable[[np.ndarray], bytes],
+    kind: str,
+) -> Picture:
+    """A picture of the float64 samples `slices` `[n, H, W]`; `write` takes them restored, `gap` (alike) is kept."""
+    seen = span.seen(np.nan_to_num(slices))
+    seen = 1 - seen if inverted else seen
+    if gap.any():
+        seen[gap] = seen[~gap].mean(dtype=np.float64) if not gap.all() else 0
+
+    def encode(restored: np.ndarray) -> bytes:
+        change = restored.mean(-1, dtype=np.float64) - seen
+        return write(np.where(gap, slices, span.updated(slices, -change if inverted else change)))
+
+    return Picture(np.repeat(seen[..., None], 3, axis=-1), encode, f"{kind}, window {span.low:g} to {span.high:g}")
 
 
-def _updated(slices: np.ndarray, restored: np.ndarray, low: float, high: float, inverted: bool = False) -> np.ndarray:
-    """The samples, those within the window plus what the network changed, float64.
-
-    Outside, the network saw the window's end instead of the sample: its answer says nothing about that.
-    """
-    change = restored.mean(-1, dtype=np.float64) - _windowed(slices, low, high, inverted)[..., 0]
-    change *= (slices >= low) & (slices <= high)
-    return slices + change * (high - low) * (-1 if inverted else 1)
+def _seen_range(window: tuple[float, float] | None, valid: np.ndarray) -> ValueRange:
+    """The window, unless it holds no sample or is none; else what the samples say."""
+    if window and window[0] < window[1] and ((valid > window[0]) & (valid < window[1])).any():
+        return ValueRange(*window, "by the file's window")
+    return own_range(valid)
 
 
-def _to_type(samples: np.ndarray, dtype: np.dtype, low: float | None = None, high: float | None = None) -> np.ndarray:
-    if dtype.kind == "f":
-        return samples.astype(dtype)
-    info = np.iinfo(dtype)
-    lowest, highest = info.min if low is None else low, info.max if high is None else high
-    return np.round(samples).clip(lowest, highest).astype(dtype)
-
-
-def _read_dicom(data: bytes) -> Picture:
+def _read_dicom(data: bytes, span: ValueRange | None) -> Picture:
     import pydicom
-    from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, generate_uid
+    from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian, generate_uid
 
     dataset = pydicom.dcmread(io.BytesIO(data), force=data[128:132] != b"DICM")
     if "PixelData" not in dataset:
@@ -99,51 +114,93 @@ def _read_dicom(data: bytes) -> Picture:
         raise ImageFileError(f"a colour DICOM file ({kind}); export it as PNG first")
     if dataset.BitsAllocated not in (8, 16, 32):
         raise ImageFileError(f"a DICOM file of {dataset.BitsAllocated} bit: not an image but a mask")
+    check_size(dataset.Rows, dataset.Columns * int(dataset.get("NumberOfFrames", 1) or 1), None, SAMPLE_BYTES)
+    if not dataset.file_meta.get("TransferSyntaxUID"):  # as it travels over a network, or from before 1993
+        dataset.file_meta.TransferSyntaxUID = (
+            ImplicitVRLittleEndian if dataset.original_encoding[0] else ExplicitVRLittleEndian
+        )
     # Numbers in private elements are bytes that nobody can turn around, so big endian stays big endian.
     big = dataset.file_meta.TransferSyntaxUID == ExplicitVRBigEndian
     if dataset.file_meta.TransferSyntaxUID.is_compressed:
         dataset.decompress(generate_instance_uid=False)
     stored = dataset.pixel_array
     slices = stored.reshape(-1, *stored.shape[-2:]).astype(np.float64)
-    low, high = _dicom_window(dataset, slices)
-    inverted = kind == "MONOCHROME1"
+    slope, intercept = float(dataset.get("RescaleSlope") or 1), float(dataset.get("RescaleIntercept") or 0)
+    gap = _padding(dataset, slices)
+    if span is None:
+        window = _dicom_window(dataset)
+        window = window and tuple(sorted((end - intercept) / slope for end in window))
+        span = _seen_range(window, slices[~gap])
+    else:
+        span = ValueRange(*sorted((end - intercept) / slope for end in (span.low, span.high)), span.source)
     bits, signed = int(dataset.BitsStored), bool(dataset.PixelRepresentation)
     limits = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
 
-    def encode(restored: np.ndarray) -> bytes:
-        samples = _to_type(_updated(slices, restored, low, high, inverted), stored.dtype, *limits)
+    def write(new: np.ndarray) -> bytes:
+        new = np.where((new != slices) & _padding(dataset, new.round()), slices, new)  # a sample becomes no padding
+        samples = np.where(new == slices, stored.reshape(slices.shape), to_type(new, stored.dtype, limits))
         samples = samples.astype(samples.dtype.newbyteorder(">" if big else "<"))
         dataset.PixelData = samples.reshape(stored.shape).tobytes()
         dataset["PixelData"].VR = "OW" if dataset.BitsAllocated > 8 else "OB"
         dataset.file_meta.TransferSyntaxUID = ExplicitVRBigEndian if big else ExplicitVRLittleEndian
         # A changed image is another instance: viewers and archives must not take it for the original.
         dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = generate_uid()
-        dataset.ImageType = ["DERIVED", "SECONDARY", *list(dataset.get("ImageType", []))[2:]]
+        dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID
+        types = dataset.get("ImageType") or []
+        dataset.ImageType = ["DERIVED", "SECONDARY", *([] if isinstance(types, str) else list(types)[2:])]
         dataset.DerivationDescription = "Restored by a neural network (teachonce)"
         out = io.BytesIO()
         dataset.save_as(out, enforce_file_format=True)
         return out.getvalue()
 
-    return Picture(_windowed(slices, low, high, inverted), encode, f"{bits}-bit DICOM, window {low:g} to {high:g}")
+    return _picture(slices, span, gap, (kind == "MONOCHROME1") != (slope < 0), write, f"{bits}-bit DICOM")
 
 
-def _dicom_window(dataset: "object", slices: np.ndarray) -> tuple[float, float]:
-    """The first display window in stored values, or the range of the samples where there is none."""
-    centre, width = dataset.get("WindowCenter"), dataset.get("WindowWidth")
-    if centre is None or width is None:
-        return float(slices.min()), float(slices.max())
-    first: Callable = lambda value: float(value[0] if hasattr(value, "__len__") else value)  # noqa: E731
-    slope, intercept = float(dataset.get("RescaleSlope", 1) or 1), float(dataset.get("RescaleIntercept", 0))
-    half = max(first(width), 1) / 2
-    return ((first(centre) - half) - intercept) / slope, ((first(centre) + half) - intercept) / slope
+def _padding(dataset: Any, slices: np.ndarray) -> np.ndarray:
+    """Which samples are PixelPaddingValue, or from it to PixelPaddingRangeLimit, or a fill that no tag names."""
+    value = dataset.get("PixelPaddingValue")
+    if value is None:
+        fill = find_fill(slices.ravel())
+        return np.zeros(slices.shape, bool) if fill is None else slices == fill
+    ends = sorted((int(value), int(dataset.get("PixelPaddingRangeLimit") or value)))
+    return (slices >= ends[0]) & (slices <= ends[1])
 
 
-def _read_nifti(data: bytes) -> Picture:
+def _dicom_window(dataset: Any) -> tuple[float, float] | None:
+    """The first display window in physical values; enhanced files keep it in their functional groups."""
+    groups = [g for name in ("Shared", "PerFrame") for g in dataset.get(f"{name}FunctionalGroupsSequence") or []]
+    holders = [dataset, *(item for group in groups for item in group.get("FrameVOILUTSequence") or [])]
+    for holder in holders:
+        centre, width = holder.get("WindowCenter"), holder.get("WindowWidth")
+        if centre is not None and width is not None:
+            centre, width = (float(x[0] if hasattr(x, "__len__") else x) for x in (centre, width))
+            return centre - max(width, 1) / 2, centre + max(width, 1) / 2
+    return None
+
+
+def _unpacked(data: bytes) -> bytes:
+    """The volume in a gzip file, and no more than its header promises, if there is memory for it."""
+    unpack = zlib.decompressobj(31)
+    start = unpack.decompress(data, 1024)
+    second = 540 in (int.from_bytes(start[:4], order) for order in ("little", "big"))
+    order = "<" if int.from_bytes(start[:4], "little") in (348, 540) else ">"
+    at, kind = (16, "i8") if second else (40, "i2")
+    count, *sides = np.frombuffer(start, np.dtype(kind).newbyteorder(order), 8, at).tolist()
+    voxels = prod(max(side, 1) for side in sides[: min(max(count, 0), 7)])
+    check_size(voxels, 1, None, SAMPLE_BYTES)
+    most = 2**20 + 16 * voxels + 2**24  # header, the largest type, and extensions
+    rest = unpack.decompress(unpack.unconsumed_tail, most)
+    if not unpack.eof and len(rest) >= most:
+        raise ImageFileError("a NIfTI volume that unpacks to more than its header says")
+    return start + rest + unpack.flush(2**16)
+
+
+def _read_nifti(data: bytes, span: ValueRange | None) -> Picture:
     import nibabel
     from nibabel.imageglobals import logger
 
     packed = data[:2] == b"\x1f\x8b"
-    unpacked = gzip.decompress(data) if packed else data
+    unpacked = _unpacked(data) if packed else data
     # The header's own size, in either byte order, is its version.
     second = 540 in (int.from_bytes(unpacked[:4], order) for order in ("little", "big"))
     kind = nibabel.Nifti2Image if second else nibabel.Nifti1Image
@@ -152,21 +209,27 @@ def _read_nifti(data: bytes) -> Picture:
         volume = kind.from_bytes(unpacked)
     finally:
         logger.disabled = False
+    if (intent := int(volume.header["intent_code"])) in LABELS:
+        raise ImageFileError(f"{LABELS[intent]} (NIfTI intent {intent}), not a picture: leave it out")
     if len(volume.shape) < 2 or volume.get_data_dtype().kind not in "iuf":
         raise ImageFileError(
             f"NIfTI of shape {volume.shape} and type {volume.get_data_dtype()}: not slices of an image"
         )
+    check_size(prod(volume.shape), 1, None, SAMPLE_BYTES)
     values = np.asarray(volume.dataobj, dtype=np.float64)
-    if not np.isfinite(values).all():
-        raise ImageFileError("has samples that are not finite")
     slices = np.moveaxis(values.reshape(*values.shape[:2], -1), -1, 0)
-    low, high = _nifti_window(volume.header, slices)
+    gap = ~np.isfinite(slices)
+    if (fill := find_fill(slices[~gap])) is not None:
+        gap |= slices == fill
+    window = float(volume.header["cal_min"]), float(volume.header["cal_max"])
+    stored = volume.get_data_dtype()
+    span = span or _seen_range(window, slices[~gap])
 
-    def encode(restored: np.ndarray) -> bytes:
-        samples = np.moveaxis(_updated(slices, restored, low, high), 0, -1).reshape(values.shape)
-        header, stored = volume.header.copy(), volume.get_data_dtype()
+    def write(new: np.ndarray) -> bytes:
+        samples = np.moveaxis(new, 0, -1).reshape(values.shape)
+        header = volume.header.copy()
         slope, intercept = (float(x) for x in (volume.dataobj.slope, volume.dataobj.inter))
-        raw = _to_type((samples - intercept) / slope, stored)
+        raw = to_type((samples - intercept) / slope, stored)
         header.set_slope_inter(1, 0)  # nibabel then writes `raw` as it is; the true scale is put back below
         out = bytearray(kind(raw, volume.affine, header).to_bytes())
         number, at = header.structarr.dtype.fields["scl_slope"][:2]  # scl_inter follows it
@@ -174,17 +237,4 @@ def _read_nifti(data: bytes) -> Picture:
         out[at : at + len(scale)] = scale
         return gzip.compress(bytes(out), 6) if packed else bytes(out)
 
-    words = f"{slices.shape[0]} slices of {volume.get_data_dtype()} NIfTI, window {low:g} to {high:g}"
-    return Picture(_windowed(slices, low, high), encode, words)
-
-
-def _nifti_window(header: "object", slices: np.ndarray) -> tuple[float, float]:
-    """The header's display window, else all but the brightest thousandth, where vessels and coils shine.
-
-    Of a sparse volume that thousandth is all there is to see: then the whole range.
-    """
-    low, high = float(header["cal_min"]), float(header["cal_max"])
-    if low < high:
-        return low, high
-    low, high = float(slices.min()), float(np.quantile(slices, 0.999))
-    return low, high if low < high else float(slices.max())
+    return _picture(slices, span, gap, False, write, f"{slices.shape[0]} slices of {stored} NIfTI")

@@ -11,11 +11,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from student.images.picture import ImageFileError
+
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 CHANNELS = {0: 1, 2: 3, 4: 2, 6: 4}
 COLOUR_TYPE = {count: code for code, count in CHANNELS.items()}
-COLOUR_CHUNKS = (b"cHRM", b"cICP", b"gAMA", b"sRGB")
-"""What the numbers look like on a display, where no ICC profile says it."""
+KEPT = (b"cHRM", b"cICP", b"gAMA", b"sRGB", b"tEXt", b"zTXt", b"iTXt", b"tIME")
+"""What the numbers look like on a display, where no ICC profile says it; texts and time."""
+TEXTS = (b"tEXt", b"zTXt", b"iTXt", b"tIME")
 
 
 def bit_depth(data: bytes) -> int:
@@ -23,15 +26,27 @@ def bit_depth(data: bytes) -> int:
     return data[24]
 
 
-def colour_chunks(data: bytes) -> tuple[tuple[bytes, bytes], ...]:
-    """Those of `COLOUR_CHUNKS` that the file has: name and body; damaged ones say nothing and are left out."""
-    found, at = [], len(SIGNATURE)
-    while at + 12 <= len(data) and (name := data[at + 4 : at + 8]) not in (b"IDAT", b"IEND"):
-        end = at + 8 + int.from_bytes(data[at : at + 4], "big")
-        if name in COLOUR_CHUNKS and data[at : end + 4] == _chunk(name, data[at + 8 : end]):
-            found.append((name, data[at + 8 : end]))
-        at = end + 4
-    return tuple(found)
+def take_apart(data: bytes) -> tuple[bytes, tuple[tuple[bytes, bytes], ...]]:
+    """The file without its texts and without damaged chunks that are no pixels; and the `KEPT` chunks it has.
+
+    Decoders unpack texts, refuse large ones, and stop at a wrong checksum of a comment. Raises `ImageFileError` for
+    two headers: some decoders believe the second, which no check of size has seen.
+    """
+    parts, found, at = [SIGNATURE], [], len(SIGNATURE)
+    while at + 12 <= len(data):
+        name, end = data[at + 4 : at + 8], at + 12 + int.from_bytes(data[at : at + 4], "big")
+        if name == b"IHDR" and at > len(SIGNATURE):
+            raise ImageFileError("a PNG with two headers")
+        extra = name[:1].islower() and end <= len(data)
+        whole = not extra or int.from_bytes(data[end - 4 : end], "big") == zlib.crc32(data[at + 4 : end - 4])
+        if whole and name in KEPT:
+            found.append((name, data[at + 8 : end - 4]))
+        if whole and name not in TEXTS:
+            parts.append(data[at:end])
+        at = end
+        if name == b"IEND":
+            break
+    return b"".join([*parts, data[at:]]) if at < len(data) else b"".join(parts), tuple(found)
 
 
 def read(data: bytes) -> np.ndarray:
@@ -62,8 +77,9 @@ def _with_transparency(samples: np.ndarray, chunks: dict[bytes, bytes]) -> np.nd
     return np.concatenate([samples, opaque * np.uint16(65535)], axis=-1)
 
 
-def write(samples: np.ndarray, still: Any) -> bytes:
+def write(samples: np.ndarray, still: Any = None) -> bytes:
     """A 16-bit PNG of `samples` `[H, W, 1..4]` uint16, with what `still.metadata` has of profile, EXIF, dpi, chunks."""
+    metadata = still.metadata if still else {}
     height, width, channels = samples.shape
     rows = samples.astype(">u2").view(np.uint8).reshape(height, width * channels * 2)
     filtered = np.empty((height, rows.shape[1] + 1), np.uint8)
@@ -72,12 +88,12 @@ def write(samples: np.ndarray, still: Any) -> bytes:
     filtered[1:, 1:] = rows[1:] - rows[:-1]
     header = struct.pack(">IIBBBBB", width, height, 16, COLOUR_TYPE[channels], 0, 0, 0)
     parts = [SIGNATURE, _chunk(b"IHDR", header)]
-    parts += [_chunk(name, body) for name, body in still.metadata.get("chunks", ())]
-    if profile := still.metadata.get("icc_profile"):
+    parts += [_chunk(name, body) for name, body in metadata.get("chunks", ())]
+    if profile := metadata.get("icc_profile"):
         parts.append(_chunk(b"iCCP", b"ICC profile\0\0" + zlib.compress(profile)))
-    if dpi := still.metadata.get("dpi"):
+    if dpi := metadata.get("dpi"):
         parts.append(_chunk(b"pHYs", struct.pack(">IIB", *(round(float(x) / 0.0254) for x in dpi), 1)))
-    if exif := still.metadata.get("exif"):
+    if exif := metadata.get("exif"):
         parts.append(_chunk(b"eXIf", exif.removeprefix(b"Exif\0\0")))
     return b"".join([*parts, _chunk(b"IDAT", zlib.compress(filtered.tobytes(), 6)), _chunk(b"IEND", b"")])
 

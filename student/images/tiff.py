@@ -5,6 +5,8 @@ Both are written by tifffile, which keeps what `Layout` says of the bands.
 """
 
 import io
+import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,13 +19,19 @@ from student.images.picture import ImageFileError
 MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 ORIENTATION = 274
 NODATA = 42113
-GEOREFERENCE = (33550, 33922, 34264, 34735, 34736, 34737, 42112, NODATA)
-"""Tags of a GeoTIFF: scale, tie points, transformation, the three of its keys, GDAL's metadata and no-data value."""
-TEXTS = (270, 271, 272, 306, 315, 33432)
-"""Description, maker, model, date, artist, copyright."""
+RPC, XMP = 50844, 700
+GEOREFERENCE = (33550, 33922, 34264, 34735, 34736, 34737, 42112, NODATA, RPC)
+"""Tags of a GeoTIFF: scale, tie points, transformation, the three of its keys, GDAL's metadata and no-data value, and
+the polynomials of a raw scene."""
+TEXTS = (269, 270, 271, 272, 285, 305, 306, 315, 33432)
+"""Names of document and page, description, maker, model, software, date, artist, copyright."""
+LIMITS = ((280, 281), (340, 341))
+"""Smallest and largest sample value, whole and of any type."""
+MOST_PAGES, MOST_ENTRIES = 10_000, 1_000_000
 TYPES = ("uint8", "uint16", "uint32", "int8", "int16", "int32", "float16", "float32", "float64")
 UNSPECIFIED, PREMULTIPLIED, STRAIGHT = 0, 1, 2
 """What a band beside the colours is, by the tag ExtraSamples."""
+MINISWHITE = 0
 REDUCED_OR_MASK = 1 | 4
 """NewSubfileType of pages that are no pictures of their own: overviews of the picture, and masks."""
 
@@ -44,35 +52,75 @@ class Layout:
     """Code, type, count and value of the `TEXTS` and `GEOREFERENCE` that the file has."""
     metadata: dict[str, Any]
     """Profile, resolution and orientation, named as Pillow names them."""
+    limits: tuple[float, float] | None
+    """Smallest and largest sample value that the tags name."""
+    bands: tuple[int, ...] | None
+    """Those that are colours, where there are more than four."""
+    pages: int
+
+    @property
+    def inverted(self) -> bool:
+        return self.photometric == MINISWHITE
+
+    @property
+    def alpha(self) -> bool:
+        return self.extrasamples[-1:] in ((STRAIGHT,), (PREMULTIPLIED,))
 
 
-def read_layout(data: bytes) -> Layout:
-    """What the tags say, before anything is decoded; raises `ImageFileError` for what is not supported."""
+def check_directories(data: bytes) -> None:
+    """Follow the chain of directories, as no decoder does, for one that leads back or never ends."""
+    order, big = "<" if data[:2] == b"II" else ">", 43 in data[2:4]
+    count, offset, entry = (order + "Q", order + "Q", 20) if big else (order + "H", order + "I", 12)
+    seen, entries = set(), 0
+    try:
+        (at,) = struct.unpack_from(offset, data, 8 if big else 4)
+        while at:
+            if at in seen or len(seen) >= MOST_PAGES or entries > MOST_ENTRIES:
+                raise ImageFileError("a TIFF whose directories lead in a circle or do not end")
+            seen.add(at)
+            (held,) = struct.unpack_from(count, data, at)
+            entries += held
+            (at,) = struct.unpack_from(offset, data, at + struct.calcsize(count) + entry * held)
+    except struct.error:  # cut off: what can be read, the decoder tells
+        pass
+
+
+def read_layout(data: bytes, colours: Sequence[int] | None = None) -> Layout:
+    """What the tags say, before anything is decoded; raises `ImageFileError` for what is not supported.
+
+    `colours`: the one or three bands, from 0, that are colours.
+    """
+    check_directories(data)
     with tifffile.TiffFile(io.BytesIO(data)) as file:
         pages = [(i, page) for i, page in enumerate(file.pages) if not page.subfiletype & REDUCED_OR_MASK]
         pages = pages or [(0, file.pages.first)]
-        if (count := sum(page.imagedepth for _, page in pages)) > 1:
-            raise ImageFileError(f"{count} frames or pages; split the file first")
-        ((number, page),) = pages
+        number, page = pages[0]
         bands, bits, photometric = page.samplesperpixel, page.bitspersample, int(page.photometric)
         coloured = photometric in (tifffile.PHOTOMETRIC.MINISBLACK, tifffile.PHOTOMETRIC.RGB)
+        deep_negative = photometric == MINISWHITE and page.dtype in (np.uint16, np.uint32) and bands == 1
         extra = tuple(int(x) for x in page.extrasamples)
         if coloured:  # a file without the tag does not say what its 4th band is
             beside = bands - (3 if photometric == tifffile.PHOTOMETRIC.RGB else 1)
             extra = (*extra, *[UNSPECIFIED] * beside)[:beside]
         small = page.sampleformat == 1 and np.max(bits) <= 8
-        plain = small and (not coloured or extra in ((), (PREMULTIPLIED,), (STRAIGHT,)))
+        plain = small and not colours and (not coloured or extra in ((), (PREMULTIPLIED,), (STRAIGHT,)))
         if not plain:
-            if not coloured:
+            if not coloured and not deep_negative:
                 raise ImageFileError(f"a {page.photometric.name} TIFF of {bits} bits; convert it to RGB first")
             if str(page.dtype) not in TYPES:
                 raise ImageFileError(f"TIFF samples of type {page.dtype} ({bits} bits); convert it to 32-bit float")
-            if bands > 4:
-                raise ImageFileError(f"{bands} bands; 1 to 4 are supported, so split the file into files of that many")
-        tags = [page.tags.get(code) for code in (*TEXTS, *GEOREFERENCE)]
+            if colours and not all(0 <= band < bands for band in colours):
+                raise ImageFileError(f"--bands {' '.join(str(b + 1) for b in colours)}: the file has {bands}")
+            if bands > 4 and not colours and photometric != tifffile.PHOTOMETRIC.RGB:
+                raise ImageFileError(f"{bands} bands: which are red, green, blue? --bands 4 3 2, or one for gray")
+        tags = [page.tags.get(code) for code in (XMP, *TEXTS, *GEOREFERENCE)]
         tags = tuple((tag.code, int(tag.dtype), tag.count, tag.value) for tag in tags if tag)
         size = page.imagewidth, page.imagelength
-        return Layout(number, *size, photometric, extra, plain, _nodata(tags), tags, _metadata(page))
+        limits = [tuple(float(np.max(tag.value)) for code in pair if (tag := page.tags.get(code))) for pair in LIMITS]
+        limits = next(((0.0, *found)[-2:] for found in limits if found), None)
+        bands, count = tuple(colours) if colours else None, sum(page.imagedepth for _, page in pages)
+        fixed = (extra, plain, _nodata(tags), tags, _metadata(page), limits, bands, count)
+        return Layout(number, *size, photometric, *fixed)
 
 
 def _nodata(tags: tuple[tuple[int, int, int, Any], ...]) -> float | None:
@@ -109,7 +157,8 @@ def read(data: bytes, layout: Layout) -> np.ndarray:
                 packed = f"{page.dtype} TIFF with {page.compression.name} compression, predictor {page.predictor}"
                 raise ImageFileError(f"{packed} needs: pip install imagecodecs") from None
             raise
-    return np.moveaxis(samples[..., 0], 0, -1) if page.planarconfig == 2 else samples[0]
+    samples = np.moveaxis(samples[..., 0], 0, -1) if page.planarconfig == 2 else samples[0]
+    return ~samples if layout.inverted else samples
 
 
 def read_exif(block: bytes) -> Image.Exif:
@@ -117,7 +166,7 @@ def read_exif(block: bytes) -> Image.Exif:
     exif = Image.Exif()
     try:
         exif.load(block)
-    except SyntaxError:
+    except Exception:  # SyntaxError, struct.error, ...
         return Image.Exif()
     return exif
 
@@ -128,11 +177,14 @@ def write(samples: np.ndarray, still: Any) -> bytes:
     photometric, extra = "rgb" if samples.shape[-1] > 2 else "minisblack", (STRAIGHT,) * (1 - samples.shape[-1] % 2)
     if still.layout:
         photometric, extra = still.layout.photometric, still.layout.extrasamples
+        samples = ~samples if still.layout.inverted else samples
     tags = {code: (code, kind, count, value) for code, kind, count, value in still.tags}
     exif = read_exif(still.metadata.get("exif", b""))
     for code in TEXTS:  # and no other EXIF: its pointers would point nowhere in this file
         if code not in tags and isinstance(exif.get(code), str):
             tags[code] = code, 2, 0, exif[code].encode("latin-1")  # the bytes as Pillow found them
+    if still.metadata.get("xmp") and XMP not in tags:
+        tags[XMP] = XMP, 1, len(still.metadata["xmp"]), still.metadata["xmp"]
     if exif.get(ORIENTATION):
         tags[ORIENTATION] = ORIENTATION, 3, 1, exif[ORIENTATION]
     dpi = still.metadata.get("dpi")

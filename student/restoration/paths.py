@@ -7,13 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from student.files import write_file
-
-UNSUPPORTED = tuple(
-    ".gif .heic .heif .avif .jxl .jp2 .j2k .jfif .jpe .apng .svg .ico .tga .ppm .pgm .pbm .pnm .psd .exr .xcf .eps "
-    ".raw .dng .cr2 .cr3 .nef .arw .orf .rw2 .raf .mha .mhd .nrrd .mgz .svs .jpf .jpx".split()
-)
-"""Suffixes of images that are not read: in a folder they are counted, where other files are passed over."""
-READABLE = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp", ".dcm", ".dicom", ".nii", ".nii.gz")
+from student.images.formats import READABLE, UNSUPPORTED
 
 
 class RestorePathError(ValueError):
@@ -39,7 +33,9 @@ class Job:
         return self.target.suffix.lower()
 
     def read(self) -> bytes:
-        return sys.stdin.buffer.read() if self.source is None else self.source.read_bytes()
+        from student.images.picture import read_file
+
+        return sys.stdin.buffer.read() if self.source is None else read_file(self.source)
 
     def write(self, data: bytes) -> None:
         """The whole file or none of it."""

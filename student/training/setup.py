@@ -72,7 +72,8 @@ class Job:
 
     def dataset(self) -> PairDataset:
         config = self.config
-        images = open_images(config.cache_images, self.pairs.files, config.cache_dir, self.data_sha256)
+        pairs, mode = self.pairs, config.cache_images
+        images = open_images(mode, pairs.files, config.cache_dir, self.data_sha256, pairs.ranges)
         return PairDataset(
             self.pairs, self.release, config.patch_size, config.seed, config.augment, images, config.shuffle_priors
         )
