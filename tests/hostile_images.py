@@ -12,7 +12,7 @@ from PIL import Image
 def make_hostile_images(folder: Path, seed: int = 0) -> dict[str, str]:
     """Write 60 files of distinct content into `folder`; returns file name -> `ok` | `bad_image`."""
     folder.mkdir(parents=True, exist_ok=True)
-    files = {**_readable(np.random.default_rng(seed)), **_unreadable(np.random.default_rng(seed + 1))}
+    files = {**_readable(np.random.default_rng(seed)), **_unreadable_or_several(np.random.default_rng(seed + 1))}
     for name, data in files.items():
         (folder / name).write_bytes(data)
     assert len(files) == len(set(files.values())) == 60, len(set(files.values()))
@@ -77,7 +77,7 @@ def _readable(rng: np.random.Generator) -> dict[str, bytes]:
     return files
 
 
-def _unreadable(rng: np.random.Generator) -> dict[str, bytes]:
+def _unreadable_or_several(rng: np.random.Generator) -> dict[str, bytes]:
     noise = Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8))
     frames = [Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)) for _ in range(3)]
     png, jpg, gif = encode(noise, "PNG"), encode(noise, "JPEG"), encode(noise.convert("P"), "GIF")
@@ -104,10 +104,10 @@ def _unreadable(rng: np.random.Generator) -> dict[str, bytes]:
         "bad_pdf.png": b"%PDF-1.7\n%\xe2\xe3\xcf\xd3\n" + rng.bytes(64),
         "bad_zip.png": b"PK\x03\x04" + rng.bytes(200),
         "bad_svg.png": b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"/>',
-        "bad_animated.gif": encode(frames[0], "GIF", **animated),
-        "bad_animated.webp": encode(frames[0], "WEBP", **animated),
-        "bad_animated.png": encode(frames[0], "PNG", **animated),
-        "bad_pages.tif": encode(frames[0], "TIFF", **animated),
+        "ok_animated.gif": encode(frames[0], "GIF", **animated),
+        "ok_animated.webp": encode(frames[0], "WEBP", **animated),
+        "ok_animated.png": encode(frames[0], "PNG", **animated),
+        "ok_pages.tif": encode(frames[0], "TIFF", **animated),
         "bad_bomb.png": png_claiming(50_000, 50_000),
         "bad_big_bomb.png": png_claiming(2**31 - 1, 2**31 - 1),
         "bad_nan.tif": encode(Image.fromarray(nan), "TIFF"),

@@ -164,6 +164,8 @@ def _from_pillow(
     frames = layout.pages if layout else getattr(image, "n_frames", 1)
     if image.info.get("progressive") and data.count(b"\xff\xda") > MOST_SCANS:
         raise ImageFileError(f"a JPEG of more than {MOST_SCANS} scans")
+    mode = image.mode
+    image.load()  # turns a TIFF upright, unlike other formats; metadata may follow the pixels
     kept |= {key: image.info[key] for key in ("icc_profile", "exif", "dpi", "xmp", "comment") if image.info.get(key)}
     if any(not np.isfinite(float(x)) or x <= 0 for x in kept.get("dpi", ())):
         del kept["dpi"]
@@ -177,8 +179,6 @@ def _from_pillow(
         samples = understand(stored, alpha=stored.shape[-1] in (2, 4), span=span)
         return Still("PNG", samples, _mode(samples), frames, turn, kept)
     lossless = kind == "WEBP" and _is_lossless_webp(data)
-    mode = image.mode
-    image.load()  # turns a TIFF upright, unlike other formats
     if image.mode in ("CMYK", "YCbCr", "LAB"):
         profile = kept.pop("icc_profile", None)  # the output is an RGB file
         image = to_srgb(image, profile if image.mode == "CMYK" else None)

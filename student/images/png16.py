@@ -35,7 +35,7 @@ def take_apart(data: bytes) -> tuple[bytes, tuple[tuple[bytes, bytes], ...]]:
     parts, found, at = [SIGNATURE], [], len(SIGNATURE)
     while at + 12 <= len(data):
         name, end = data[at + 4 : at + 8], at + 12 + int.from_bytes(data[at : at + 4], "big")
-        if name == b"IHDR" and at > len(SIGNATURE):
+        if name == b"IHDR" and b"IHDR" in (part[4:8] for part in parts):
             raise ImageFileError("a PNG with two headers")
         extra = name[:1].islower() and end <= len(data)
         whole = not extra or int.from_bytes(data[end - 4 : end], "big") == zlib.crc32(data[at + 4 : end - 4])

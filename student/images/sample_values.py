@@ -72,7 +72,8 @@ def find_range(valid: np.ndarray, tagged: tuple[float, float] | None = None) -> 
         return ValueRange(0, 1)
     low, high = _without_outliers(valid)
     if tagged and tagged[0] < tagged[1] and tagged[0] <= low and high <= tagged[1]:
-        return ValueRange(*map(float, tagged), "by the file's tags")
+        full = dtype.kind == "u" and tagged == (0, np.iinfo(dtype).max)
+        return ValueRange(*map(float, tagged), "" if full else "by the file's tags")
     if dtype.kind == "f" and low >= 0 and high <= 1:
         return ValueRange(0, 1)
     whole = dtype == np.uint16 or (dtype.kind == "f" and low >= 0 and bool((valid == np.rint(valid)).all()))

@@ -5,6 +5,7 @@ Both are written by tifffile, which keeps what `Layout` says of the bands.
 """
 
 import io
+import logging
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,10 +17,11 @@ from PIL import Image
 
 from student.images.picture import ImageFileError
 
+logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what it logs of a tag, no user can act upon
 MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 ORIENTATION = 274
 NODATA = 42113
-RPC, XMP = 50844, 700
+RPC, XMP, SOFTWARE = 50844, 700, 305
 GEOREFERENCE = (33550, 33922, 34264, 34735, 34736, 34737, 42112, NODATA, RPC)
 """Tags of a GeoTIFF: scale, tie points, transformation, the three of its keys, GDAL's metadata and no-data value, and
 the polynomials of a raw scene."""
@@ -199,6 +201,7 @@ def write(samples: np.ndarray, still: Any) -> bytes:
         resolution=dpi and tuple(float(x) for x in dpi),
         resolutionunit="inch" if dpi else None,
         metadata=None,
+        software=tags.pop(SOFTWARE)[3] if SOFTWARE in tags else False,
         extratags=[_ascii(*tag) for tag in tags.values()],
     )
     return out.getvalue()

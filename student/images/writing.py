@@ -1,6 +1,7 @@
 """A restored still picture as the bytes of a file of the kind that it was."""
 
 import io
+import struct
 
 import numpy as np
 from PIL import Image, ImageCms, PngImagePlugin
@@ -69,10 +70,20 @@ def _save(image: Image.Image, still: Still) -> bytes:
         pixels = np.asarray(image)
         turned = upright(pixels if pixels.ndim == 3 else pixels[..., None], still.orientation)
         image = Image.fromarray(turned if pixels.ndim == 3 else turned[..., 0])
+        if still.format == "BMP" and alpha:
+            return _bmp_with_alpha(np.asarray(image.convert("RGBA")))
         image = image.quantize(256, dither=Image.Dither.NONE) if still.format == "GIF" else image
     out = io.BytesIO()
     image.save(out, format=still.format, **options)
     return out.getvalue()
+
+
+def _bmp_with_alpha(rgba: np.ndarray) -> bytes:
+    """Pillow writes the band, and not that it is transparency: the fourth version of the header says so."""
+    body, (height, width) = rgba[::-1, :, [2, 1, 0, 3]].tobytes(), rgba.shape[:2]
+    start = struct.pack("<2sIII", b"BM", 122 + len(body), 0, 122)
+    sizes = (108, width, height, 1, 32, 3, len(body), 2835, 2835, 0, 0)
+    return start + struct.pack("<IiiHHIIiiII4I52x", *sizes, 0xFF0000, 0xFF00, 0xFF, 0xFF000000) + body
 
 
 def to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
