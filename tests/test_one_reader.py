@@ -142,7 +142,9 @@ def test_a_turned_gt_lies_on_its_upright_lq(tmp_path, orientation):
     exif = Image.Exif()
     exif[274] = orientation
     seen = PHOTO.rotate(180) if orientation == 3 else PHOTO.rotate(-90, expand=True)
-    save_pair(tmp_path, "a.jpg", encode(PHOTO, "JPEG", quality=100, subsampling=0, exif=exif), encode(seen, "PNG"), "a.png")
+    save_pair(
+        tmp_path, "a.jpg", encode(PHOTO, "JPEG", quality=100, subsampling=0, exif=exif), encode(seen, "PNG"), "a.png"
+    )
     lq, gt = indexed(tmp_path).whole_image(0)
     assert np.abs(lq - gt).mean() < 0.02
 

@@ -2,6 +2,7 @@
 
 import io
 import struct
+import zlib
 
 import numpy as np
 import pydicom
@@ -12,6 +13,7 @@ from picture_files import RNG, SRGB, again, file_of, samples, tiff_of
 from PIL import Image, ImageCms
 from pydicom.data import get_testdata_file
 
+from student.images import netpbm
 from student.images import png16 as deep_png
 from student.images.files import read_picture, read_rgb
 from student.images.picture import ImageFileError
@@ -186,3 +188,81 @@ def test_any_bytes_are_a_picture_or_one_reason(data, name):
 def test_what_cannot_be_done_says_what_can(data, suffix, message):
     with pytest.raises(ImageFileError, match=message):
         read_picture(data, "x", suffix)
+
+
+def with_chunk(png: bytes, name: bytes, body: bytes) -> bytes:
+    return png[:33] + deep_png._chunk(name, body) + png[33:]
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_png_texts_of_any_size_stay_and_damaged_comments_cost_nothing(dtype):
+    plain = file_of(samples(5, 6, dtype=dtype), "PNG")
+    chunks = [(b"tEXt", b"parameters\0a prompt"), (b"zTXt", b"workflow\0\0" + zlib.compress(bytes(3 * 2**20)))]
+    chunks += [(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0<x:xmpmeta>"), (b"tIME", bytes([7, 232, 5, 6, 7, 8, 9]))]
+    data = plain
+    for name, body in chunks:
+        data = with_chunk(data, name, body)
+    wrong = bytearray(with_chunk(data, b"tEXt", b"Comment\0hello"))
+    wrong[wrong.index(b"hello")] ^= 1
+    assert sorted(deep_png.take_apart(again(bytes(wrong)))[1]) == sorted(chunks)
+    profile = again(with_chunk(plain, b"iCCP", b"p\0\0" + zlib.compress(bytes(3 * 2**20))))
+    assert opened(profile).size == (6, 5)
+
+
+def test_what_a_camera_wrote_into_a_jpeg_stays():
+    xmp = b"<x:xmpmeta xmlns:x='adobe:ns:meta/'>someone</x:xmpmeta>"
+    out = opened(again(file_of(samples(16, 24, 3), "JPEG", xmp=xmp, comment=b"a comment")))
+    assert out.info["xmp"] == xmp and out.info["comment"] == b"a comment"
+    assert opened(again(file_of(samples(16, 24, 3), "WEBP", xmp=xmp, lossless=True))).info["xmp"] == xmp
+
+
+@pytest.mark.parametrize("block", [b"Exif\0\0garbage", b"Exif\0\0II*\0\xff\xff\xff\x7f", b"Exif\0\0II*\0\x08\0"])
+def test_exif_that_cannot_be_read_turns_nothing(block):
+    pixels = samples(16, 24, 3)
+    for kind in ("JPEG", "PNG", "WEBP"):
+        options = {"lossless": True} if kind == "WEBP" else {}
+        assert read_rgb(file_of(pixels, kind, exif=block, **options)).shape == (3, 16, 24)
+
+
+def test_orientation_that_only_xmp_names_is_kept():
+    xmp = b"<x:xmpmeta xmlns:x='adobe:ns:meta/'><rdf:Description tiff:Orientation=\"6\"/></x:xmpmeta>"
+    data = file_of(samples(16, 24, 3), "JPEG", xmp=xmp)
+    assert read_rgb(data).shape == (3, 24, 16) and opened(again(data)).getexif()[274] == 6
+
+
+def test_a_bmp_with_transparency_keeps_it():
+    rgba = samples(5, 7, 4)
+    for _ in range(2):
+        rgba[:, 3:, 3] = 128
+        out = opened(again(file_of(rgba, "PNG"), "x.png", ".bmp"))
+        assert out.mode == "RGBA" and np.array_equal(np.asarray(out), rgba)
+        assert np.array_equal(np.asarray(opened(again(file_of(out, "PNG"), "x.png", ".bmp"))), rgba)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_deep_netpbm_keeps_every_bit_and_its_top(channels):
+    pixels = RNG.integers(0, 4096, (5, 7, channels), dtype=np.uint16)
+    data = netpbm.write(pixels, 4095)
+    picture = read_picture(data)
+    assert picture.rgb.max() == pytest.approx(pixels.max() / 4095) and again(data) == data
+    with pytest.raises(ImageFileError, match="cannot be decoded"):
+        read_picture(data[:-3])
+
+
+def test_files_that_hang_or_swell_are_refused_before_they_are_decoded():
+    png = file_of(samples(9, 9, 3), "PNG")
+    second = deep_png._chunk(b"IHDR", struct.pack(">II", 30_000, 30_000) + png[24:29])
+    with pytest.raises(ImageFileError, match="two headers"):
+        read_picture(png[:33] + second + png[33:])
+    jpeg = file_of(samples(64, 64), "JPEG", progressive=True)
+    at = jpeg.rindex(b"\xff\xda")
+    with pytest.raises(ImageFileError, match="more than 200 scans"):
+        read_picture(jpeg[:-2] + jpeg[at:-2] * 300 + jpeg[-2:])
+
+
+def test_several_pictures_in_a_file_are_told():
+    frames = [Image.new("RGB", (16, 16), colour) for colour in ("teal", "red", "blue")]
+    for kind in ("PNG", "GIF", "WEBP", "TIFF", "MPO"):
+        picture = read_picture(file_of(frames[0], kind, save_all=True, append_images=frames[1:]))
+        assert "the first of 3 pictures in the file" in picture.notes
+        assert np.abs(picture.rgb[0] * 255 - np.asarray(frames[0])).mean() < 30

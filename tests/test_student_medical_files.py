@@ -1,6 +1,8 @@
 """DICOM and NIfTI slices come back in their own type, range and window."""
 
+import gzip
 import io
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -136,3 +138,97 @@ def test_a_sparse_nifti_is_restored_too():
     assert picture.rgb.max() == 1, "seen, though all but a thousandth is empty"
     changed = nibabel.Nifti1Image.from_bytes(picture.encode(picture.rgb * np.float32(0.5)))
     assert changed.get_fdata()[20, 20, 2] == 450
+
+
+def slice_of(samples: np.ndarray, **changes) -> bytes:
+    """A CT slice with these samples, written with tags that are changed, or empty (None)."""
+    scan, out = pydicom.dcmread(get_testdata_file("CT_small.dcm")), io.BytesIO()
+    scan.Rows, scan.Columns = samples.shape[-2:]
+    scan.NumberOfFrames = len(samples) if samples.ndim == 3 else 1
+    scan.PixelRepresentation, scan.PixelData = int(samples.dtype.kind == "i"), samples.tobytes()
+    scan.RescaleSlope, scan.RescaleIntercept, scan.PixelPaddingValue = 1, 0, None
+    for name, value in changes.items():
+        setattr(scan, name, value)
+        if name == "PixelPaddingRangeLimit":
+            scan[name].VR = "SS"
+    scan.save_as(out)
+    return out.getvalue()
+
+
+TISSUE = np.random.default_rng(0).integers(-200, 300, (40, 50), dtype=np.int16)
+
+
+def changed(data: bytes) -> np.ndarray:
+    """What a network adds that brightens by a tenth of the window."""
+    picture = read_picture(data, "scan.dcm")
+    after, before = (pydicom.dcmread(io.BytesIO(x)) for x in (picture.encode(picture.rgb + np.float32(0.1)), data))
+    return after.pixel_array.astype(int) - before.pixel_array
+
+
+@pytest.mark.parametrize("tags", [{"PixelPaddingValue": -2000}, {"PixelPaddingValue": -1999}, {}])
+def test_padding_and_metal_spoil_no_sample(tags):
+    padded = TISSUE.copy()
+    padded[:9], padded[20, 20] = (-2000 if tags else -32768), 30000
+    limit = {"PixelPaddingRangeLimit": -2500} if tags.get("PixelPaddingValue") == -1999 else {}
+    change = changed(slice_of(padded, **tags, **limit))
+    assert (change[:9] == 0).all() and change[20, 20] == 0
+    assert 40 < np.median(change[9:]) < 110, "a tenth of about 500"
+
+
+@pytest.mark.parametrize(
+    "tags",
+    [
+        {"RescaleIntercept": None}, {"RescaleSlope": None}, {"ImageType": "ORIGINAL"}, {"ImageType": None},
+        {"WindowCenter": 5000, "WindowWidth": 10},
+    ],
+)  # fmt: skip
+def test_odd_tags_are_no_obstacle(tags):
+    tags = {"WindowCenter": 50, "WindowWidth": 500} | tags
+    assert np.median(changed(slice_of(TISSUE, **tags))) == 50, "a window without any sample is none"
+
+
+def test_a_negative_slope_turns_the_window_round():
+    window = {"WindowCenter": -50, "WindowWidth": 600}
+    change = changed(slice_of(TISSUE, RescaleSlope=-1, **window))
+    assert set(change[(TISSUE >= -250) & (TISSUE <= 350)]) == {-60}, "brighter is a smaller sample"
+
+
+def test_windows_of_enhanced_files_and_files_without_meta():
+    item, holder = pydicom.Dataset(), pydicom.Dataset()
+    item.WindowCenter, item.WindowWidth = 50, 600
+    holder.FrameVOILUTSequence = pydicom.Sequence([item])
+    spiked = np.stack([TISSUE] * 3)
+    spiked[:, 0, 0] = 30000
+    change = changed(slice_of(spiked, SharedFunctionalGroupsSequence=pydicom.Sequence([holder])))
+    assert change[1, 0, 0] == 0 and np.median(change) == 60
+    scan, out = pydicom.dcmread(io.BytesIO(slice_of(TISSUE))), io.BytesIO()
+    bare = pydicom.Dataset({key: value for key, value in scan.items()})
+    bare.save_as(out, implicit_vr=True, little_endian=True)
+    picture = read_picture(out.getvalue(), "scan.dcm")
+    after = pydicom.dcmread(io.BytesIO(picture.encode(picture.rgb)))
+    assert np.array_equal(after.pixel_array, TISSUE)
+
+
+def test_nan_in_a_nifti_stays_and_label_maps_are_no_pictures():
+    values = np.random.default_rng(0).uniform(5, 45, (9, 8, 3)).astype(np.float32)
+    values[2:4] = np.nan
+    volume = nibabel.Nifti1Image(values, np.eye(4))
+    picture = read_picture(volume.to_bytes(), "scan.nii")
+    out = nibabel.Nifti1Image.from_bytes(picture.encode(picture.rgb + np.float32(0.1))).get_fdata()
+    assert np.array_equal(np.isnan(out), np.isnan(values)) and np.nanmedian(out - values) == pytest.approx(4, abs=0.1)
+    volume.header.set_intent("label")
+    with pytest.raises(ImageFileError, match="a map of labels"):
+        read_picture(volume.to_bytes(), "scan.nii")
+
+
+def test_a_packed_volume_is_no_larger_than_its_header_says():
+    data = nibabel.Nifti1Image(np.zeros((4, 4, 4), np.int16), np.eye(4)).to_bytes()
+    bomb = gzip.compress(data + bytes(2**27))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(ImageFileError, match="unpacks to more than its header says"):
+        read_picture(bomb, "scan.nii.gz")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000, "kB"
+    large = bytearray(data)
+    large[42:48] = np.array([30000, 30000, 30000], np.int16).tobytes()
+    with pytest.raises(ImageFileError, match="GB are free"):
+        read_picture(gzip.compress(bytes(large)), "scan.nii.gz")
