@@ -3,8 +3,8 @@
     teachonce caption | restore | train | eval | report | index | embed | prepare | samples | ablate
     teachonce export | convert | demo | shards
 
-`teachonce VERB --help` explains each. `python -m student.restore` and its like are the same commands; this one also works
-where the folder you stand in holds a `pipeline/` or a `student.py` of your own.
+`teachonce VERB --help` explains each. `python -m student.restore` and its like are the same commands; this one
+also works where the folder you stand in holds a `pipeline/` or a `student.py` of your own.
 """
 
 import os
