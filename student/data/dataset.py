@@ -85,7 +85,7 @@ class PairDataset(Dataset):
             return lq, gt
         # Degraded with what lies around the crop, as the whole image would be, and then cut.
         margin = spec.margin(rng)
-        gt = self._window(images[0], top, left, turn, margin)
+        gt = spec.toned(self._window(images[0], top, left, turn, margin), rng)
         inside = (slice(None), *(slice(margin, side - margin) for side in gt.shape[1:]))
         return self.degraded(gt, spec, rng)[inside], np.ascontiguousarray(gt[inside])
 

@@ -52,6 +52,17 @@ class DegradationSpec(Section):
     light: _range(ge=0, le=1) = (0.75, 1.0)
     """`haze`: brightness of the veil."""
 
+    tone: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Share of the training crops whose clean image gets another brightness, contrast and gamma first: the network then
+    learns to keep them, and not to take a pale picture for a hazy one. Evaluation leaves images as they are."""
+
+    def toned(self, gt: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """The clean crop to train on; any layout, values in [0, 1]."""
+        if not self.tone or rng.random() >= self.tone:
+            return gt
+        low, high = rng.uniform(0, 0.5), rng.uniform(0.5, 1)
+        return (low + (high - low) * gt ** np.float32(np.exp(rng.uniform(-0.6, 0.6)))).astype(np.float32)
+
     def drawn(self, rng: np.random.Generator) -> "DegradationSpec":
         """With every range that this kind uses replaced by a number out of it."""
         ranges = {name: value for name in _USES.get(self.kind, ()) if isinstance(value := getattr(self, name), tuple)}
