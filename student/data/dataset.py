@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 
 from shards import Release
 from student.data.cache import FreshImages, as_float
-from student.data.degradations import DegradationSpec, degrade
+from student.data.degradations import WHOLE, DegradationSpec, degrade
 from student.data.pairs import Pairs, TrainDataError, exchanged
 from student.data.sampler import Draw
 
@@ -75,18 +75,32 @@ class PairDataset(Dataset):
                     f"{pairs.lq_path[row]}: {images[1].shape[2]}x{images[1].shape[1]} pixels, its gt "
                     f"{images[0].shape[2]}x{images[0].shape[1]}; run the index stage again"
                 )
+        spec = self.specs.get(pairs.degradation[row])
+        if spec is not None and spec.kind in WHOLE:
+            images.append(self.degraded(as_float(images[0]), spec, rng))
         top, left = (int(rng.integers(max(side - self.patch_size, 0) + 1)) for side in images[0].shape[1:])
-        flip, turns = (bool(rng.integers(2)), int(rng.integers(4))) if self.augment else (False, 0)
-        gt, *rest = (self._window(image, top, left, flip, turns) for image in images)
-        lq = rest[0] if rest else self.degraded(gt, self.specs[pairs.degradation[row]], rng)
-        return lq, gt
+        turn = (bool(rng.integers(2)), int(rng.integers(4))) if self.augment else (False, 0)
+        if len(images) == 2:
+            gt, lq = (self._window(image, top, left, turn) for image in images)
+            return lq, gt
+        # Degraded with what lies around the crop, as the whole image would be, and then cut.
+        margin = spec.margin(rng)
+        gt = spec.toned(self._window(images[0], top, left, turn, margin), rng)
+        inside = (slice(None), *(slice(margin, side - margin) for side in gt.shape[1:]))
+        return self.degraded(gt, spec, rng)[inside], np.ascontiguousarray(gt[inside])
 
-    def _window(self, image: np.ndarray, top: int, left: int, flip: bool, turns: int) -> np.ndarray:
-        size = self.patch_size
-        window = image[:, top : top + size, left : left + size]
-        missing = [(0, 0), *((0, size - side) for side in window.shape[1:])]
-        if any(after for _, after in missing):
-            window = np.pad(window, missing, mode="symmetric")
+    def _window(self, image: np.ndarray, top: int, left: int, turn: tuple[bool, int], margin: int = 0) -> np.ndarray:
+        """The patch at (top, left), with `margin` more pixels on every side, mirrored where the image ends."""
+        first = [max(start - margin, 0) for start in (top, left)]
+        last = [start + self.patch_size + margin for start in (top, left)]
+        window = image[:, first[0] : last[0], first[1] : last[1]]
+        missing = [
+            (begin - (start - margin), end - begin - side)
+            for begin, start, end, side in zip(first, (top, left), last, window.shape[1:], strict=True)
+        ]
+        if any(map(any, missing)):
+            window = np.pad(window, [(0, 0), *missing], mode="symmetric")
+        flip, turns = turn
         window = np.rot90(window[:, :, ::-1] if flip else window, turns, axes=(1, 2))
         return as_float(np.ascontiguousarray(window))
 

@@ -1,32 +1,87 @@
 """Degradations, gt → lq of the same size; used by the sample stage and on the fly by the trainer. No torch.
 
 Images are float32 RGB [H, W, 3] in [0, 1]. Every function draws only from the generator that it is given, so that a
-(file name, seed) or (sample, epoch) pair always gets the same lq.
+(file name, seed) or (sample, epoch) pair always gets the same lq. Fields that vary over the image are shaped in its
+spectrum, which costs the same for every size of streak or cloud.
 """
 
-from typing import Annotated, Literal
+import io
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import Field
-from scipy import ndimage
+from pydantic import AfterValidator, Field
+from scipy import fft
 
 from student.params import Section
 
-Kind = Literal["gaussian_noise", "bicubic", "kspace", "rician_noise", "low_dose_noise", "rain", "cloud"]
+Kind = Literal[
+    "identity", "gaussian_noise", "jpeg", "bicubic", "kspace", "rician_noise", "low_dose_noise", "rain", "cloud", "haze"
+]
+WHOLE = ("kspace",)
+"""Kinds in which every pixel depends on all others: the trainer applies them before it crops."""
+
+
+def _ordered(value: float | tuple[float, float]) -> float | tuple[float, float]:
+    if isinstance(value, tuple) and value[0] > value[1]:
+        raise ValueError(f"the range {list(value)} must begin with its smaller end")
+    return value
+
+
+def _range(**bounds: float) -> Any:
+    """A number, or [low, high], from which one is drawn for every image."""
+    number = Annotated[float, Field(**bounds)]
+    return Annotated[number | tuple[number, number], AfterValidator(_ordered)]
 
 
 class DegradationSpec(Section):
-    """One degradation; parameters that a kind does not use are ignored by it."""
+    """One degradation; parameters that a kind does not use are ignored by it. A range is drawn from anew for every crop
+    in training, and by the file's name in an evaluation."""
 
     kind: Kind
     scale: Annotated[int, Field(ge=2)] = 4
     """`bicubic`, `kspace`: the factor of down- and up-sampling."""
-    sigma: Annotated[float, Field(ge=0)] = 25.0
+    sigma: _range(ge=0) = 25.0
     """Noise strength on the 0-255 scale (`*_noise`)."""
     quantize: bool = True
     """`gaussian_noise`: clip to 0-255 and truncate to integers, as stored test sets do (method.md section 6)."""
-    amount: Annotated[float, Field(ge=0, le=1)] = 0.5
-    """`rain`, `cloud`: how heavy, from 0 (none) to 1."""
+    amount: _range(ge=0, le=1) = 0.5
+    """`rain`, `cloud`, `haze`: how heavy, from 0 (none) to 1."""
+    quality: _range(ge=1, le=100) = 40
+    """`jpeg`: as libjpeg counts it."""
+    light: _range(ge=0, le=1) = (0.75, 1.0)
+    """`haze`: brightness of the veil."""
+
+    tone: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Share of the training crops whose clean image gets another brightness, contrast and gamma first: the network then
+    learns to keep them, and not to take a pale picture for a hazy one. Evaluation leaves images as they are."""
+
+    def toned(self, gt: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """The clean crop to train on; any layout, values in [0, 1]."""
+        if not self.tone or rng.random() >= self.tone:
+            return gt
+        low, high = rng.uniform(0, 0.5), rng.uniform(0.5, 1)
+        return (low + (high - low) * gt ** np.float32(np.exp(rng.uniform(-0.6, 0.6)))).astype(np.float32)
+
+    def drawn(self, rng: np.random.Generator) -> "DegradationSpec":
+        """With every range that this kind uses replaced by a number out of it."""
+        ranges = {name: value for name in _USES.get(self.kind, ()) if isinstance(value := getattr(self, name), tuple)}
+        return self.model_copy(update={name: float(rng.uniform(*value)) for name, value in ranges.items()})
+
+    def margin(self, rng: np.random.Generator) -> int:
+        """Pixels around a crop that its own depend on. A JPEG has its grid of 8 pixels anywhere under a crop."""
+        return 4 * self.scale if self.kind == "bicubic" else int(rng.integers(8)) if self.kind == "jpeg" else 0
+
+
+_USES = {
+    "gaussian_noise": ("sigma",),
+    "rician_noise": ("sigma",),
+    "low_dose_noise": ("sigma",),
+    "jpeg": ("quality",),
+    "rain": ("amount",),
+    "cloud": ("amount",),
+    "haze": ("amount", "light"),
+}
 
 
 def degrade(gt: np.ndarray, spec: DegradationSpec, rng: np.random.Generator) -> np.ndarray:
@@ -36,15 +91,22 @@ def degrade(gt: np.ndarray, spec: DegradationSpec, rng: np.random.Generator) -> 
     """
     if gt.ndim != 3 or gt.shape[2] != 3:
         raise ValueError(f"degrade: the image must be [H, W, 3], not {list(gt.shape)}")
-    lq = _KINDS[spec.kind](gt.astype(np.float32), spec, rng)
-    return np.clip(lq, 0, 1).astype(np.float32)
+    lq = _KINDS[spec.kind](gt.astype(np.float32, copy=False), spec.drawn(rng), rng)
+    return np.clip(lq, 0, 1).astype(np.float32, copy=False)
 
 
-def bicubic_resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """MATLAB's `imresize(image, [height width], "bicubic")`: a = -0.5, antialiased when shrinking, mirrored borders."""
+def bicubic_resize(image: np.ndarray, height: int, width: int, levels: int | None = None) -> np.ndarray:
+    """MATLAB's `imresize(image, [height width], "bicubic")`: a = -0.5, antialiased when shrinking, mirrored borders.
+
+    `levels`: 255 for what MATLAB makes of uint8: it rounds after the rows, and again after the columns.
+    """
     rows, columns = _bicubic_weights(image.shape[0], height), _bicubic_weights(image.shape[1], width)
-    half = np.tensordot(rows, image, axes=(1, 0))  # [height, W, C]
-    return np.tensordot(half, columns, axes=(1, 1)).transpose(0, 2, 1).astype(np.float32)
+    half = _rounded(np.tensordot(rows, image, axes=(1, 0)), levels)  # [height, W, C]
+    return _rounded(np.tensordot(half, columns, axes=(1, 1)).transpose(0, 2, 1), levels).astype(np.float32)
+
+
+def _rounded(image: np.ndarray, levels: int | None) -> np.ndarray:
+    return image if levels is None else np.floor(np.clip(image, 0, 1) * levels + 0.5) / levels
 
 
 def _bicubic_weights(size_in: int, size_out: int) -> np.ndarray:
@@ -64,75 +126,137 @@ def _bicubic_weights(size_in: int, size_out: int) -> np.ndarray:
     return matrix
 
 
+def _is_gray(gt: np.ndarray) -> bool:
+    return np.array_equal(gt[..., 0], gt[..., 1]) and np.array_equal(gt[..., 0], gt[..., 2])
+
+
+def _identity(gt: np.ndarray, spec: DegradationSpec, rng: np.random.Generator) -> np.ndarray:
+    return gt
+
+
 def _bicubic(gt: np.ndarray, spec: DegradationSpec, rng: np.random.Generator) -> np.ndarray:
     height, width = gt.shape[:2]
-    small = bicubic_resize(gt, -(-height // spec.scale), -(-width // spec.scale))
-    return bicubic_resize(np.round(np.clip(small, 0, 1) * 255) / 255, height, width)
+    small = bicubic_resize(gt, -(-height // spec.scale), -(-width // spec.scale), levels=255)
+    return bicubic_resize(small, height, width)
+
+
+def _jpeg(gt: np.ndarray, spec: DegradationSpec, rng: np.random.Generator) -> np.ndarray:
+    """Through a file and back; a colour picture with its colours at full or at half resolution."""
+    from PIL import Image
+
+    pixels, buffer = np.round(gt * 255).astype(np.uint8), io.BytesIO()
+    picture = Image.fromarray(pixels[..., 0] if _is_gray(gt) else pixels)
+    picture.save(buffer, "JPEG", quality=round(spec.quality), subsampling=int(rng.choice((0, 2))))
+    return np.asarray(Image.open(buffer).convert("RGB"), np.float32) / 255
 
 
 def _kspace(gt: np.ndarray, spec: DegradationSpec, rng: np.random.Generator) -> np.ndarray:
     """Keep the central 1/scale of the frequencies of each axis: what a faster MRI scan measures."""
-    spectrum = np.fft.fftshift(np.fft.fft2(gt, axes=(0, 1)), axes=(0, 1))
+    planes = gt[..., :1] if _is_gray(gt) else gt
+    spectrum = fft.fft2(planes, axes=(0, 1))
     for axis in (0, 1):
         size = gt.shape[axis]
-        keep = np.abs(np.arange(size) - size // 2) <= size / spec.scale / 2
+        keep = np.abs(fft.fftfreq(size, 1 / size)) <= size / spec.scale / 2
         spectrum *= keep.reshape([-1, 1, 1] if axis == 0 else [1, -1, 1])
-    return np.abs(np.fft.ifft2(np.fft.ifftshift(spectrum, axes=(0, 1)), axes=(0, 1)))
+    return np.broadcast_to(np.abs(fft.ifft2(spectrum, axes=(0, 1))), gt.shape)
 
 
 def _gaussian_noise(gt: np.ndarray, spec: DegradationSpec, rng: np.random.Generator) -> np.ndarray:
-    noisy = gt * 255 + rng.standard_normal(gt.shape) * spec.sigma
+    """A gray picture has one noise for its three equal channels, as its file has."""
+    noise = rng.standard_normal((*gt.shape[:2], 1 if _is_gray(gt) else 3))
+    noisy = gt * 255 + noise * spec.sigma
     return np.clip(noisy, 0, 255).astype(np.uint8) / 255 if spec.quantize else noisy / 255
 
 
 def _rician_noise(gt: np.ndarray, spec: DegradationSpec, rng: np.random.Generator) -> np.ndarray:
     """Magnitude of a complex signal with Gaussian noise in both channels; the same for all colours (MRI is gray)."""
-    real, imaginary = rng.standard_normal((2, *gt.shape[:2], 1)) * (spec.sigma / 255)
+    real, imaginary = rng.standard_normal((2, *gt.shape[:2], 1), dtype=np.float32) * np.float32(spec.sigma / 255)
     return np.hypot(gt + real, imaginary)
 
 
 def _low_dose_noise(gt: np.ndarray, spec: DegradationSpec, rng: np.random.Generator) -> np.ndarray:
-    """CT at a lower dose: gray noise, correlated by the reconstruction filter, stronger in dense tissue."""
-    grain = ndimage.gaussian_filter(rng.standard_normal(gt.shape[:2]), 0.6)
-    grain *= spec.sigma / 255 / grain.std()
-    return gt + grain[..., None] * (0.6 + 0.8 * gt.mean(2, keepdims=True))
+    """CT at a lower dose: gray noise, correlated as filtered back-projection makes it, stronger in dense tissue.
+
+    Its spectrum rises with the frequency, as the ramp filter does, up to where the reconstruction kernel ends, and
+    prefers the direction in which fewer photons pass.
+    """
+    cutoff, direction, preference = rng.uniform(0.12, 0.5), rng.uniform(0, np.pi), rng.uniform(0, 1)
+
+    def shape(y: np.ndarray, x: np.ndarray) -> np.ndarray:
+        along = (y * np.sin(direction) + x * np.cos(direction)) ** 2
+        squared = y * y + x * x
+        return squared**0.25 * np.exp(-squared / cutoff**2) * (1 + preference * along / np.maximum(squared, 1e-9))
+
+    grain = _shaped(gt.shape[:2], shape, rng)
+    return gt + grain * (spec.sigma / 255) * (0.6 + 0.8 * gt.mean(2, keepdims=True))
 
 
 def _rain(gt: np.ndarray, spec: DegradationSpec, rng: np.random.Generator) -> np.ndarray:
-    """Streaks: sparse drops, smeared along one slanted direction, screened over the image."""
-    height, width = gt.shape[:2]
-    length = int(rng.integers(9, 19))
-    angle = np.deg2rad(rng.uniform(-25, 25))
-    streak = np.zeros((length * 2 + 1,) * 2)
-    for t in np.linspace(-length, length, 4 * length + 1):
-        streak[round(length + t * np.cos(angle)), round(length + t * np.sin(angle))] = 1
-    streak = ndimage.gaussian_filter(streak, 0.6)
-    drops = (rng.random((height, width)) < 0.001 + 0.005 * spec.amount) * rng.uniform(0.4, 1.0, (height, width))
-    layer = ndimage.convolve(drops, streak / streak.max(), mode="wrap")
-    alpha = np.clip(layer, 0, 1)[..., None] * (0.3 + 0.5 * spec.amount)
-    return gt + alpha * (0.92 - gt) * (gt < 0.92)
+    """Streaks: sparse drops of unequal brightness, smeared along one slanted direction, added to the image; often some
+    near and some far. At amount 0.05 to 0.5 as bright and as dense as in Rain100L (PSNR 22 to 33 dB), heavier above."""
+    angle, layer = np.deg2rad(rng.normal(0, 18)), np.zeros((*gt.shape[:2], 1), np.float32)
+    for share in (1.0,) if rng.random() < 0.5 else (0.6, 0.4):
+        length, width = np.exp(rng.uniform(np.log(6), np.log(60))), rng.uniform(0.45, 1.2)
+        lean = angle + np.deg2rad(rng.normal(0, 2))
+        coverage = share * (0.03 + 0.6 * spec.amount) * rng.uniform(0.6, 1.4)
+        brightness = (0.07 + 0.3 * spec.amount**2) * rng.uniform(0.7, 1.5)
+        drops = rng.random(gt.shape[:2], dtype=np.float32) < coverage / (length * 2.5 * width)
+        drops = drops * np.minimum(rng.standard_exponential(gt.shape[:2], dtype=np.float32) * brightness, 0.8)
+        y, x = _frequencies(gt.shape[:2])
+        along, across = y * np.cos(lean) + x * np.sin(lean), x * np.cos(lean) - y * np.sin(lean)
+        smear = np.sinc(length * along) * np.exp(-2 * (np.pi * width * across) ** 2 - (length * along) ** 2 / 4)
+        # The peak of a drop stays as bright as it was: a line of `length` with a Gaussian of `width` across.
+        smeared = fft.irfft2(fft.rfft2(drops) * smear * (length * width * 2.5), s=gt.shape[:2])
+        layer += np.maximum(smeared, 0)[..., None]
+    return gt + np.minimum(layer, 0.85)
 
 
 def _cloud(gt: np.ndarray, spec: DegradationSpec, rng: np.random.Generator) -> np.ndarray:
-    """Thin cloud: fractal noise as the opacity of a white veil."""
-    height, width = gt.shape[:2]
-    field = np.zeros((height, width))
-    for octave in range(2, 6):
-        cells = rng.random((2**octave + 3,) * 2)
-        zoomed = ndimage.zoom(cells, (height / (2**octave), width / (2**octave)), order=3, mode="nearest")
-        field += zoomed[:height, :width] / 2**octave
-    field = (field - field.min()) / max(float(np.ptp(field)), 1e-6)
+    """Patches of cloud: fractal noise as the opacity of a white veil."""
+    field = _fractal(gt.shape[:2], rng.uniform(1.3, 2.0), rng)
     low = 0.55 - 0.45 * spec.amount
-    alpha = np.clip((field - low) / (1 - low), 0, 1)[..., None] ** 1.2 * (0.45 + 0.45 * spec.amount)
-    return gt * (1 - alpha) + 0.95 * alpha
+    alpha = np.clip((field - low) / (1 - low), 0, 1) ** 1.2 * (0.45 + 0.45 * spec.amount)
+    return gt * (1 - alpha) + rng.uniform(0.85, 1.0) * alpha
+
+
+def _haze(gt: np.ndarray, spec: DegradationSpec, rng: np.random.Generator) -> np.ndarray:
+    """A veil over all of the image, thicker towards one side and a little uneven: haze, or a sheet of thin cloud."""
+    y, x = np.meshgrid(*(np.linspace(-1, 1, size, dtype=np.float32) for size in gt.shape[:2]), indexing="ij")
+    direction, slope = rng.uniform(0, 2 * np.pi), rng.uniform(0, 0.5)
+    uneven = (_fractal(gt.shape[:2], 2.0, rng) - 0.5) * rng.uniform(0, 0.5)
+    depth = 1 + slope * (y * np.sin(direction) + x * np.cos(direction))[..., None] + uneven
+    through = np.exp(-2 * spec.amount * np.maximum(depth, 0))
+    return gt * through + np.clip(spec.light + rng.uniform(-0.03, 0.03, 3), 0, 1) * (1 - through)
+
+
+def _frequencies(shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Cycles a pixel along y [H, 1] and x [1, W // 2 + 1], as `rfft2` orders them."""
+    return fft.fftfreq(shape[0])[:, None].astype(np.float32), fft.rfftfreq(shape[1])[None].astype(np.float32)
+
+
+def _shaped(shape: tuple[int, int], gain: Callable[..., np.ndarray], rng: np.random.Generator) -> np.ndarray:
+    """Gaussian noise [H, W, 1] of mean 0 and deviation 1 whose spectrum is `gain(y, x)` of the frequencies."""
+    spectrum = fft.rfft2(rng.standard_normal(shape, dtype=np.float32)) * gain(*_frequencies(shape))
+    spectrum[0, 0] = 0
+    noise = fft.irfft2(spectrum, s=shape)
+    return (noise / max(float(noise.std()), 1e-9))[..., None]
+
+
+def _fractal(shape: tuple[int, int], falloff: float, rng: np.random.Generator) -> np.ndarray:
+    """Cloudy noise [H, W, 1] from 0 to 1; no scale is the largest, so that a crop may lie within one patch."""
+    field = _shaped(shape, lambda y, x: np.maximum(y * y + x * x, 0.25 / max(shape) ** 2) ** (-falloff / 2), rng)
+    return (field - field.min()) / max(float(np.ptp(field)), 1e-6)
 
 
 _KINDS = {
+    "identity": _identity,
     "gaussian_noise": _gaussian_noise,
+    "jpeg": _jpeg,
     "bicubic": _bicubic,
     "kspace": _kspace,
     "rician_noise": _rician_noise,
     "low_dose_noise": _low_dose_noise,
     "rain": _rain,
     "cloud": _cloud,
+    "haze": _haze,
 }
