@@ -111,6 +111,8 @@ def test_no_file_of_student_hides_a_module_that_anybody_imports():
         ("pipeline.caption", {"torch", "transformers", "datasets", "matplotlib", "sentence_transformers"}),
         ("pipeline.embed", {"torch", "transformers", "datasets", "matplotlib", "sentence_transformers"}),
         ("pipeline.captioning.decode", {"torch", "transformers", "pyarrow", "pydantic"}),
+        ("student.images.files", {"torch", "pyarrow", "pydantic", "pydicom", "nibabel"}),
+        ("student.restoration.paths", {"torch", "numpy", "PIL"}),
         ("teacher.identity", {"torch", "transformers"}),
         ("student.params", {"torch", "numpy", "pyarrow"}),
     ],

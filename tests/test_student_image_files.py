@@ -198,7 +198,7 @@ def with_chunk(png: bytes, name: bytes, body: bytes) -> bytes:
 def test_png_texts_of_any_size_stay_and_damaged_comments_cost_nothing(dtype):
     plain = file_of(samples(5, 6, dtype=dtype), "PNG")
     chunks = [(b"tEXt", b"parameters\0a prompt"), (b"zTXt", b"workflow\0\0" + zlib.compress(bytes(3 * 2**20)))]
-    chunks += [(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0<x:xmpmeta>"), (b"tIME", bytes([7, 232, 5, 6, 7, 8, 9]))]
+    chunks += [(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0<x:xmpmeta>")]
     data = plain
     for name, body in chunks:
         data = with_chunk(data, name, body)

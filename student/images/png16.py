@@ -16,9 +16,9 @@ from student.images.picture import ImageFileError
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 CHANNELS = {0: 1, 2: 3, 4: 2, 6: 4}
 COLOUR_TYPE = {count: code for code, count in CHANNELS.items()}
-KEPT = (b"cHRM", b"cICP", b"gAMA", b"sRGB", b"tEXt", b"zTXt", b"iTXt", b"tIME")
-"""What the numbers look like on a display, where no ICC profile says it; texts and time."""
-TEXTS = (b"tEXt", b"zTXt", b"iTXt", b"tIME")
+KEPT = (b"cHRM", b"cICP", b"gAMA", b"sRGB", b"tEXt", b"zTXt", b"iTXt")
+"""What the numbers look like on a display, where no ICC profile says it; texts."""
+TEXTS = (b"tEXt", b"zTXt", b"iTXt")
 
 
 def bit_depth(data: bytes) -> int:
