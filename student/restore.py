@@ -14,9 +14,11 @@ Exit code: 0 all restored, 1 some could not be (they are named), 2 nothing could
 import argparse
 import errno
 import os
+import re
 import signal
 import sys
 import time
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,7 +67,7 @@ class _Run:
 
     def finish(self) -> int:
         self.failed: list[str] = []
-        self.told: set[str] = set()
+        self.told: Counter = Counter()
         started = time.perf_counter()
         try:
             code = self._load_and_restore()
@@ -147,8 +149,9 @@ class _Run:
             data = job.read()
             picture = read_picture(data, job.name, own_suffix(data, job.name, job.output_suffix), span, bands)
             for note in picture.notes:
-                if note not in self.told:  # a folder of scans says it once
-                    self.told.add(note)
+                kind = re.sub(r"-?\d[\d.e+-]*", "...", note)
+                self.told[kind] += 1
+                if self.told[kind] == 1:  # the others are counted
                     print(f"restore: {job.name}: {note}", file=sys.stderr)
             slices, restored, count = picture.rgb, np.empty_like(picture.rgb), len(picture.rgb)
             for i, rgb in enumerate(slices):
@@ -199,6 +202,7 @@ class _Run:
         parts += [f"kept {kept} that exist{without}"] if kept else []
         parts += [f"{len(self.failed)} failed"] if self.failed else []
         parts += [self.plan.skipped_words] if self.plan.skipped else []
+        parts += [f"{n} of them: {kind}" for kind, n in self.told.items() if n > 1]
         parts.append(f"{self.pixels / 1e6:.2f} Mpx in {seconds:.1f} s")
         target = self.args.output if self.args.output != "-" else "standard output"
         print(f"{', '.join(parts)} → {target}", file=sys.stderr)

@@ -21,7 +21,7 @@ def arguments(argv: list[str] | None, description: str) -> argparse.Namespace:
     parser.add_argument("--batch", default=1, type=int, help="tiles a forward (default: 1; more for a large GPU)")
     parser.add_argument(
         "--range", nargs=2, type=float, metavar=("LOW", "HIGH"),
-        help="the numbers that are black and white, such as 0 10000 (default: as type, tags or samples say)",
+        help="what is black and white, beyond 8 bits, such as 0 10000 (default: as type, tags or samples say)",
     )  # fmt: skip
     parser.add_argument(
         "--bands", nargs="+", type=int, metavar="N",

@@ -159,6 +159,17 @@ def test_a_pair_has_one_range(tmp_path, dtype):
     assert seen_gt.std() > 0.1 and (seen_lq != seen_gt).sum() == 3, "one pixel of three colours"
 
 
+def test_a_dark_input_is_not_stretched_to_its_gt(tmp_path):
+    """Low light in 16 bits, in floats, and an input of 8 bits beside a gt of 12."""
+    for folder, top, dtype in (("a", 60000, np.uint16), ("b", 1, np.float32), ("c", 4000, np.uint16)):
+        gt = np.linspace(0, top, 600).reshape(20, 30).astype(dtype)
+        lq = np.round(gt / 4095 * 25).astype(np.uint8) if folder == "c" else (gt / 10).astype(dtype)
+        (tmp_path / folder).mkdir()
+        save_pair(tmp_path / folder, "a.tif", tiff_of(gt), tiff_of(lq))
+        seen_lq, seen_gt = indexed(tmp_path / folder).whole_image(0)
+        assert np.allclose(seen_lq * 10, seen_gt, atol=0.05), folder
+
+
 def test_a_data_set_names_its_range(tmp_path):
     gt = np.full((9, 9, 3), 2500, np.uint16)
     save_pair(tmp_path, "a.tif", tiff_of(gt, photometric="rgb"), tiff_of(gt * 2, photometric="rgb"))

@@ -11,7 +11,7 @@ class Probe(NamedTuple):
     """One file, decoded whole, as every later stage decodes it. `error` is None for a good image, else names the file.
 
     `width` and `height` are of the upright image (EXIF). `mode` is Pillow's, with `;BITS` behind what Pillow would not
-    tell from 8 bits. `low` and `high` are the numbers that are black and white, 0 and 0 where the type alone says it.
+    tell from 8 bits. `low` and `high` are the numbers that are black and white, 0 and 0 for 8 bits.
     """
 
     sha256: str | None
@@ -39,7 +39,7 @@ def probe(path: str, max_pixels: int) -> Probe:
     except ImageFileError as error:
         limit = f"; index.max_pixels = {max_pixels}" if f"more than {max_pixels} pixels" in str(error) else ""
         return Probe(sha256, 0, 0, "", f"{path}: {error}{limit}")
-    return Probe(sha256, width, height, mode, None, *((span.low, span.high) if span.source else ()))
+    return Probe(sha256, width, height, mode, None, *((span.low, span.high) if depth(mode) > 8 else ()))
 
 
 def probe_chunk(paths: list[str], max_pixels: int) -> list[Probe]:

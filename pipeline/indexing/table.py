@@ -16,7 +16,7 @@ SCHEMA = pa.schema(
     + [("status", pa.string()), ("error", pa.string())]
 )
 """Columns of the index. `lq_path` is null, and `degradation` a JSON object, where gt is degraded on the fly.
-`range` is a JSON list of the two numbers that are black and white in both images, null where their type says it."""
+`range` is a JSON list of the two numbers that are black and white in both images, null for 8 bits."""
 
 ROWS = 65536
 """Rows in memory at once."""

@@ -18,7 +18,7 @@ from student.images.picture import ImageFileError, read_file
 from student.images.sample_values import given_range
 
 Ranges = dict[str, tuple[float, float]]
-"""File → the numbers that are black and white, where its type does not say it: the same for both images of a pair."""
+"""File → the numbers that are black and white, the same for both images of a pair."""
 
 
 def decode(path: str, ranges: Ranges | None = None) -> np.ndarray:

@@ -34,7 +34,7 @@ class Pairs:
     """JSON of a `DegradationSpec`, or None."""
     gt_sha256: np.ndarray
     range: np.ndarray
-    """JSON of the two numbers that are black and white in both images, or None where their type says it."""
+    """JSON of the two numbers that are black and white in both images, or None for 8 bits."""
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -59,7 +59,7 @@ class Pairs:
 
     @property
     def ranges(self) -> dict[str, tuple[float, float]]:
-        """The files whose type does not say what is black and white, each with the two numbers."""
+        """The files of more than 8 bits, each with the two numbers that are black and white."""
         both = [
             (path, ends)
             for row, ends in enumerate(self.range)

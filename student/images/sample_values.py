@@ -13,6 +13,8 @@ DEPTHS = (4095.0, 10000.0, 16383.0, 65535.0)
 """Usual tops of unsigned numbers in 16 bits: 12 bits, reflectances (x 10000), 14 bits, all 16."""
 TAIL = 0.005
 """Share of the samples at either end that may lie anywhere: hot pixels, metal, glints."""
+SMALLEST_FILL = 999
+"""Such as -9999, -32768 and -3.4e38; a smaller number may be a sample."""
 SURVEYED = 2**20
 """Samples whose quantiles are taken."""
 
@@ -102,15 +104,15 @@ def _without_outliers(valid: np.ndarray) -> tuple[float, float]:
 
 
 def find_fill(valid: np.ndarray) -> float | None:
-    """A fill value that no tag names: the same extreme number twice or more, far off from all others; never 0."""
-    for end in (valid.min(), valid.max()) if valid.size else ():
-        rest = valid[valid != end]
-        if end == 0 or valid.dtype.itemsize < 2 or not rest.size or valid.size - rest.size < 2:
+    """A fill value that no tag names: an extreme number, twice or more, far off from all others."""
+    for end in (float(valid.min()), float(valid.max())) if valid.size else ():
+        rest = valid[valid != end] if abs(end) >= SMALLEST_FILL else valid
+        if not 2 <= valid.size - rest.size < valid.size:
             continue
         low, high = _without_outliers(rest)
-        gap = abs(float(rest.min() if end < rest.min() else rest.max()) - float(end))
-        if low < high and gap > 2 * (high - low) and abs(float(end)) > max(abs(low), abs(high)):
-            return float(end)
+        gap = abs(float(rest.min() if end < low else rest.max()) - end)
+        if low < high and gap > 2 * (high - low) and abs(end) > max(abs(low), abs(high)):
+            return end
     return None
 
 
@@ -206,7 +208,7 @@ def understand(
     span: ValueRange | None = None,
     tagged: tuple[float, float] | None = None,
 ) -> Samples:
-    """`[H, W]` or `[H, W, N]` of any type; `alpha`: the last band is transparency; `span`: a range that is known."""
+    """`[H, W]` or `[H, W, N]` of any type; `alpha`: the last band is transparency; `span`: a known range."""
     stored = stored[..., None] if stored.ndim == 2 else stored
     bands = tuple(bands) if bands else (0, 1, 2) if stored.shape[-1] > 2 else (0,)
     transparency = stored.shape[-1] - 1 if alpha else None
@@ -218,18 +220,16 @@ def understand(
     empty = None
     if nodata is not None and np.isfinite(nodata):
         empty = _equals(values, nodata)
-    elif nodata is None and values.dtype != np.uint8:
+    elif nodata is None and values.dtype.kind != "u":  # the largest unsigned number is a lamp, mostly
         fill = find_fill(values.ravel() if gap is None else values[~gap])
         empty = None if fill is None else (values == fill).all(-1, keepdims=True)
     if transparency is not None and not (opaque := stored[..., transparency, None] != 0).all():
         empty = ~opaque if empty is None else empty | ~opaque
     if empty is not None and empty.any():
         gap = empty if gap is None else gap | empty
-    if span is None:
-        valid = (
-            values.ravel() if gap is None or values.dtype == np.uint8 else values[~np.broadcast_to(gap, values.shape)]
-        )
-        span = find_range(valid, tagged)
+    if span is None or values.dtype == np.uint8:
+        clear = gap is None or values.dtype == np.uint8
+        span = find_range(values.ravel() if clear else values[~np.broadcast_to(gap, values.shape)], tagged)
     return Samples(stored, bands, span, gap, nodata, transparency, premultiplied)
 
 
