@@ -9,6 +9,7 @@ from PIL import Image
 
 from pipeline import prepare
 from student.data.degradations import DegradationSpec, degrade
+from student.images import png16
 
 
 @pytest.fixture
@@ -124,3 +125,17 @@ def test_help_shows_every_command(capsys):
         run("--help")
     said = capsys.readouterr().out
     assert all(f"pipeline.prepare {command} " in said for command in prepare.COMMANDS)
+
+
+def test_patches_are_upright_over_white_and_keep_16_bits(tmp_path, folder):
+    exif, deep = Image.Exif(), np.random.default_rng(0).integers(0, 65536, (8, 12, 3), dtype=np.uint16)
+    exif[274] = 6
+    stored = np.random.default_rng(1).integers(0, 255, (8, 12, 3), dtype=np.uint8)
+    Path("odd").mkdir()
+    Image.fromarray(stored).save("odd/turned.png", exif=exif)
+    Image.new("RGBA", (8, 8), (255, 0, 0, 0)).save("odd/clear.png")
+    Path("odd/deep.png").write_bytes(png16.write(deep))
+    assert run("patches", "odd", "out") == 0
+    assert np.array_equal(np.asarray(Image.open("out/turned_s000_000.png")), np.rot90(stored, -1))
+    assert (np.asarray(Image.open("out/clear_s000_000.png")) == 255).all()
+    assert np.array_equal(png16.read(Path("out/deep_s000_000.png").read_bytes()), deep)
