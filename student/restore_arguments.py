@@ -10,7 +10,8 @@ def arguments(argv: list[str] | None, description: str) -> argparse.Namespace:
     )
     parser.add_argument("input", help="a file, a folder, a quoted glob, or - for standard input")
     parser.add_argument("output", help="a file for a file, a folder otherwise, or - for standard output")
-    parser.add_argument("--model", default="artifacts/student", metavar="DIR|ID", help="default: artifacts/student")
+    parser.add_argument("--model", metavar="DIR|ID", help="default: the student that comes along, student/mini")
+    parser.add_argument("--strength", default=1.0, type=float, help="0 leaves the image, 1 (default) restores it")
     parser.add_argument("--tile", default="auto", type=_tile, help="auto (from free memory), off, or pixels")
     parser.add_argument("--overlap", default=32, type=int, help="pixels that neighbouring tiles share (default: 32)")
     parser.add_argument(
@@ -30,6 +31,8 @@ def arguments(argv: list[str] | None, description: str) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.batch < 1 or args.overlap < 0 or args.refine < 0:
         parser.error("--batch must be at least 1, --overlap and --refine at least 0")
+    if not 0 <= args.strength <= 1:
+        parser.error(f"--strength {args.strength} must be from 0 to 1")
     if args.explain and args.output == "-":
         parser.error("--explain needs a file to stand beside; name an output file")
     return args
