@@ -40,7 +40,7 @@ def sha_of(i: int) -> str:
 def batches(rows: int, size: int = 4096):
     import pyarrow as pa
 
-    rng, words = np.random.default_rng(0), np.array(WORDS)
+    rng, words, images = np.random.default_rng(0), np.array(WORDS), sorted(map(sha_of, range(rows)))
     for start in range(0, rows, size):
         n = min(size, rows - start)
         texts = [" ".join(line) for line in words[rng.integers(len(words), size=(n * len(PERSPECTIVES), 10))]]
@@ -58,7 +58,7 @@ def batches(rows: int, size: int = 4096):
         vectors = rng.standard_normal(n * DIM, dtype=np.float32)
         yield pa.RecordBatch.from_arrays(
             [
-                pa.array([sha_of(i) for i in range(start, start + n)]),
+                pa.array(images[start : start + n]),
                 size_px,
                 size_px,
                 pa.ListArray.from_arrays(offsets, captions),

@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Sequence
 
-from shards import collect, combine, export
+from shards import combine, export
 from shards.reader import open_release
 from shards.schema import ReleaseError
 from shards.verify import verify
@@ -118,11 +118,11 @@ def write_export(args: argparse.Namespace) -> int:
 
 
 def gc(args: argparse.Namespace) -> int:
-    found = collect.unnamed(args.store, args.keep)
+    found = combine.unnamed(args.store, args.keep)
     for entry in found:
         print(f"{entry.folder}: {entry.files} files, {entry.bytes / 1e6:,.1f} MB")
     if args.yes:
-        collect.remove(found)
+        combine.remove(found)
     done = "removed" if args.yes else "would be removed with --yes" if found else "to remove"
     print(f"{len(found)} fingerprints, {sum(entry.bytes for entry in found) / 1e6:,.1f} MB {done}")
     return 0

@@ -1,15 +1,20 @@
-"""Join releases of one teacher, and compare any two."""
+"""Join releases of one teacher, compare any two, and find what none of them names any more."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from itertools import chain
+import heapq
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice, repeat
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+import pyarrow as pa
 
+from shards.folder import open_folder
 from shards.reader import Release, open_release
-from shards.schema import ReleaseError
+from shards.schema import SHA256, ReleaseError
 from shards.writer import write_release
 
 _SAME = ("teacher_fingerprint", "embedding_fingerprint", "fingerprints", "dim", "apart", "teacher", "embedder")
@@ -34,12 +39,36 @@ def merge(sources: Sequence[str | Path], out_dir: str | Path, progress: Callable
                 )
     return write_release(
         out_dir,
-        chain.from_iterable(release.iter_batches() for release in releases),
+        _merged(releases),
         (release.aliases() for release in releases),
         **{key: first[key] for key in ("teacher", "embedder", "fingerprints", "teacher_fingerprint", "dim", "apart")},
         created_by=first["created_by"],
         progress=progress,
     )
+
+
+def _merged(releases: Sequence[Release]) -> Iterator[pa.Table]:
+    """The rows of all releases in one ascending order; an image in several comes once for each."""
+    order = heapq.merge(*(zip(release.sha256s(), repeat(i)) for i, release in enumerate(releases)))
+    rows = [_Rows(release) for release in releases]
+    while chunk := list(islice(order, _CHUNK)):
+        of = np.array([i for _, i in chunk])
+        table = pa.concat_tables([rows[i].take(int((of == i).sum())) for i in range(len(releases))])
+        yield table.take(pa.array(np.argsort(np.argsort(of, kind="stable"))))
+
+
+class _Rows:
+    """The rows of a release, a number at a time."""
+
+    def __init__(self, release: Release, columns: Sequence[str] | None = None) -> None:
+        self.batches = release.iter_batches(_CHUNK, columns)
+        self.held = pa.Table.from_batches([next(self.batches)])
+
+    def take(self, n: int) -> pa.Table:
+        while len(self.held) < n:
+            self.held = pa.concat_tables([self.held, pa.Table.from_batches([next(self.batches)])])
+        taken, self.held = self.held.slice(0, n), self.held.slice(n)
+        return taken
 
 
 def _short(value: object) -> str:
@@ -64,40 +93,65 @@ def diff(a: str | Path, b: str | Path) -> dict:
         if kind != "common":
             examples.setdefault(kind, []).extend(sha256s[: 5 - len(examples.get(kind, []))])
 
-    for batch in two.iter_batches(_CHUNK, ["image_sha256"]):
-        images = batch["image_sha256"].to_pylist()
-        found = one.lookup_rows(images)[1]
-        count("only_b", [image for image, there in zip(images, found, strict=True) if not there])
-    right = _Cursor(two)
-    for batch in one.iter_batches(_CHUNK, ["image_sha256", "captions"]):
-        images, captions = batch["image_sha256"].to_pylist(), batch["captions"].to_pylist()
-        found = two.lookup_rows(images)[1]
-        count("only_a", [image for image, there in zip(images, found, strict=True) if not there])
-        common = [image for image, there in zip(images, found, strict=True) if there]
-        count("common", common)
-        mine = [caption for caption, there in zip(captions, found, strict=True) if there]
-        count("captions", [i for i, x, y in zip(common, mine, right.captions(common), strict=True) if x != y])
-        if not common:
-            continue
-        if one.dim != two.dim or one.manifest["apart"] != two.manifest["apart"]:
-            count("embeddings", common)
-            continue
-        same = np.ones(len(common), bool)
-        for column in one.vector_columns:
-            same &= (one.lookup(common, column)[0] == two.lookup(common, column)[0]).all(axis=1)
-        count("embeddings", [image for image, equal in zip(common, same, strict=True) if not equal])
+    in_two, found = two.lookup_rows(one.sha256s())
+    count("only_a", [image for image, there in zip(one.sha256s(), found, strict=True) if not there])
+    in_one = np.isin(np.arange(len(two)), in_two[found])
+    count("only_b", [image for image, there in zip(two.sha256s(), in_one, strict=True) if not there])
+    rows = [_Rows(release, ["image_sha256", "captions"]) for release in (one, two)]
+    mine, theirs = np.flatnonzero(found), in_two[found]
+    comparable = one.dim == two.dim and one.manifest["apart"] == two.manifest["apart"]
+    at = [0, 0]
+    for start in range(0, len(mine), _CHUNK):
+        pair = []
+        for side, chosen in enumerate((mine[start : start + _CHUNK], theirs[start : start + _CHUNK])):
+            table = rows[side].take(int(chosen[-1]) + 1 - at[side])
+            pair.append(table.take(pa.array(chosen - at[side])).to_pylist())
+            at[side] = int(chosen[-1]) + 1
+        images = [row["image_sha256"] for row in pair[0]]
+        count("common", images)
+        count("captions", [image for image, a, b in zip(images, *pair, strict=True) if a != b])
+        same = np.full(len(images), comparable)
+        for column in one.vector_columns if comparable else ():
+            same &= (one.lookup(images, column)[0] == two.lookup(images, column)[0]).all(axis=1)
+        count("embeddings", [image for image, equal in zip(images, same, strict=True) if not equal])
     return {**result, **kinds, "examples": {kind: images for kind, images in examples.items() if images}}
 
 
-class _Cursor:
-    """Captions of ascending images in one pass over a release."""
+class Unnamed(NamedTuple):
+    """A fingerprint's folder in the caption store that nothing keeps."""
 
-    def __init__(self, release: Release) -> None:
-        self.rows = (
-            pair
-            for batch in release.iter_batches(_CHUNK, ["image_sha256", "captions"])
-            for pair in zip(batch["image_sha256"].to_pylist(), batch["captions"].to_pylist(), strict=True)
-        )
+    folder: Path
+    files: int
+    bytes: int
 
-    def captions(self, images: list[str]) -> list[list[dict]]:
-        return [next(captions for image, captions in self.rows if image == wanted) for wanted in images]
+
+def unnamed(store: str | Path, keep: Sequence[str]) -> list[Unnamed]:
+    """Folders of `store` whose fingerprint no entry of `keep` names.
+
+    keep: release folders (their manifest names one fingerprint a perspective) and plain fingerprints. Only folders
+    named by 64 hexadecimal digits are ever considered. Raises ReleaseError if `keep` is empty or an entry is neither:
+    a mistyped release must not turn into "nothing is kept".
+    """
+    store = Path(store)
+    if not store.is_dir():
+        raise ReleaseError(f"{store}: no such folder")
+    if not keep:
+        raise ReleaseError("gc: name at least one release or fingerprint to keep")
+    kept: set[str] = set()
+    for entry in keep:
+        named = [entry] if SHA256.fullmatch(entry) else open_folder(entry).manifest["fingerprints"].values()
+        kept.update(named)
+    found = []
+    for folder in sorted(store.iterdir()):
+        if folder.is_dir() and SHA256.fullmatch(folder.name) and folder.name not in kept:
+            sizes = [path.stat().st_size for path in folder.rglob("*") if path.is_file()]
+            found.append(Unnamed(folder, len(sizes), sum(sizes)))
+    return found
+
+
+def remove(found: Sequence[Unnamed]) -> None:
+    """Delete the folders. Each leaves the store by one rename first, so that no half-emptied fingerprint remains."""
+    for entry in found:
+        going = entry.folder.with_name(f".gc-{entry.folder.name}")
+        entry.folder.rename(going)
+        shutil.rmtree(going)

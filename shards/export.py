@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
+from shards.folder import fsync
 from shards.reader import Release
 from shards.schema import ReleaseError
-from shards.staging import fsync
 
 FORMATS = ("npy", "jsonl", "csv")
 _CHUNK = 4096

@@ -8,6 +8,7 @@ import re
 from collections.abc import Sequence
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -16,6 +17,8 @@ INDEX = "index.npy"
 ALIASES = "aliases.parquet"
 PART = "features-{:05d}.parquet"
 RELEASE_NAMES = re.compile(r"manifest\.json|README\.md|index\.npy|aliases\.parquet|features-\d{5,}\.parquet")
+# What systems and git lay into any folder: neither part of a release nor damage.
+BYSTANDERS = re.compile(r"\.DS_Store|\._.*|\.git(attributes|ignore|keep)|\.nfs.*|Thumbs\.db|desktop\.ini")
 SHA256 = re.compile(r"[0-9a-f]{64}")
 
 # A stored float16 vector of unit length misses 1 by at most 5e-4 (half a unit in the last place of every component).
@@ -60,9 +63,9 @@ def vector_columns(apart: Sequence[str] = ()) -> list[str]:
     return ["embedding", *(f"embedding_{perspective}" for perspective in sorted(apart))]
 
 
-def feature_schema(dim: int, apart: Sequence[str] = (), vector: pa.DataType | None = None) -> pa.Schema:
-    """Arrow schema of features-*.parquet; `vector` replaces the type of the embeddings (the writer sorts raw bytes)."""
-    vector = vector or pa.list_(pa.field("element", pa.float16(), nullable=False), dim)
+def feature_schema(dim: int, apart: Sequence[str] = ()) -> pa.Schema:
+    """Arrow schema of features-*.parquet."""
+    vector = pa.list_(pa.field("element", pa.float16(), nullable=False), dim)
     return pa.schema(
         [
             pa.field("image_sha256", pa.string(), nullable=False),
@@ -91,3 +94,22 @@ def canonical_json(value: object) -> bytes:
 
 def sha256_json(value: object) -> str:
     return hashlib.sha256(canonical_json(value)).hexdigest()
+
+
+def vector_offsets(footer: pq.FileMetaData, name: str) -> dict[str, list[int]]:
+    """Vector column → first byte of the vectors in every row group, from the footer of the part `name`.
+
+    A column of a row group is one page, plain and uncompressed, whose values come last: they end where the column
+    chunk ends. Raises DamagedRelease where the file is not laid out so.
+    """
+    offsets: dict[str, list[int]] = {}
+    for g in range(footer.num_row_groups):
+        group = footer.row_group(g)
+        for c in range(3 + CAPTION.num_fields, group.num_columns):  # after image_sha256, width, height and captions
+            column = group.column(c)
+            vectors = column.path_in_schema.partition(".")[0]
+            if column.compression != "UNCOMPRESSED" or column.has_dictionary_page:
+                raise DamagedRelease(f"{name}: {vectors} is compressed or dictionary-encoded; format 1 stores it plain")
+            end = column.data_page_offset + column.total_compressed_size
+            offsets.setdefault(vectors, []).append(end - 2 * column.num_values)
+    return offsets
