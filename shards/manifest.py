@@ -22,7 +22,7 @@ _SELF = "manifest_sha256"
 _FILE = {"file": str, "bytes": int, "sha256": str}
 _COUNTS = dict.fromkeys(("n", "tokens_p95", "tokens_max", "vocabulary"), int)
 _SHAPE = {
-    **dict.fromkeys(("rows", "aliases", "aliases_without_row", "dim", "group_rows"), int),
+    **dict.fromkeys(("format_version", "rows", "aliases", "aliases_without_row", "dim", "group_rows"), int),
     **dict.fromkeys(("teacher_fingerprint", "embedding_fingerprint", "created_by"), str),
     "apart": [str],
     "fingerprints": {str: str},
@@ -94,8 +94,8 @@ def _contradiction(manifest: dict) -> str | None:
     dim, group, columns = manifest["dim"], manifest["group_rows"], vector_columns(manifest["apart"])
     if not (1 <= dim < 1 << 24 and 1 <= group <= 16384 and manifest["rows"]):
         return f"dim {dim}, group_rows {group}, rows {manifest['rows']}: one of them is out of range"
-    if not set(manifest["apart"]) <= set(manifest["fingerprints"]):
-        return f"apart: {manifest['apart']} are not all among the fingerprints"
+    if not manifest["fingerprints"] or not set(manifest["apart"]) <= set(manifest["fingerprints"]):
+        return f"fingerprints: none, or not all of {manifest['apart']} that are kept apart"
     if [part["file"] for part in manifest["parts"]] != [PART.format(i) for i in range(len(manifest["parts"]))]:
         return "parts: their names are not features-00000.parquet and on"
     if sorted(entry["file"] for entry in manifest["files"]) != sorted((ALIASES, INDEX, CARD)):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ from shards.folder import Folder, open_folder
 from shards.schema import ALIASES, INDEX, DamagedRelease, ReleaseError, UnknownImage, vector_columns
 from shards.verify import check_aliases, check_files, check_part, damage, parquet_of
 
-_FEW = 16  # hashes that are quicker to look up one by one
+_FEW = 3  # so many hashes are quicker to look up one by one
 
 
 def open_release(path: str | Path, strict: bool = False) -> Release:
@@ -34,7 +33,12 @@ def open_release(path: str | Path, strict: bool = False) -> Release:
     for part in folder.manifest["parts"]:
         check_part(folder, part)
     check_aliases(folder)
-    return Release(folder)
+    release, ends = Release(folder), []
+    for part, row in zip(folder.manifest["parts"], release._starts, strict=False):
+        ends.append(hex_of(release._index[:, [row, row + part["rows"] - 1]].T) == [part["first"], part["last"]])
+    if not all(ends):
+        raise DamagedRelease(f"{path}/{INDEX}: of another release than its manifest; pull the release again")
+    return release
 
 
 class Release:
@@ -191,7 +195,7 @@ class Release:
             return to_float32(self._take(rows, column))
 
     def _lookup_few(self, words: np.ndarray, column: str) -> tuple[np.ndarray, np.ndarray]:
-        """`lookup` without numpy's fixed cost for each of a dozen steps: six times as fast for one hash."""
+        """`lookup` without numpy's fixed cost for each of a dozen steps: three times as fast for one hash."""
         out, found = np.zeros((len(words), self.dim), np.float32), np.zeros(len(words), bool)
         for i, word in enumerate(words):
             row = int(self._index[0].searchsorted(word[0]))
@@ -204,7 +208,7 @@ class Release:
             group, within = divmod(row - self._starts_list[part], self.manifest["group_rows"])
             at = int(self._offsets[column][self._groups_list[part] + group]) + within * 2 * self.dim
             out[i] = self._files_list[part][at : at + 2 * self.dim].view(np.float16)
-            if not math.isfinite(out[i] @ out[i]):
+            if not np.isfinite(out[i]).all():
                 raise DamagedRelease(f"{self._part_name(part)}: the {column} of row {row} is not finite")
             found[i] = True
         return out, found

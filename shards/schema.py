@@ -8,7 +8,6 @@ import re
 from collections.abc import Sequence
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -94,22 +93,3 @@ def canonical_json(value: object) -> bytes:
 
 def sha256_json(value: object) -> str:
     return hashlib.sha256(canonical_json(value)).hexdigest()
-
-
-def vector_offsets(footer: pq.FileMetaData, name: str) -> dict[str, list[int]]:
-    """Vector column → first byte of the vectors in every row group, from the footer of the part `name`.
-
-    A column of a row group is one page, plain and uncompressed, whose values come last: they end where the column
-    chunk ends. Raises DamagedRelease where the file is not laid out so.
-    """
-    offsets: dict[str, list[int]] = {}
-    for g in range(footer.num_row_groups):
-        group = footer.row_group(g)
-        for c in range(3 + CAPTION.num_fields, group.num_columns):  # after image_sha256, width, height and captions
-            column = group.column(c)
-            vectors = column.path_in_schema.partition(".")[0]
-            if column.compression != "UNCOMPRESSED" or column.has_dictionary_page:
-                raise DamagedRelease(f"{name}: {vectors} is compressed or dictionary-encoded; format 1 stores it plain")
-            end = column.data_page_offset + column.total_compressed_size
-            offsets.setdefault(vectors, []).append(end - 2 * column.num_values)
-    return offsets

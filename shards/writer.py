@@ -19,6 +19,7 @@ from shards.rows import alias_tables, feature_tables
 from shards.schema import (
     ALIAS_SCHEMA,
     ALIASES,
+    CAPTION,
     CARD,
     FORMAT_VERSION,
     INDEX,
@@ -31,7 +32,6 @@ from shards.schema import (
     feature_schema,
     group_rows,
     sha256_json,
-    vector_offsets,
 )
 
 
@@ -191,9 +191,24 @@ class Part:
     def close(self) -> dict:
         self.writer.close()
         self.sink.close()
-        vectors = vector_offsets(pq.read_metadata(self.path), self.path.name)
+        vectors = vector_offsets(self.path)
         described = {"rows": self.rows, "first": self.first, "last": self.last, "vectors": vectors}
         return {**_described(self.path), **described}
+
+
+def vector_offsets(path: Path) -> dict[str, list[int]]:
+    """Vector column → first byte of the vectors in every row group of a part that was just written.
+
+    A column of a row group is one page, plain and uncompressed, whose values come last: they end where the column
+    chunk ends.
+    """
+    footer, offsets = pq.read_metadata(path), {}
+    for group in map(footer.row_group, range(footer.num_row_groups)):
+        for c in range(3 + CAPTION.num_fields, group.num_columns):  # after image_sha256, width, height and captions
+            column = group.column(c)
+            end = column.data_page_offset + column.total_compressed_size
+            offsets.setdefault(column.path_in_schema.partition(".")[0], []).append(end - 2 * column.num_values)
+    return offsets
 
 
 def _ascending(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:

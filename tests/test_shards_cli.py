@@ -78,16 +78,29 @@ def test_export(tmp_path, capsys, form):
     medical = open_release(tmp_path / "r").subset(domain="medical")
     if form == "npy":
         assert np.array_equal(np.load(out), medical.vectors())
-        assert (tmp_path / "x.npy.sha256.txt").read_text().split() == medical.sha256s()
+        lines = [line.split("\t") for line in (tmp_path / "x.npy.sha256.txt").read_text().splitlines()]
+        assert [image for image, _ in lines] == medical.sha256s() and [sha_of(2), "gt/2.png"] in lines
     elif form == "jsonl":
         rows = [json.loads(line) for line in out.read_text().splitlines()]
         assert [row["image_sha256"] for row in rows] == medical.sha256s()
         assert all(row["captions"] == medical.captions(row["image_sha256"]) for row in rows)
+        source = {"path": "gt/2.png", "dataset": "set0", "domain": "medical"}
+        assert [row["files"] for row in rows if row["image_sha256"] == sha_of(2)] == [[source]]
     else:
         rows = list(csv.DictReader(out.open(newline="")))
         assert len(rows) == 40 and {row["text"] for row in rows} >= {'Bright, ünd "fair".', "A brain, number 2."}
+        assert {row["files"] for row in rows if row["image_sha256"] == sha_of(2)} == {"gt/2.png"}
     code, text = run(capsys, "export", tmp_path / "r", out, "--format", form)
     assert code == 2 and "exists" in text
+
+
+def test_what_strangers_wrote_reaches_neither_terminal_nor_spreadsheet_as_a_command(tmp_path, capsys):
+    rows = make_rows(0, 3)
+    rows[0]["captions"][0]["text"] = '=HYPERLINK("http://a.example")'
+    write_release(tmp_path / "r", rows, [("a.png", "set\x1b]0;x\x07", "domain", sha_of(0))], **IDENTITY, dim=16)
+    assert "set?]0;x?" in run(capsys, "info", tmp_path / "r")[1]
+    run(capsys, "export", tmp_path / "r", tmp_path / "x.csv", "--format", "csv")
+    assert "\"'=HYPERLINK(" in (tmp_path / "x.csv").read_text() and "\x1b" not in capsys.readouterr().out
 
 
 def test_gc_lists_then_removes_only_what_nothing_names(tmp_path, capsys):
