@@ -33,20 +33,17 @@ def say(text: str = "", file=None) -> None:
 
 
 class Progress:
-    """A line on stderr with rate and remaining time, drawn only for a person (shards has no dependency to draw it)."""
+    """Rows and their rate on stderr, drawn only for a person (shards has no dependency to draw it)."""
 
-    def __init__(self, what: str, total: int | None = None) -> None:
-        self.what, self.total, self.start, self.drawn = what, total, time.monotonic(), 0.0
-        self.shown = sys.stderr.isatty()
+    def __init__(self, what: str) -> None:
+        self.what, self.start, self.drawn = what, time.monotonic(), 0.0
 
     def __call__(self, rows: int) -> None:
         now = time.monotonic()
-        if not self.shown or now - self.drawn < 0.2:
-            return
-        self.drawn = now
-        rate = rows / max(now - self.start, 1e-9)
-        end = f"/{self.total:,}, {(self.total - rows) / rate:.0f} s left" if self.total else ""
-        print(f"\r{self.what}: {rows:,}{end}, {rate:,.0f} rows/s\x1b[K", end="", file=sys.stderr, flush=True)
+        if sys.stderr.isatty() and now - self.drawn > 0.2:
+            self.drawn = now
+            rate = rows / max(now - self.start, 1e-9)
+            print(f"\r{self.what}: {rows:,} rows, {rate:,.0f}/s\x1b[K", end="", file=sys.stderr, flush=True)
 
     def close(self) -> float:
         """Clear the line; returns the seconds that passed."""
@@ -118,7 +115,7 @@ def write_export(args: argparse.Namespace) -> int:
     release = open_release(args.release, strict=True)
     if args.dataset or args.domain:
         release = release.subset(args.dataset, args.domain)
-    progress = Progress("exporting", len(release))
+    progress = Progress("exporting")
     export.export(release, args.out, args.format, progress)
     say(f"{args.out}: {len(release):,} images as {args.format} ({progress.close():.1f} s)")
     return 0

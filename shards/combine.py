@@ -5,12 +5,10 @@ from __future__ import annotations
 import heapq
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from itertools import islice, repeat
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import NamedTuple
-
-import numpy as np
-import pyarrow as pa
 
 from shards.folder import open_folder
 from shards.reader import Release, open_release
@@ -39,7 +37,7 @@ def merge(sources: Sequence[str | Path], out_dir: str | Path, progress: Callable
                 )
     return write_release(
         out_dir,
-        _merged(releases),
+        heapq.merge(*map(_rows, releases), key=itemgetter("image_sha256")),
         (release.aliases() for release in releases),
         **{key: first[key] for key in ("teacher", "embedder", "fingerprints", "teacher_fingerprint", "dim", "apart")},
         created_by=first["created_by"],
@@ -47,28 +45,17 @@ def merge(sources: Sequence[str | Path], out_dir: str | Path, progress: Callable
     )
 
 
-def _merged(releases: Sequence[Release]) -> Iterator[pa.Table]:
-    """The rows of all releases in one ascending order; an image in several comes once for each."""
-    order = heapq.merge(*(zip(release.sha256s(), repeat(i)) for i, release in enumerate(releases)))
-    rows = [_Rows(release) for release in releases]
-    while chunk := list(islice(order, _CHUNK)):
-        of = np.array([i for _, i in chunk])
-        table = pa.concat_tables([rows[i].take(int((of == i).sum())) for i in range(len(releases))])
-        yield table.take(pa.array(np.argsort(np.argsort(of, kind="stable"))))
-
-
-class _Rows:
-    """The rows of a release, a number at a time."""
-
-    def __init__(self, release: Release, columns: Sequence[str] | None = None) -> None:
-        self.batches = release.iter_batches(_CHUNK, columns)
-        self.held = pa.Table.from_batches([next(self.batches)])
-
-    def take(self, n: int) -> pa.Table:
-        while len(self.held) < n:
-            self.held = pa.concat_tables([self.held, pa.Table.from_batches([next(self.batches)])])
-        taken, self.held = self.held.slice(0, n), self.held.slice(n)
-        return taken
+def _rows(release: Release) -> Iterator[dict]:
+    """The rows as `write_release` takes them, ascending by image."""
+    for batch in release.iter_batches(_CHUNK):
+        vectors = [
+            batch.column(name).flatten().to_numpy(zero_copy_only=False).reshape(len(batch), release.dim)
+            for name in release.vector_columns
+        ]
+        records = batch.select(["image_sha256", "width", "height", "captions"]).to_pylist()
+        for record, embedding, *others in zip(records, *vectors, strict=True):
+            apart = dict(zip(release.manifest["apart"], others, strict=True))
+            yield {**record, "embedding": embedding, "embeddings": apart}
 
 
 def _short(value: object) -> str:
@@ -84,37 +71,33 @@ def diff(a: str | Path, b: str | Path) -> dict:
     count as changed where they do not).
     """
     one, two = open_release(a), open_release(b)
-    result = {"identity": [key for key in _SAME if one.manifest[key] != two.manifest[key]]}
-    kinds = {"only_a": 0, "only_b": 0, "common": 0, "captions": 0, "embeddings": 0}
+    kinds = dict.fromkeys(("only_a", "only_b", "common", "captions", "embeddings"), 0)
     examples: dict[str, list[str]] = {}
-
-    def count(kind: str, sha256s: list[str]) -> None:
-        kinds[kind] += len(sha256s)
-        if kind != "common":
-            examples.setdefault(kind, []).extend(sha256s[: 5 - len(examples.get(kind, []))])
-
-    in_two, found = two.lookup_rows(one.sha256s())
-    count("only_a", [image for image, there in zip(one.sha256s(), found, strict=True) if not there])
-    in_one = np.isin(np.arange(len(two)), in_two[found])
-    count("only_b", [image for image, there in zip(two.sha256s(), in_one, strict=True) if not there])
-    rows = [_Rows(release, ["image_sha256", "captions"]) for release in (one, two)]
-    mine, theirs = np.flatnonzero(found), in_two[found]
     comparable = one.dim == two.dim and one.manifest["apart"] == two.manifest["apart"]
-    at = [0, 0]
-    for start in range(0, len(mine), _CHUNK):
-        pair = []
-        for side, chosen in enumerate((mine[start : start + _CHUNK], theirs[start : start + _CHUNK])):
-            table = rows[side].take(int(chosen[-1]) + 1 - at[side])
-            pair.append(table.take(pa.array(chosen - at[side])).to_pylist())
-            at[side] = int(chosen[-1]) + 1
-        images = [row["image_sha256"] for row in pair[0]]
-        count("common", images)
-        count("captions", [image for image, a, b in zip(images, *pair, strict=True) if a != b])
-        same = np.full(len(images), comparable)
-        for column in one.vector_columns if comparable else ():
-            same &= (one.lookup(images, column)[0] == two.lookup(images, column)[0]).all(axis=1)
-        count("embeddings", [image for image, equal in zip(images, same, strict=True) if not equal])
-    return {**result, **kinds, "examples": {kind: images for kind, images in examples.items() if images}}
+
+    def count(kind: str, image: str) -> None:
+        kinds[kind] += 1
+        if kind != "common" and kinds[kind] <= 5:
+            examples.setdefault(kind, []).append(image)
+
+    def rows(release: Release, side: str) -> Iterator[tuple[str, str, dict]]:
+        return ((row["image_sha256"], side, row) for row in _rows(release))
+
+    both = heapq.merge(rows(one, "only_a"), rows(two, "only_b"), key=itemgetter(0))
+    for image, found in groupby(both, itemgetter(0)):
+        (_, side, mine), *others = found
+        count("common" if others else side, image)
+        for _, _, theirs in others:
+            if mine["captions"] != theirs["captions"]:
+                count("captions", image)
+            if not comparable or _bits(mine) != _bits(theirs):
+                count("embeddings", image)
+    identity = [key for key in _SAME if one.manifest[key] != two.manifest[key]]
+    return {"identity": identity, **kinds, "examples": examples}
+
+
+def _bits(row: dict) -> list[bytes]:
+    return [vector.tobytes() for vector in (row["embedding"], *row["embeddings"].values())]
 
 
 class Unnamed(NamedTuple):

@@ -8,7 +8,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from shards.schema import ALIAS_SCHEMA, CAPTION, CAPTIONS, NORM_TOLERANCE, ReleaseError, feature_schema, vector_columns
+from shards.schema import (
+    ALIAS_SCHEMA,
+    CAPTION,
+    CAPTIONS,
+    NORM_TOLERANCE,
+    ReleaseConflict,
+    ReleaseError,
+    feature_schema,
+    vector_columns,
+)
 
 _CHUNK = 2048
 # Drops keys that the format does not know and turns a missing one into a null, which is then refused by name.
@@ -48,6 +57,47 @@ def alias_tables(aliases: Iterable) -> Iterator[pa.Table]:
         _is_text("aliases", *columns)
         _sha256s(columns[3])
         yield pa.Table.from_arrays(columns, schema=ALIAS_SCHEMA)
+
+
+def ascending(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """The same rows, equal neighbours once; refuses rows out of order, and two contents of one image."""
+    last = None
+    for table in tables:
+        table = pa.concat_tables([last, table]) if last is not None else table
+        images = table.column("image_sha256")
+        before, after = images.slice(0, len(images) - 1), images.slice(1)
+        if pc.any(wrong := pc.greater(before, after)).as_py():
+            at = pc.index(wrong, True).as_py()
+            raise ReleaseError(
+                f"rows: image {after[at].as_py()} comes after {before[at].as_py()}; sort the rows by image_sha256"
+            )
+        same = pc.equal(before, after)
+        if pc.any(same).as_py():
+            for at in pc.indices_nonzero(same).to_pylist():
+                if not table.slice(at, 1).equals(table.slice(at + 1, 1)):
+                    raise ReleaseConflict(
+                        f"image {before[at].as_py()} has two different rows (captions, size or embedding); "
+                        "two runs of the teacher were mixed: keep one of them"
+                    )
+            table = table.filter(pa.chunked_array([pa.array([True]), *pc.invert(same).chunks]))
+        yield table.slice(0 if last is None else 1)
+        last = table.slice(len(table) - 1)
+
+
+def regroup(blocks: Iterable[pa.Table], rows: int) -> Iterator[pa.Table]:
+    """Tables of any length → tables of exactly `rows` rows (and one rest)."""
+    held, n = [], 0
+    for block in blocks:
+        held.append(block)
+        n += len(block)
+        if n >= rows:
+            table = pa.concat_tables(held)
+            whole = n // rows * rows
+            for start in range(0, whole, rows):
+                yield table.slice(start, rows).combine_chunks()
+            held, n = [table.slice(whole)], n - whole
+    if n:
+        yield pa.concat_tables(held).combine_chunks()
 
 
 def _tables(rows: Iterable, build) -> Iterator[pa.Table]:

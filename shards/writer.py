@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from shards.arrays import find, words_of
 from shards.card import Statistics, card
 from shards.folder import staged
 from shards.manifest import dump, parse
-from shards.rows import alias_tables, feature_tables
+from shards.rows import alias_tables, ascending, feature_tables, regroup
 from shards.schema import (
     ALIAS_SCHEMA,
     ALIASES,
@@ -26,7 +25,6 @@ from shards.schema import (
     MANIFEST,
     PART,
     SHA256,
-    ReleaseConflict,
     ReleaseError,
     canonical_json,
     feature_schema,
@@ -86,14 +84,14 @@ def write_release(
         "dim": dim,
     }
     with staged(out_dir) as folder:
-        tables = _ascending(feature_tables(rows, dim, list(fingerprints), apart))
+        tables = ascending(feature_tables(rows, dim, list(fingerprints), apart))
         statistics = Statistics()
         parts: list[dict] = []
         part: Part | None = None
         words: list[np.ndarray] = []
         written = 0
         # Row groups of exactly `rows_per_group` rows (the last may be shorter), so that parts depend on content alone.
-        for group in _regroup(tables, rows_per_group):
+        for group in regroup(tables, rows_per_group):
             part = part or Part(folder / PART.format(len(parts)), _with_footer(feature_schema(dim, apart), identity))
             words.append(words_of(group.column("image_sha256")))
             statistics.add_rows(group)
@@ -211,47 +209,6 @@ def vector_offsets(path: Path) -> dict[str, list[int]]:
     return offsets
 
 
-def _ascending(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
-    """The same rows, equal neighbours once; refuses rows out of order, and two contents of one image."""
-    last = None
-    for table in tables:
-        table = pa.concat_tables([last, table]) if last is not None else table
-        images = table.column("image_sha256")
-        before, after = images.slice(0, len(images) - 1), images.slice(1)
-        if pc.any(wrong := pc.greater(before, after)).as_py():
-            at = pc.index(wrong, True).as_py()
-            raise ReleaseError(
-                f"rows: image {after[at].as_py()} comes after {before[at].as_py()}; sort the rows by image_sha256"
-            )
-        same = pc.equal(before, after)
-        if pc.any(same).as_py():
-            for at in pc.indices_nonzero(same).to_pylist():
-                if not table.slice(at, 1).equals(table.slice(at + 1, 1)):
-                    raise ReleaseConflict(
-                        f"image {before[at].as_py()} has two different rows (captions, size or embedding); "
-                        "two runs of the teacher were mixed: keep one of them"
-                    )
-            table = table.filter(pa.chunked_array([pa.array([True]), *pc.invert(same).chunks]))
-        yield table.slice(0 if last is None else 1)
-        last = table.slice(len(table) - 1)
-
-
-def _regroup(blocks: Iterable[pa.Table], rows: int) -> Iterator[pa.Table]:
-    """Tables of any length → tables of exactly `rows` rows (and one rest)."""
-    held, n = [], 0
-    for block in blocks:
-        held.append(block)
-        n += len(block)
-        if n >= rows:
-            table = pa.concat_tables(held)
-            whole = n // rows * rows
-            for start in range(0, whole, rows):
-                yield table.slice(start, rows).combine_chunks()
-            held, n = [table.slice(whole)], n - whole
-    if n:
-        yield pa.concat_tables(held).combine_chunks()
-
-
 def _write_aliases(
     path: Path, aliases: Iterable, identity: dict, index: np.ndarray, statistics: Statistics
 ) -> tuple[int, int]:
@@ -259,13 +216,11 @@ def _write_aliases(
     whole = pa.concat_tables([ALIAS_SCHEMA.empty_table(), *alias_tables(aliases)])
     order = [(name, "ascending") for name in ("image_sha256", "dataset", "path", "domain")]
     whole = whole.group_by(ALIAS_SCHEMA.names).aggregate([]).sort_by(order)
+    found = find(index, words_of(whole.column("image_sha256")))[1]
     schema = _with_footer(ALIAS_SCHEMA, identity)
-    written = 0
+    statistics.add_aliases(whole.filter(pa.array(found)))
     with pq.ParquetWriter(path, schema, compression="zstd", write_page_checksum=True) as writer:
         for start in range(0, len(whole), 65536):
-            table = whole.slice(start, 65536)
-            table = table.filter(pa.array(find(index, words_of(table.column("image_sha256")))[1])).cast(schema)
-            statistics.add_aliases(table)
-            writer.write_table(table)
-            written += len(table)
-    return written, len(whole) - written
+            rows = whole.slice(start, 65536).filter(pa.array(found[start : start + 65536]))
+            writer.write_table(rows.cast(schema))
+    return int(found.sum()), int((~found).sum())
