@@ -93,6 +93,6 @@ def missing_package(name: str) -> str | None:
 
 
 def applies(name: str, spec: DegradationSpec | None) -> bool:
-    """Whether a baseline is for this kind of input: lanczos and back_projection for enlarged images, the rest for others."""
+    """Whether a baseline is for this kind of input: two are for enlarged images, the others for all but those."""
     enlarged = spec is not None and spec.kind == "bicubic"
     return enlarged if name in ENLARGED_ONLY else not enlarged and (spec is None or spec.kind != "identity")
