@@ -40,7 +40,7 @@ def sha_of(i: int) -> str:
 def batches(rows: int, size: int = 4096):
     import pyarrow as pa
 
-    rng, words = np.random.default_rng(0), np.array(WORDS)
+    rng, words, images = np.random.default_rng(0), np.array(WORDS), sorted(map(sha_of, range(rows)))
     for start in range(0, rows, size):
         n = min(size, rows - start)
         texts = [" ".join(line) for line in words[rng.integers(len(words), size=(n * len(PERSPECTIVES), 10))]]
@@ -58,7 +58,7 @@ def batches(rows: int, size: int = 4096):
         vectors = rng.standard_normal(n * DIM, dtype=np.float32)
         yield pa.RecordBatch.from_arrays(
             [
-                pa.array([sha_of(i) for i in range(start, start + n)]),
+                pa.array(images[start : start + n]),
                 size_px,
                 size_px,
                 pa.ListArray.from_arrays(offsets, captions),
@@ -190,13 +190,22 @@ def one_size(rows: int, scratch: Path) -> list[str]:
 
     folder = scratch / "caption_shards"
     identity = {"fingerprints": dict.fromkeys(PERSPECTIVES, "a" * 64), "teacher_fingerprint": "b" * 64}
-    start = time.perf_counter()
-    for _ in batches(rows):
-        pass
-    making = time.perf_counter() - start
+    making = 0.0
+
+    def timed():
+        nonlocal making
+        source = batches(rows)
+        while True:
+            start = time.perf_counter()
+            batch = next(source, None)
+            making += time.perf_counter() - start
+            if batch is None:
+                return
+            yield batch
+
     start = time.perf_counter()
     aliases = ((f"{i}.png", "set", "natural", sha_of(i)) for i in range(rows))
-    manifest = write_release(folder, batches(rows), aliases, teacher={}, embedder={}, dim=DIM, **identity)
+    manifest = write_release(folder, timed(), aliases, teacher={}, embedder={}, dim=DIM, **identity)
     writing = time.perf_counter() - start - making
     size = sum(entry["bytes"] for entry in [*manifest["parts"], *manifest["files"]])
     lines = [

@@ -152,7 +152,7 @@ def embed(args: argparse.Namespace) -> str:
         manifest = write_release(
             paths.release,
             release_rows(ranges(Tally(), advance), cache, sizes_of(index), apart),
-            aliases_of(index),
+            aliases_of(index, *((params.index.root, params.index.extracted) if params.index else ())),
             teacher=teacher_identity(params.caption, caption_identities),
             embedder={"name": public_name(config.model), **embedder, "fingerprint": fingerprint},
             fingerprints=fingerprints,

@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Sequence
 
-from shards import collect, combine, export
+from shards import combine, export
 from shards.reader import open_release
 from shards.schema import ReleaseError
 from shards.verify import verify
@@ -25,21 +25,25 @@ exit codes: 0 fine; 1 problems found (verify) or differences (diff); 2 the comma
 """
 
 
-class Progress:
-    """A line on stderr with rate and remaining time, drawn only for a person (shards has no dependency to draw it)."""
+def say(text: str = "", file=None) -> None:
+    """Print a line without control characters: names, captions and manifests are written by strangers."""
+    shown = "".join(c if c.isprintable() else "?" for c in text)
+    encoding = (file or sys.stdout).encoding or "utf-8"
+    print(shown.encode(encoding, "replace").decode(encoding), file=file)
 
-    def __init__(self, what: str, total: int | None = None) -> None:
-        self.what, self.total, self.start, self.drawn = what, total, time.monotonic(), 0.0
-        self.shown = sys.stderr.isatty()
+
+class Progress:
+    """Rows and their rate on stderr, drawn only for a person (shards has no dependency to draw it)."""
+
+    def __init__(self, what: str) -> None:
+        self.what, self.start, self.drawn = what, time.monotonic(), 0.0
 
     def __call__(self, rows: int) -> None:
         now = time.monotonic()
-        if not self.shown or now - self.drawn < 0.2:
-            return
-        self.drawn = now
-        rate = rows / max(now - self.start, 1e-9)
-        end = f"/{self.total:,}, {(self.total - rows) / rate:.0f} s left" if self.total else ""
-        print(f"\r{self.what}: {rows:,}{end}, {rate:,.0f} rows/s\x1b[K", end="", file=sys.stderr, flush=True)
+        if sys.stderr.isatty() and now - self.drawn > 0.2:
+            self.drawn = now
+            rate = rows / max(now - self.start, 1e-9)
+            print(f"\r{self.what}: {rows:,} rows, {rate:,.0f}/s\x1b[K", end="", file=sys.stderr, flush=True)
 
     def close(self) -> float:
         """Clear the line; returns the seconds that passed."""
@@ -51,21 +55,21 @@ class Progress:
 def info(args: argparse.Namespace) -> int:
     manifest = open_release(args.release).manifest
     if args.json:
-        print(json.dumps(manifest, indent=1, sort_keys=True, ensure_ascii=False))
+        print(json.dumps(manifest, indent=1, sort_keys=True))  # ASCII: exact, and no control characters
         return 0
     size = sum(entry["bytes"] for entry in [*manifest["parts"], *manifest["files"]])
-    print(f"{args.release}: caption release, format {manifest['format_version']}, by {manifest['created_by']}")
-    print(f"  {manifest['rows']:,} images, {manifest['aliases']:,} files of data sets, {size / 1e6:,.1f} MB")
-    print(f"  embedding     {manifest['dim']} × float16, fingerprint {manifest['embedding_fingerprint'][:16]}")
-    print(f"  teacher       fingerprint {manifest['teacher_fingerprint'][:16]}")
+    say(f"{args.release}: caption release, format {manifest['format_version']}, by {manifest['created_by']}")
+    say(f"  {manifest['rows']:,} images, {manifest['aliases']:,} files of data sets, {size / 1e6:,.1f} MB")
+    say(f"  embedding     {manifest['dim']} × float16, fingerprint {manifest['embedding_fingerprint'][:16]}")
+    say(f"  teacher       fingerprint {manifest['teacher_fingerprint'][:16]}")
     for who in ("teacher", "embedder"):
-        print(f"  {who:13} {json.dumps(manifest[who], sort_keys=True, ensure_ascii=False)}")
+        say(f"  {who:13} {json.dumps(manifest[who], sort_keys=True, ensure_ascii=False)}")
     for name, s in manifest["stats"]["captions"].items():
         cut = s["finish_reasons"].get("length", 0)
         lengths = f"{s['tokens_mean']} tokens (95 %: {s['tokens_p95']}, max {s['tokens_max']})"
-        print(f"  {name:13} {s['n']:,} captions, {lengths}, {cut:,} cut, {s['vocabulary']:,} words")
+        say(f"  {name:13} {s['n']:,} captions, {lengths}, {cut:,} cut, {s['vocabulary']:,} words")
     for s in manifest["stats"]["sources"]:
-        print(f"  {s['domain']}/{s['dataset']}: {s['images']:,} images, {s['files']:,} files")
+        say(f"  {s['domain']}/{s['dataset']}: {s['images']:,} images, {s['files']:,} files")
     return 0
 
 
@@ -74,23 +78,23 @@ def check(args: argparse.Namespace) -> int:
     problems = verify(args.release, progress)
     seconds = progress.close()
     for problem in problems:
-        print(problem)
+        say(problem)
     verdict = f"{len(problems)} problems; pull or write it again" if problems else "sound"
-    print(f"{args.release}: {verdict} ({seconds:.1f} s)")
+    say(f"{args.release}: {verdict} ({seconds:.1f} s)")
     return 1 if problems else 0
 
 
 def merge(args: argparse.Namespace) -> int:
     progress = Progress("merging")
     manifest = combine.merge([args.a, args.b], args.out, progress)
-    print(f"{args.out}: {manifest['rows']:,} images from {args.a} and {args.b} ({progress.close():.1f} s)")
+    say(f"{args.out}: {manifest['rows']:,} images from {args.a} and {args.b} ({progress.close():.1f} s)")
     return 0
 
 
 def diff(args: argparse.Namespace) -> int:
     found = combine.diff(args.a, args.b)
     if found["identity"]:
-        print(f"differ in {', '.join(found['identity'])}")
+        say(f"differ in {', '.join(found['identity'])}")
     for kind, label in {
         "only_a": f"only in {args.a}",
         "only_b": f"only in {args.b}",
@@ -98,8 +102,8 @@ def diff(args: argparse.Namespace) -> int:
         "embeddings": "other embeddings",
     }.items():
         for image in found["examples"].get(kind, []):
-            print(f"  {image} {label}")
-    print(
+            say(f"  {image} {label}")
+    say(
         f"{found['common']:,} images in both ({found['captions']:,} with other captions, {found['embeddings']:,} with "
         f"other embeddings), {found['only_a']:,} only in {args.a}, {found['only_b']:,} only in {args.b}"
     )
@@ -111,20 +115,20 @@ def write_export(args: argparse.Namespace) -> int:
     release = open_release(args.release, strict=True)
     if args.dataset or args.domain:
         release = release.subset(args.dataset, args.domain)
-    progress = Progress("exporting", len(release))
+    progress = Progress("exporting")
     export.export(release, args.out, args.format, progress)
-    print(f"{args.out}: {len(release):,} images as {args.format} ({progress.close():.1f} s)")
+    say(f"{args.out}: {len(release):,} images as {args.format} ({progress.close():.1f} s)")
     return 0
 
 
 def gc(args: argparse.Namespace) -> int:
-    found = collect.unnamed(args.store, args.keep)
+    found = combine.unnamed(args.store, args.keep)
     for entry in found:
-        print(f"{entry.folder}: {entry.files} files, {entry.bytes / 1e6:,.1f} MB")
+        say(f"{entry.folder}: {entry.files} files, {entry.bytes / 1e6:,.1f} MB")
     if args.yes:
-        collect.remove(found)
+        combine.remove(found)
     done = "removed" if args.yes else "would be removed with --yes" if found else "to remove"
-    print(f"{len(found)} fingerprints, {sum(entry.bytes for entry in found) / 1e6:,.1f} MB {done}")
+    say(f"{len(found)} fingerprints, {sum(entry.bytes for entry in found) / 1e6:,.1f} MB {done}")
     return 0
 
 
@@ -161,9 +165,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return args.run(args)
     except ReleaseError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}", file=sys.stderr)
     except OSError as error:
-        print(f"error: {error.filename or ''}: {error.strerror or error}", file=sys.stderr)
+        say(f"error: {error.filename or ''}: {error.strerror or error}", file=sys.stderr)
     return 2
 
 

@@ -21,9 +21,7 @@ class Statistics:
         self.lengths: dict[str, np.ndarray] = {}
         self.finish: dict[str, Counter] = defaultdict(Counter)
         self.words: dict[str, set[str]] = defaultdict(set)
-        self.paths: Counter = Counter()
-        self.images: Counter = Counter()
-        self.last_image: dict[tuple[str, str], str] = {}
+        self.sources: list[dict] = []
 
     def add_rows(self, table: pa.Table) -> None:
         self.rows += len(table)
@@ -42,29 +40,18 @@ class Statistics:
             self.words[name].update(pc.unique(pc.list_flatten(pc.utf8_split_whitespace(texts))).to_pylist())
 
     def add_aliases(self, table: pa.Table) -> None:
-        """Tables sorted by image, then dataset: one image counts once for each (domain, dataset)."""
+        """All of them: one image counts once for each (domain, dataset)."""
         counts = table.group_by(["domain", "dataset"]).aggregate(
             [("path", "count"), ("image_sha256", "count_distinct")]
         )
-        for row in counts.to_pylist():
-            key = (row["domain"], row["dataset"])
-            self.paths[key] += row["path_count"]
-            mine = table.filter(pc.and_(pc.equal(table["domain"], key[0]), pc.equal(table["dataset"], key[1])))
-            images = mine["image_sha256"]
-            # The last image of the previous table may go on in this one.
-            again = self.last_image.get(key) == images[0].as_py()
-            self.images[key] += row["image_sha256_count_distinct"] - again
-            self.last_image[key] = images[-1].as_py()
+        for domain, dataset, files, images in sorted(zip(*(column.to_pylist() for column in counts), strict=True)):
+            self.sources.append({"domain": domain, "dataset": dataset, "files": files, "images": images})
 
     def summary(self) -> dict:
         return {
             "captions": {name: self._perspective(name) for name in sorted(self.lengths)},
             "vocabulary": len(set().union(*self.words.values())),
-            "sources": [
-                {"domain": domain, "dataset": dataset, "files": self.paths[key], "images": self.images[key]}
-                for key in sorted(self.paths)
-                for domain, dataset in [key]
-            ],
+            "sources": self.sources,
         }
 
     def _perspective(self, name: str) -> dict:

@@ -1,15 +1,18 @@
-"""Join releases of one teacher, and compare any two."""
+"""Join releases of one teacher, compare any two, and find what none of them names any more."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from itertools import chain
+import heapq
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
+from typing import NamedTuple
 
-import numpy as np
-
+from shards.folder import open_folder
 from shards.reader import Release, open_release
-from shards.schema import ReleaseError
+from shards.schema import SHA256, ReleaseError
 from shards.writer import write_release
 
 _SAME = ("teacher_fingerprint", "embedding_fingerprint", "fingerprints", "dim", "apart", "teacher", "embedder")
@@ -34,12 +37,25 @@ def merge(sources: Sequence[str | Path], out_dir: str | Path, progress: Callable
                 )
     return write_release(
         out_dir,
-        chain.from_iterable(release.iter_batches() for release in releases),
+        heapq.merge(*map(_rows, releases), key=itemgetter("image_sha256")),
         (release.aliases() for release in releases),
         **{key: first[key] for key in ("teacher", "embedder", "fingerprints", "teacher_fingerprint", "dim", "apart")},
         created_by=first["created_by"],
         progress=progress,
     )
+
+
+def _rows(release: Release) -> Iterator[dict]:
+    """The rows as `write_release` takes them, ascending by image."""
+    for batch in release.iter_batches(_CHUNK):
+        vectors = [
+            batch.column(name).flatten().to_numpy(zero_copy_only=False).reshape(len(batch), release.dim)
+            for name in release.vector_columns
+        ]
+        records = batch.select(["image_sha256", "width", "height", "captions"]).to_pylist()
+        for record, embedding, *others in zip(records, *vectors, strict=True):
+            apart = dict(zip(release.manifest["apart"], others, strict=True))
+            yield {**record, "embedding": embedding, "embeddings": apart}
 
 
 def _short(value: object) -> str:
@@ -55,49 +71,70 @@ def diff(a: str | Path, b: str | Path) -> dict:
     count as changed where they do not).
     """
     one, two = open_release(a), open_release(b)
-    result = {"identity": [key for key in _SAME if one.manifest[key] != two.manifest[key]]}
-    kinds = {"only_a": 0, "only_b": 0, "common": 0, "captions": 0, "embeddings": 0}
+    kinds = dict.fromkeys(("only_a", "only_b", "common", "captions", "embeddings"), 0)
     examples: dict[str, list[str]] = {}
+    comparable = one.dim == two.dim and one.manifest["apart"] == two.manifest["apart"]
 
-    def count(kind: str, sha256s: list[str]) -> None:
-        kinds[kind] += len(sha256s)
-        if kind != "common":
-            examples.setdefault(kind, []).extend(sha256s[: 5 - len(examples.get(kind, []))])
+    def count(kind: str, image: str) -> None:
+        kinds[kind] += 1
+        if kind != "common" and kinds[kind] <= 5:
+            examples.setdefault(kind, []).append(image)
 
-    for batch in two.iter_batches(_CHUNK, ["image_sha256"]):
-        images = batch["image_sha256"].to_pylist()
-        found = one.lookup_rows(images)[1]
-        count("only_b", [image for image, there in zip(images, found, strict=True) if not there])
-    right = _Cursor(two)
-    for batch in one.iter_batches(_CHUNK, ["image_sha256", "captions"]):
-        images, captions = batch["image_sha256"].to_pylist(), batch["captions"].to_pylist()
-        found = two.lookup_rows(images)[1]
-        count("only_a", [image for image, there in zip(images, found, strict=True) if not there])
-        common = [image for image, there in zip(images, found, strict=True) if there]
-        count("common", common)
-        mine = [caption for caption, there in zip(captions, found, strict=True) if there]
-        count("captions", [i for i, x, y in zip(common, mine, right.captions(common), strict=True) if x != y])
-        if not common:
-            continue
-        if one.dim != two.dim or one.manifest["apart"] != two.manifest["apart"]:
-            count("embeddings", common)
-            continue
-        same = np.ones(len(common), bool)
-        for column in one.vector_columns:
-            same &= (one.lookup(common, column)[0] == two.lookup(common, column)[0]).all(axis=1)
-        count("embeddings", [image for image, equal in zip(common, same, strict=True) if not equal])
-    return {**result, **kinds, "examples": {kind: images for kind, images in examples.items() if images}}
+    def rows(release: Release, side: str) -> Iterator[tuple[str, str, dict]]:
+        return ((row["image_sha256"], side, row) for row in _rows(release))
+
+    both = heapq.merge(rows(one, "only_a"), rows(two, "only_b"), key=itemgetter(0))
+    for image, found in groupby(both, itemgetter(0)):
+        (_, side, mine), *others = found
+        count("common" if others else side, image)
+        for _, _, theirs in others:
+            if mine["captions"] != theirs["captions"]:
+                count("captions", image)
+            if not comparable or _bits(mine) != _bits(theirs):
+                count("embeddings", image)
+    identity = [key for key in _SAME if one.manifest[key] != two.manifest[key]]
+    return {"identity": identity, **kinds, "examples": examples}
 
 
-class _Cursor:
-    """Captions of ascending images in one pass over a release."""
+def _bits(row: dict) -> list[bytes]:
+    return [vector.tobytes() for vector in (row["embedding"], *row["embeddings"].values())]
 
-    def __init__(self, release: Release) -> None:
-        self.rows = (
-            pair
-            for batch in release.iter_batches(_CHUNK, ["image_sha256", "captions"])
-            for pair in zip(batch["image_sha256"].to_pylist(), batch["captions"].to_pylist(), strict=True)
-        )
 
-    def captions(self, images: list[str]) -> list[list[dict]]:
-        return [next(captions for image, captions in self.rows if image == wanted) for wanted in images]
+class Unnamed(NamedTuple):
+    """A fingerprint's folder in the caption store that nothing keeps."""
+
+    folder: Path
+    files: int
+    bytes: int
+
+
+def unnamed(store: str | Path, keep: Sequence[str]) -> list[Unnamed]:
+    """Folders of `store` whose fingerprint no entry of `keep` names.
+
+    keep: release folders (their manifest names one fingerprint a perspective) and plain fingerprints. Only folders
+    named by 64 hexadecimal digits are ever considered. Raises ReleaseError if `keep` is empty or an entry is neither:
+    a mistyped release must not turn into "nothing is kept".
+    """
+    store = Path(store)
+    if not store.is_dir():
+        raise ReleaseError(f"{store}: no such folder")
+    if not keep:
+        raise ReleaseError("gc: name at least one release or fingerprint to keep")
+    kept: set[str] = set()
+    for entry in keep:
+        named = [entry] if SHA256.fullmatch(entry) else open_folder(entry).manifest["fingerprints"].values()
+        kept.update(named)
+    found = []
+    for folder in sorted(store.iterdir()):
+        if folder.is_dir() and SHA256.fullmatch(folder.name) and folder.name not in kept:
+            sizes = [path.stat().st_size for path in folder.rglob("*") if path.is_file()]
+            found.append(Unnamed(folder, len(sizes), sum(sizes)))
+    return found
+
+
+def remove(found: Sequence[Unnamed]) -> None:
+    """Delete the folders. Each leaves the store by one rename first, so that no half-emptied fingerprint remains."""
+    for entry in found:
+        going = entry.folder.with_name(f".gc-{entry.folder.name}")
+        entry.folder.rename(going)
+        shutil.rmtree(going)

@@ -2,13 +2,41 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 
-from shards.schema import FORMAT_VERSION, MANIFEST, DamagedRelease, ReleaseError, sha256_json
+from shards.schema import (
+    ALIASES,
+    CARD,
+    FORMAT_VERSION,
+    INDEX,
+    PART,
+    SHA256,
+    DamagedRelease,
+    ReleaseError,
+    sha256_json,
+    vector_columns,
+)
 
 _SELF = "manifest_sha256"
+_FILE = {"file": str, "bytes": int, "sha256": str}
+_COUNTS = dict.fromkeys(("n", "tokens_p95", "tokens_max", "vocabulary"), int)
+_SHAPE = {
+    **dict.fromkeys(("format_version", "rows", "aliases", "aliases_without_row", "dim", "group_rows"), int),
+    **dict.fromkeys(("teacher_fingerprint", "embedding_fingerprint", "created_by"), str),
+    "apart": [str],
+    "fingerprints": {str: str},
+    "teacher": {str: object},
+    "embedder": {str: object},
+    "stats": {
+        "captions": {str: {**_COUNTS, "tokens_mean": int | float, "finish_reasons": {str: int}}},
+        "vocabulary": int,
+        "sources": [{"domain": str, "dataset": str, "images": int, "files": int}],
+        "extra": {str: object},
+    },
+    "parts": [{**_FILE, "rows": int, "first": str, "last": str, "vectors": {str: [int]}}],
+    "files": [_FILE],
+}
 
 
 def dump(manifest: dict) -> bytes:
@@ -18,44 +46,71 @@ def dump(manifest: dict) -> bytes:
     return (json.dumps(sealed, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
-def load(path: Path) -> dict:
-    """Parse and check a manifest. Raises DamagedRelease on any altered byte, ReleaseError on another version."""
+def parse(raw: bytes, path: Path) -> dict:
+    """Parse and check a manifest: its seal, and that its values are of the types and sizes that the format names.
+
+    Raises DamagedRelease, or ReleaseError on another version; `path` is for the message.
+    """
     try:
-        raw = path.read_bytes()
         manifest = json.loads(raw)
-    except OSError as error:
-        raise DamagedRelease(f"{path}: {error.strerror}; the folder is not a finished release") from None
-    except ValueError as error:
+        version = manifest.get("format_version") if isinstance(manifest, dict) else None
+        # The version is judged before the seal: another version may seal itself in another way.
+        if version != FORMAT_VERSION and isinstance(version, int):
+            raise ReleaseError(
+                f"{path}: format_version {version}, and this reader knows {FORMAT_VERSION}; "
+                "install a matching teachonce"
+            )
+        sealed = version is not None and dump(manifest) == raw
+    except (ValueError, RecursionError) as error:
         raise DamagedRelease(f"{path}: not JSON ({error}); pull the release again") from None
-    version = manifest.get("format_version") if isinstance(manifest, dict) else None
-    # The version is judged before the seal: another version may seal itself in another way.
-    if version != FORMAT_VERSION and isinstance(version, int):
-        raise ReleaseError(
-            f"{path}: format_version {version}, and this reader knows {FORMAT_VERSION}; install a matching teachonce"
-        )
-    if version is None or dump(manifest) != raw:
+    if not sealed:
         raise DamagedRelease(f"{path}: altered after it was written; pull the release again")
+    if problem := _misfit(manifest, _SHAPE, "") or _contradiction(manifest):
+        raise DamagedRelease(f"{path}: {problem}; a faulty program wrote it: ask for another release")
     return manifest
 
 
-def resolve(path: str | Path) -> dict[str, Path]:
-    """File name → place on disk, for a release folder or for a directory entry (`*.dir`) of a DVC cache."""
-    path = Path(path)
-    if path.is_dir():
-        if not (path / MANIFEST).is_file():
-            raise DamagedRelease(f"{path}: no {MANIFEST}; not a release, or its writing never finished{_left(path)}")
-        return {entry.name: entry for entry in path.iterdir()}
-    if path.is_file() and path.suffix == ".dir":
-        cache = path.parent.parent
-        return {entry["relpath"]: cache / entry["md5"][:2] / entry["md5"][2:] for entry in json.loads(path.read_text())}
-    raise ReleaseError(f"{path}: no such release; give its folder (after `dvc pull`) or a DVC cache entry `*.dir`")
+def _misfit(value: object, shape: object, where: str) -> str | None:
+    """The first place at which a JSON value is not of a shape: a type, [shape of all items], {str: of all values} or
+    {key: shape} with more keys allowed. Integers are counts: from 0 to 2^53."""
+    if isinstance(shape, list):
+        items = enumerate(value) if isinstance(value, list) else None
+        pairs = items and [(str(key), item, shape[0]) for key, item in items]
+    elif isinstance(shape, dict):
+        wanted = shape if str not in shape else dict.fromkeys(value, shape[str]) if isinstance(value, dict) else {}
+        pairs = [(k, value.get(k), s) for k, s in wanted.items()] if isinstance(value, dict) else None
+    else:
+        right = isinstance(value, shape) and not isinstance(value, bool)
+        if right and isinstance(value, int):
+            right = 0 <= value < 1 << 53
+        pairs = [] if right or shape is object else None
+    if pairs is None:
+        return f"{where or 'manifest'}: {str(value)[:40]!r} is not of the kind that the format names"
+    return next((bad for k, item, s in pairs if (bad := _misfit(item, s, f"{where}.{k}".lstrip(".")))), None)
 
 
-def _left(path: Path) -> str:
-    previous = path.with_name(f".{path.name}.previous")
-    return f" (an earlier one stands in {previous})" if previous.is_dir() else ""
-
-
-def file_sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _contradiction(manifest: dict) -> str | None:
+    """What a manifest of the right shape says that cannot be, such as vectors that lie beyond their file."""
+    dim, group, columns = manifest["dim"], manifest["group_rows"], vector_columns(manifest["apart"])
+    if not (1 <= dim < 1 << 24 and 1 <= group <= 16384 and manifest["rows"]):
+        return f"dim {dim}, group_rows {group}, rows {manifest['rows']}: one of them is out of range"
+    if not manifest["fingerprints"] or not set(manifest["apart"]) <= set(manifest["fingerprints"]):
+        return f"fingerprints: none, or not all of {manifest['apart']} that are kept apart"
+    if [part["file"] for part in manifest["parts"]] != [PART.format(i) for i in range(len(manifest["parts"]))]:
+        return "parts: their names are not features-00000.parquet and on"
+    if sorted(entry["file"] for entry in manifest["files"]) != sorted((ALIASES, INDEX, CARD)):
+        return f"files: are not {ALIASES}, {INDEX} and {CARD}"
+    if sum(part["rows"] for part in manifest["parts"]) != manifest["rows"]:
+        return f"rows: {manifest['rows']}, and the parts hold another number"
+    for part in manifest["parts"]:
+        name, rows = part["file"], part["rows"]
+        sizes = [min(group, rows - start) for start in range(0, min(rows, part["bytes"]), group)]
+        if sum(sizes) != rows or not rows or not all(SHA256.fullmatch(part[key]) for key in ("first", "last")):
+            return f"{name}: {rows} rows from {part['first'][:64]!r} to {part['last'][:64]!r} cannot be"
+        for column in columns:
+            starts = part["vectors"].get(column, [])
+            if len(starts) != len(sizes):
+                return f"{name}: {len(starts)} row groups of {column}, and {rows} rows make {len(sizes)}"
+            if any(at + 2 * dim * n > part["bytes"] for at, n in zip(starts, sizes, strict=True)):
+                return f"{name}: vectors of {column} lie beyond the end of the file"
+    return None

@@ -8,7 +8,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from shards.schema import ALIAS_SCHEMA, CAPTION, CAPTIONS, NORM_TOLERANCE, ReleaseError, feature_schema, vector_columns
+from shards.schema import (
+    ALIAS_SCHEMA,
+    CAPTION,
+    CAPTIONS,
+    NORM_TOLERANCE,
+    ReleaseConflict,
+    ReleaseError,
+    feature_schema,
+    vector_columns,
+)
 
 _CHUNK = 2048
 # Drops keys that the format does not know and turns a missing one into a null, which is then refused by name.
@@ -16,8 +25,8 @@ _LOOSE_CAPTIONS = pa.list_(pa.struct([field.with_nullable(True) for field in CAP
 
 
 def feature_tables(rows: Iterable, dim: int, perspectives: Sequence[str], apart: Sequence[str]) -> Iterator[pa.Table]:
-    """Checked tables of `feature_schema`, vectors as unit-length float16 in raw bytes (fast to move while sorting)."""
-    schema = feature_schema(dim, apart, vector=pa.binary(2 * dim))
+    """Checked tables of `feature_schema`, vectors as unit-length float16."""
+    schema = feature_schema(dim, apart)
     for table in _tables(rows, lambda chunk: _table_of_dicts(chunk, dim, apart)):
         sha256s = _sha256s(_column(table, "image_sha256"))
         columns = [
@@ -45,8 +54,50 @@ def alias_tables(aliases: Iterable) -> Iterator[pa.Table]:
                 raise ReleaseError(
                     f"aliases: {column.null_count} rows have no {name}; every alias names all of {names}"
                 )
+        _is_text("aliases", *columns)
         _sha256s(columns[3])
         yield pa.Table.from_arrays(columns, schema=ALIAS_SCHEMA)
+
+
+def ascending(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """The same rows, equal neighbours once; refuses rows out of order, and two contents of one image."""
+    last = None
+    for table in tables:
+        table = pa.concat_tables([last, table]) if last is not None else table
+        images = table.column("image_sha256")
+        before, after = images.slice(0, len(images) - 1), images.slice(1)
+        if pc.any(wrong := pc.greater(before, after)).as_py():
+            at = pc.index(wrong, True).as_py()
+            raise ReleaseError(
+                f"rows: image {after[at].as_py()} comes after {before[at].as_py()}; sort the rows by image_sha256"
+            )
+        same = pc.equal(before, after)
+        if pc.any(same).as_py():
+            for at in pc.indices_nonzero(same).to_pylist():
+                if not table.slice(at, 1).equals(table.slice(at + 1, 1)):
+                    raise ReleaseConflict(
+                        f"image {before[at].as_py()} has two different rows (captions, size or embedding); "
+                        "two runs of the teacher were mixed: keep one of them"
+                    )
+            table = table.filter(pa.chunked_array([pa.array([True]), *pc.invert(same).chunks]))
+        yield table.slice(0 if last is None else 1)
+        last = table.slice(len(table) - 1)
+
+
+def regroup(blocks: Iterable[pa.Table], rows: int) -> Iterator[pa.Table]:
+    """Tables of any length → tables of exactly `rows` rows (and one rest)."""
+    held, n = [], 0
+    for block in blocks:
+        held.append(block)
+        n += len(block)
+        if n >= rows:
+            table = pa.concat_tables(held)
+            whole = n // rows * rows
+            for start in range(0, whole, rows):
+                yield table.slice(start, rows).combine_chunks()
+            held, n = [table.slice(whole)], n - whole
+    if n:
+        yield pa.concat_tables(held).combine_chunks()
 
 
 def _tables(rows: Iterable, build) -> Iterator[pa.Table]:
@@ -77,7 +128,12 @@ def _table_of_dicts(chunk: list[Mapping], dim: int, apart: Sequence[str]) -> pa.
         return pa.FixedSizeListArray.from_arrays(pa.array(stacked.reshape(-1)), dim)
 
     columns = {name: pa.array([row[name] for row in chunk]) for name in ("image_sha256", "width", "height")}
-    columns["captions"] = pa.array([row["captions"] for row in chunk], _LOOSE_CAPTIONS)
+    try:
+        columns["captions"] = pa.array([row["captions"] for row in chunk], _LOOSE_CAPTIONS)
+    except UnicodeEncodeError as error:
+        raise ReleaseError(
+            f"captions: {error.object[:60]!r} holds half a surrogate, which is no text; put U+FFFD in its place"
+        ) from None
     columns["embedding"] = vectors([row["embedding"] for row in chunk])
     for perspective in apart:
         columns[f"embedding_{perspective}"] = vectors([row["embeddings"][perspective] for row in chunk])
@@ -100,6 +156,14 @@ def _sha256s(column: pa.Array) -> pa.Array:
     return column
 
 
+def _is_text(what: str, *columns: pa.Array) -> None:
+    try:
+        for column in columns:
+            column.validate(full=True)
+    except pa.ArrowInvalid as error:
+        raise ReleaseError(f"{what}: bytes that are not UTF-8 ({error}); put U+FFFD in their place") from None
+
+
 def _size(column: pa.Array, name: str) -> pa.Array:
     column = column.cast(pa.int32())
     if column.null_count or pc.min(column).as_py() < 1:
@@ -116,6 +180,7 @@ def _captions(column: pa.Array, perspectives: list[str], sha256s: pa.Array) -> p
     flat = column.flatten()
     lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False)
     children = [pc.struct_field(flat, field.name).cast(field.type) for field in CAPTION]
+    _is_text("captions", children[0], children[1], children[3])
     for field, child in zip(CAPTION, children, strict=True):
         if child.null_count:
             raise ReleaseError(f"captions: {child.null_count} of them have no {field.name}")
@@ -137,7 +202,7 @@ def _captions(column: pa.Array, perspectives: list[str], sha256s: pa.Array) -> p
 
 
 def _vectors(column: pa.Array, dim: int, name: str, sha256s: pa.Array) -> pa.Array:
-    """[n] lists of dim floats → [n] × 2·dim bytes of unit-length float16.
+    """[n] lists of dim floats → [n] lists of dim float16, of unit length.
 
     float16 input of unit length is kept bit for bit (it comes from a release, and merging must not wear it down);
     everything else is normalised in float64 and rounded once.
@@ -155,13 +220,5 @@ def _vectors(column: pa.Array, dim: int, name: str, sha256s: pa.Array) -> pa.Arr
         rounded = (vectors / norms[:, None]).astype(np.float16)
         rounded[keep] = vectors[keep]
         vectors = rounded
-    buffer = pa.py_buffer(np.ascontiguousarray(vectors))
-    return pa.FixedSizeBinaryArray.from_buffers(pa.binary(2 * dim), len(vectors), [None, buffer])
-
-
-def as_vectors(column: pa.Array, schema_type: pa.DataType) -> pa.Array:
-    """Raw bytes [n] → fixed_size_list<float16>[dim] over the same memory."""
-    dim = schema_type.list_size
-    buffer = column.buffers()[1]
-    values = pa.Array.from_buffers(pa.float16(), len(column) * dim, [None, buffer], offset=column.offset * dim)
-    return pa.FixedSizeListArray.from_arrays(values, type=schema_type)
+    vector = feature_schema(dim).field("embedding").type
+    return pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(vectors).reshape(-1)), type=vector)

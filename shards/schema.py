@@ -16,6 +16,8 @@ INDEX = "index.npy"
 ALIASES = "aliases.parquet"
 PART = "features-{:05d}.parquet"
 RELEASE_NAMES = re.compile(r"manifest\.json|README\.md|index\.npy|aliases\.parquet|features-\d{5,}\.parquet")
+# What systems and git lay into any folder: neither part of a release nor damage.
+BYSTANDERS = re.compile(r"\.DS_Store|\._.*|\.git(attributes|ignore|keep)|\.nfs.*|Thumbs\.db|desktop\.ini")
 SHA256 = re.compile(r"[0-9a-f]{64}")
 
 # A stored float16 vector of unit length misses 1 by at most 5e-4 (half a unit in the last place of every component).
@@ -60,9 +62,9 @@ def vector_columns(apart: Sequence[str] = ()) -> list[str]:
     return ["embedding", *(f"embedding_{perspective}" for perspective in sorted(apart))]
 
 
-def feature_schema(dim: int, apart: Sequence[str] = (), vector: pa.DataType | None = None) -> pa.Schema:
-    """Arrow schema of features-*.parquet; `vector` replaces the type of the embeddings (the writer sorts raw bytes)."""
-    vector = vector or pa.list_(pa.field("element", pa.float16(), nullable=False), dim)
+def feature_schema(dim: int, apart: Sequence[str] = ()) -> pa.Schema:
+    """Arrow schema of features-*.parquet."""
+    vector = pa.list_(pa.field("element", pa.float16(), nullable=False), dim)
     return pa.schema(
         [
             pa.field("image_sha256", pa.string(), nullable=False),

@@ -1,132 +1,178 @@
-"""Check everything that a release promises, and say all that is wrong with it."""
+"""Check everything that a release promises: what opening checks, and all that `verify` says is wrong."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from shards import manifest as manifests
-from shards.index import find, words_of
-from shards.part import vector_offsets
-from shards.reader import check_footer
+from shards.arrays import find, parse_index, words_of
+from shards.folder import Folder, open_folder
 from shards.schema import (
     ALIAS_SCHEMA,
     ALIASES,
     INDEX,
-    MANIFEST,
     NORM_TOLERANCE,
+    DamagedRelease,
     ReleaseError,
     feature_schema,
     vector_columns,
 )
 
+_GROUP_BYTES = 1 << 30  # more text than any row group has: one that swells further is an attack
 
-def verify(path: str | Path, progress: Callable[[int], object] | None = None) -> list[str]:
+
+def verify(release: str | Path | Folder, progress: Callable[[int], object] | None = None) -> list[str]:
     """Problems of a release, one line each, beginning with the file's name; an empty list if it is sound.
 
     The manifest's seal and every file's size and sha256; then, in files whose bytes are right, what a faulty writer
     could get wrong: page checksums, schema, fingerprints, order and uniqueness of the images, finite vectors of unit
     length at the bytes that the manifest names, the index, and aliases that refer to rows. `progress` is called with
-    the number of rows after each batch. Raises ReleaseError only if there is no release at `path` at all.
+    the number of rows after each batch. Raises ReleaseError only if there is nothing at the path at all; a `Folder`
+    (`Release.folder`) is judged as it was opened.
     """
-    files = manifests.resolve(path)
-    if MANIFEST not in files:
-        raise ReleaseError(f"{path}: holds no {MANIFEST}; not a release")
     try:
-        manifest = manifests.load(files[MANIFEST])
+        folder = release if isinstance(release, Folder) else open_folder(release)
     except ReleaseError as error:
+        if not os.path.exists(release):
+            raise
         return [str(error)]
-    listed = {entry["file"]: entry for entry in [*manifest["parts"], *manifest["files"]]}
-    problems = [f"{name}: not part of the release" for name in sorted(set(files) - set(listed) - {MANIFEST})]
-    altered = list(_altered(files, listed))
-    problems += altered
-    if altered:  # content of which the bytes are wrong is not worth parsing, and parsing it may crash
-        return problems
-    problems += _rows(files, manifest, progress)
-    problems += _aliases(files, manifest)
+    problems = [f"{name}: not part of the release" for name in folder.strangers]
+    altered = [problem for name in folder.listed if (problem := folder.altered(name))]
+    if altered:  # content of which the bytes are wrong is not worth parsing
+        return problems + altered
+    try:
+        index = parse_index(folder.files[INDEX], folder.manifest["rows"])
+    except DamagedRelease as error:
+        return [*problems, str(error)]
+    row, last = 0, ""
+    for part in folder.manifest["parts"]:
+        try:
+            with damage(part["file"]):
+                check_part(folder, part)
+                for problem in _rows(folder, part, index, row, last, progress):
+                    problems.append(f"{part['file']}: {problem}")
+        except DamagedRelease as error:
+            problems.append(str(error))
+        row, last = row + part["rows"], part["last"]
+    try:
+        with damage(ALIASES):
+            problems += _aliases(folder, index)
+    except DamagedRelease as error:
+        problems.append(str(error))
     return problems
 
 
-def _altered(files: dict[str, Path], listed: dict[str, dict]) -> Iterator[str]:
-    for name, entry in listed.items():
-        if name not in files or not files[name].is_file():
-            yield f"{name}: missing"
-        elif (size := files[name].stat().st_size) != entry["bytes"]:
-            yield f"{name}: {size} bytes instead of {entry['bytes']}"
-        elif manifests.file_sha256(files[name]) != entry["sha256"]:
-            yield f"{name}: altered (its sha256 is not the manifest's)"
+def _rows(folder: Folder, part: dict, index: np.ndarray, row: int, last: str, progress) -> Iterator[str]:
+    """row: number of the part's first row; last: the image before it."""
+    file = parquet_of(folder, part["file"])
+    for g in range(file.num_row_groups):
+        table = file.read_row_group(g, use_threads=False)
+        table.validate(full=True)
+        images = table["image_sha256"].to_pylist()
+        if any(a >= b for a, b in zip([last, *images], images, strict=False)):
+            yield f"row group {g} is not in strictly ascending order of image_sha256"
+        if g == 0 and images[0] != part["first"]:
+            yield f"begins with {images[0][:12]}, and the manifest says {part['first'][:12]}"
+        if not np.array_equal(index[:, row : row + len(images)].T, words_of(images)):
+            yield f"row group {g} differs from {INDEX}"
+        yield from _vectors(folder, part, table, g)
+        row, last = row + len(images), images[-1]
+        if progress:
+            progress(row)
+    if last != part["last"]:
+        yield f"ends with {last[:12]}, and the manifest says {part['last'][:12]}"
 
 
-def _rows(files: dict[str, Path], manifest: dict, progress) -> Iterator[str]:
-    index = np.load(files[INDEX], mmap_mode="r")
-    if index.shape != (4, manifest["rows"]) or index.dtype != np.uint64:
-        yield f"{INDEX}: {index.dtype} {index.shape}, and the manifest says {manifest['rows']} rows"
-        return
-    row = 0
-    last = ""
-    for part in manifest["parts"]:
-        name, first_row = part["file"], row
-        try:
-            check_footer(files[name], manifest)
-            if vector_offsets(files[name]) != part["vectors"]:
-                yield f"{name}: the vectors do not begin where the manifest says"
-            file = pq.ParquetFile(files[name], page_checksum_verification=True)
-            if not file.schema_arrow.equals(feature_schema(manifest["dim"], manifest["apart"])):
-                yield f"{name}: schema is not that of format {manifest['format_version']}"
-                return
-            for g in range(file.num_row_groups):
-                table = file.read_row_group(g, use_threads=False)
-                images = table["image_sha256"].to_pylist()
-                if any(a >= b for a, b in zip([last, *images], images, strict=False)):
-                    yield f"{name}: row group {g} is not in strictly ascending order of image_sha256"
-                last = images[-1]
-                if not np.array_equal(index[:, row : row + len(images)].T, words_of(images)):
-                    yield f"{INDEX}: differs from the images of {name}, row group {g}"
-                yield from _vectors(files[name], part, table, g, manifest)
-                if g < file.num_row_groups - 1 and len(images) != manifest["group_rows"]:
-                    yield f"{name}: row group {g} has {len(images)} rows instead of {manifest['group_rows']}"
-                row += len(images)
-                if progress:
-                    progress(row)
-        except (ReleaseError, OSError, pa.ArrowException) as error:
-            yield f"{name}: {error}"
-            return
-        if row - first_row != part["rows"] or last != part["last"]:
-            found, told = (row - first_row, last[:12]), (part["rows"], part["last"][:12])
-            yield f"{name}: {found[0]} rows to {found[1]}, and the manifest says {told[0]} rows to {told[1]}"
-    if row != manifest["rows"]:
-        yield f"{MANIFEST}: says {manifest['rows']} rows, the parts hold {row}"
-
-
-def _vectors(path: Path, part: dict, table: pa.Table, group: int, manifest: dict) -> Iterator[str]:
-    for column in vector_columns(manifest["apart"]):
+def _vectors(folder: Folder, part: dict, table: pa.Table, group: int) -> Iterator[str]:
+    for column in vector_columns(folder.manifest["apart"]):
         flat = table[column].combine_chunks().flatten().to_numpy(zero_copy_only=False)
-        vectors = flat.reshape(-1, manifest["dim"]).astype(np.float32)
-        mapped = np.memmap(path, np.float16, "r", offset=part["vectors"][column][group], shape=flat.shape)
-        if not np.array_equal(mapped.view(np.int16), flat.view(np.int16)):
-            yield f"{path.name}: {column} of row group {group} differs between the mapped bytes and the parquet reader"
+        start = part["vectors"][column][group]
+        if flat.tobytes() != folder.files[part["file"]][start : start + 2 * len(flat)].tobytes():
+            yield f"{column} of row group {group} differs between the mapped bytes and the parquet reader"
+        vectors = flat.reshape(len(table), -1).astype(np.float32)
         worst = np.abs(np.linalg.norm(vectors, axis=1) - 1).max()
         if not worst <= NORM_TOLERANCE:  # also when it is NaN
-            yield f"{path.name}: {column} of row group {group} is not of unit length (off by {worst:.2g})"
+            yield f"{column} of row group {group} is not of unit length (off by {worst:.2g})"
 
 
-def _aliases(files: dict[str, Path], manifest: dict) -> Iterator[str]:
+def _aliases(folder: Folder, index: np.ndarray) -> Iterator[str]:
+    check_aliases(folder)
+    for batch in parquet_of(folder, ALIASES).iter_batches(65536, use_threads=False):
+        batch.validate(full=True)
+        found = find(index, words_of(batch.column("image_sha256")))[1]
+        if not found.all():
+            yield f"{ALIASES}: {int((~found).sum())} rows name images that the release does not hold"
+
+
+@contextmanager
+def damage(name: str) -> Iterator[None]:
+    """Whatever a parser raises over a stranger's bytes becomes DamagedRelease, which names the file."""
     try:
-        file = pq.ParquetFile(files[ALIASES], page_checksum_verification=True)
-        check_footer(files[ALIASES], manifest)
-        if not file.schema_arrow.equals(ALIAS_SCHEMA):
-            yield f"{ALIASES}: schema is not that of format {manifest['format_version']}"
-            return
-        if file.metadata.num_rows != manifest["aliases"]:
-            yield f"{ALIASES}: {file.metadata.num_rows} rows, the manifest says {manifest['aliases']}"
-        index = np.load(files[INDEX], mmap_mode="r")
-        for batch in file.iter_batches(65536, columns=["image_sha256"], use_threads=False):
-            found = find(index, words_of(batch.column(0)))[1]
-            if not found.all():
-                yield f"{ALIASES}: {int((~found).sum())} rows name images that the release does not hold"
-    except (ReleaseError, OSError, pa.ArrowException) as error:
-        yield f"{ALIASES}: {error}"
+        yield
+    except DamagedRelease:
+        raise
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise DamagedRelease(f"{name}: cannot be read ({reason}); pull the release again") from error
+
+
+def check_files(folder: Folder, strict: bool) -> None:
+    """Raises DamagedRelease if a listed file is missing, of another size or, where strict, of another sha256."""
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+        for problem in pool.map(folder.altered, folder.listed) if strict else map(folder.lacks, folder.listed):
+            if problem:
+                raise DamagedRelease(f"{folder.path}/{problem}; pull the release again")
+
+
+def parquet_of(folder: Folder, name: str) -> pq.ParquetFile:
+    """A reader of its own over the mapped bytes, so that neither threads nor forked workers share a position."""
+    return pq.ParquetFile(pa.BufferReader(pa.py_buffer(folder.files[name])), page_checksum_verification=True)
+
+
+def check_part(folder: Folder, part: dict) -> None:
+    """Raises DamagedRelease if a part's footer is not that of this manifest.
+
+    Asks for no column of the footer: pyarrow ends the whole process over some that are damaged.
+    """
+    name, manifest = part["file"], folder.manifest
+    with damage(name):
+        footer = check_footer(folder, name, feature_schema(manifest["dim"], manifest["apart"]))
+        rows = [footer.row_group(g).num_rows for g in range(footer.num_row_groups)]
+        told = [min(manifest["group_rows"], part["rows"] - i) for i in range(0, part["rows"], manifest["group_rows"])]
+        if rows != told:
+            raise DamagedRelease(
+                f"{name}: {sum(rows)} rows in {len(rows)} groups, and the manifest says {part['rows']}"
+            )
+
+
+def check_aliases(folder: Folder) -> None:
+    """Raises DamagedRelease if the footer of aliases.parquet is not that of this manifest."""
+    with damage(ALIASES):
+        rows, told = check_footer(folder, ALIASES, ALIAS_SCHEMA).num_rows, folder.manifest["aliases"]
+        if rows != told or rows > 16 * len(folder.files[ALIASES]):
+            raise DamagedRelease(f"{ALIASES}: {rows} rows, the manifest says {told}")
+
+
+def check_footer(folder: Folder, name: str, schema: pa.Schema) -> pq.FileMetaData:
+    """The footer; raises if it is of another schema or release, or says that a page swells beyond all measure."""
+    file, manifest = parquet_of(folder, name), folder.manifest
+    for key in ("teacher_fingerprint", "embedding_fingerprint"):
+        found = (file.metadata.metadata or {}).get(f"teachonce.{key}".encode(), b"").decode(errors="replace")
+        if found != manifest[key]:
+            raise DamagedRelease(
+                f"{name}: {key} {found[:12]!r}, the manifest says {manifest[key][:12]!r}; mixed releases"
+            )
+    if not file.schema_arrow.equals(schema):
+        raise DamagedRelease(f"{name}: schema is not that of format {manifest['format_version']}")
+    most = _GROUP_BYTES + 2 * manifest["dim"] * manifest["group_rows"] * (1 + len(manifest["apart"]))
+    for g in range(file.metadata.num_row_groups):
+        if not 0 <= file.metadata.row_group(g).total_byte_size <= most:
+            raise DamagedRelease(f"{name}: row group {g} is larger than any that a writer makes")
+    return file.metadata

@@ -1,25 +1,24 @@
-"""Write a release: any order in, one order out, bounded memory, and the folder changes in one step."""
+"""Write a release: sorted rows in, bounded memory, and the folder changes as a whole."""
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import hashlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from shards import manifest as manifests
+from shards.arrays import find, words_of
 from shards.card import Statistics, card
-from shards.external_sort import ExternalSort
-from shards.index import IndexWriter, find, words_of
-from shards.part import Part, describe
-from shards.rows import alias_tables, feature_tables
+from shards.folder import staged
+from shards.manifest import dump, parse
+from shards.rows import alias_tables, ascending, feature_tables, regroup
 from shards.schema import (
     ALIAS_SCHEMA,
     ALIASES,
+    CAPTION,
     CARD,
     FORMAT_VERSION,
     INDEX,
@@ -32,7 +31,6 @@ from shards.schema import (
     group_rows,
     sha256_json,
 )
-from shards.staging import staged
 
 
 def write_release(
@@ -49,30 +47,29 @@ def write_release(
     extra_stats: Mapping | None = None,
     part_bytes: int = 128 << 20,
     rows_per_group: int | None = None,
-    memory_bytes: int = 256 << 20,
     created_by: str = "teachonce",
     progress: Callable[[int], object] | None = None,
 ) -> dict:
     """Write a sealed release to `out_dir` and return its manifest.
 
-    rows: in any order, read once: mappings `{image_sha256, width, height, captions: [{perspective, text, n_tokens,
-        finish_reason}], embedding: float [dim]}` (plus `embeddings: {perspective: float [dim]}` where `apart` names
-        perspectives), or pyarrow tables and record batches with those columns (`embedding_<perspective>` for the
-        ones apart). Vectors are normalised to unit length and stored as float16. Equal rows are written once.
-    aliases: (path, dataset, domain, image_sha256) tuples, mappings or tables; those of images that have no row are
-        left out and counted in the manifest as `aliases_without_row`.
+    rows: in ascending order of `image_sha256`, read once: mappings `{image_sha256, width, height, captions:
+        [{perspective, text, n_tokens, finish_reason}], embedding: float [dim]}` (plus `embeddings: {perspective:
+        float [dim]}` where `apart` names perspectives), or pyarrow tables and record batches with those columns
+        (`embedding_<perspective>` for the ones apart). Vectors are normalised to unit length and stored as float16.
+        Equal neighbours are written once.
+    aliases: (path, dataset, domain, image_sha256) tuples, mappings or tables, in any order (they are held in memory);
+        those of images that have no row are left out and counted in the manifest as `aliases_without_row`.
     teacher, embedder: JSON objects that identify the models. `embedder["fingerprint"]`, where given, is the identity
         of the vectors; without it the sha256 over `teacher_fingerprint` and the whole `embedder` serves.
     fingerprints: perspective → fingerprint of its captions; teacher_fingerprint: the one over all of them.
     extra_stats: JSON object, kept in `manifest["stats"]["extra"]` and shown in the dataset card.
     part_bytes: a part is closed once it has grown to this size. rows_per_group: rows of a row group, at most 16384; by
-        default what makes about 8 MiB of vectors. memory_bytes: rows held before a run goes to disk.
+        default what makes about 8 MiB of vectors.
     progress: called with the number of rows after each block that has been written.
 
-    Equal content gives equal bytes in every file, whatever the order of the input and `memory_bytes` (for one
-    version of pyarrow, whose name is in every parquet footer). The folder is replaced in one step at the end: a crash
-    leaves the old release or the new one. Raises ReleaseError (bad input, or `out_dir` holds something else) and
-    ReleaseConflict (one image, two contents).
+    Equal content gives equal bytes in every file (for one version of pyarrow, whose name is in every parquet footer).
+    The folder is replaced as a whole at the end: a crash leaves the old release or the new one. Raises ReleaseError
+    (bad or unsorted input, or `out_dir` holds something else) and ReleaseConflict (one image, two contents).
     """
     out_dir, apart = Path(out_dir), sorted(apart)
     rows_per_group = rows_per_group or group_rows(dim, apart)
@@ -87,19 +84,30 @@ def write_release(
         "dim": dim,
     }
     with staged(out_dir) as folder:
-        spill = folder / "spill"
-        spill.mkdir()
-        sorter = ExternalSort(spill, "image_sha256", memory_bytes)
-        for table in feature_tables(rows, dim, list(fingerprints), apart):
-            sorter.add(table)
+        tables = ascending(feature_tables(rows, dim, list(fingerprints), apart))
         statistics = Statistics()
-        index = IndexWriter(spill / "index.bin")
-        parts = _write_parts(folder, sorter, identity, apart, rows_per_group, part_bytes, statistics, index, progress)
+        parts: list[dict] = []
+        part: Part | None = None
+        words: list[np.ndarray] = []
+        written = 0
+        # Row groups of exactly `rows_per_group` rows (the last may be shorter), so that parts depend on content alone.
+        for group in regroup(tables, rows_per_group):
+            part = part or Part(folder / PART.format(len(parts)), _with_footer(feature_schema(dim, apart), identity))
+            words.append(words_of(group.column("image_sha256")))
+            statistics.add_rows(group)
+            written += len(group)
+            if part.add(group) >= part_bytes:
+                parts.append(part.close())
+                part = None
+            if progress:
+                progress(written)
+        if part:
+            parts.append(part.close())
         if not parts:
             raise ReleaseError(f"{out_dir}: no rows to write; a release needs at least one embedded image")
-        rows_index = index.finish(folder / INDEX)
-        n_aliases, without_row = _write_aliases(folder, spill, aliases, identity, rows_index, memory_bytes, statistics)
-        del rows_index
+        index = np.ascontiguousarray(np.concatenate(words).T, "<u8")
+        np.save(folder / INDEX, index)
+        n_aliases, without_row = _write_aliases(folder / ALIASES, aliases, identity, index, statistics)
         manifest = {
             **identity,
             "created_by": created_by,
@@ -107,18 +115,17 @@ def write_release(
             "embedder": dict(embedder),
             "apart": apart,
             "group_rows": rows_per_group,
-            "rows": sum(part["rows"] for part in parts),
+            "rows": written,
             "aliases": n_aliases,
             "aliases_without_row": without_row,
             "stats": {**statistics.summary(), "extra": dict(extra_stats or {})},
             "parts": parts,
         }
         (folder / CARD).write_text(card(manifest), encoding="utf-8")
-        manifest["files"] = [describe(folder / name) for name in (ALIASES, INDEX, CARD)]
-        shutil.rmtree(spill)
-        (folder / MANIFEST).write_bytes(manifests.dump(manifest))
-        sealed = manifests.load(folder / MANIFEST)
-    return sealed
+        manifest["files"] = [_described(folder / name) for name in (ALIASES, INDEX, CARD)]
+        sealed = dump(manifest)
+        (folder / MANIFEST).write_bytes(sealed)
+    return parse(sealed, out_dir / MANIFEST)
 
 
 def embedding_fingerprint(teacher_fingerprint: str, embedder: Mapping) -> str:
@@ -138,68 +145,82 @@ def _check_identity(fingerprints: Mapping[str, str], teacher_fingerprint: str, d
         raise ReleaseError(f"dim={dim}: an embedding has at least one number")
 
 
-def _footer(identity: dict) -> dict[str, str]:
-    return {f"teachonce.{k}": v if isinstance(v, str) else canonical_json(v).decode() for k, v in identity.items()}
+def _with_footer(schema: pa.Schema, identity: dict) -> pa.Schema:
+    text = {f"teachonce.{k}": v if isinstance(v, str) else canonical_json(v).decode() for k, v in identity.items()}
+    return schema.with_metadata(text)
 
 
-def _write_parts(
-    folder, sorter, identity, apart, rows_per_group, part_bytes, statistics, index, progress
-) -> list[dict]:
-    """Row groups of exactly `rows_per_group` rows (the last may be shorter), so that parts depend on content alone."""
-    schema = feature_schema(identity["dim"], apart).with_metadata(_footer(identity))
-    parts: list[dict] = []
-    part: Part | None = None
-    written = 0
-    for group in _regroup(sorter.blocks(), rows_per_group):
-        part = part or Part(folder / PART.format(len(parts)), schema)
-        index.add(words_of(group.column("image_sha256")))
-        statistics.add_rows(group)
-        written += len(group)
-        if part.add(group) >= part_bytes:
-            parts.append(part.close())
-            part = None
-        if progress:
-            progress(written)
-    if part:
-        parts.append(part.close())
-    return parts
+def _described(path: Path) -> dict:
+    """What the manifest says of every file."""
+    with open(path, "rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"file": path.name, "bytes": path.stat().st_size, "sha256": sha256}
 
 
-def _regroup(blocks: Iterable[pa.Table], rows: int) -> Iterator[pa.Table]:
-    """Tables of any length → tables of exactly `rows` rows (and one rest)."""
-    held, n = [], 0
-    for block in blocks:
-        held.append(block)
-        n += len(block)
-        if n >= rows:
-            table = pa.concat_tables(held)
-            whole = n // rows * rows
-            for start in range(0, whole, rows):
-                yield table.slice(start, rows).combine_chunks()
-            held, n = [table.slice(whole)], n - whole
-    if n:
-        yield pa.concat_tables(held).combine_chunks()
+class Part:
+    """One features-*.parquet under construction."""
+
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
+        self.path, self.sink = path, pa.OSFile(str(path), "wb")
+        vectors = [name for name in schema.names if name.startswith("embedding")]
+        captions = [f"captions.list.element.{f.name}" for f in schema.field("captions").type.value_type]
+        text = ["image_sha256", "width", "height", *captions]
+        self.writer = pq.ParquetWriter(
+            self.sink,
+            schema,
+            # Float16 embeddings hardly compress and stay plain, so that readers map them.
+            compression={**dict.fromkeys(text, "zstd"), **{f"{name}.list.element": "none" for name in vectors}},
+            use_dictionary=["captions.list.element.perspective", "captions.list.element.finish_reason"],
+            write_statistics=["image_sha256", "width", "height"],
+            write_page_checksum=True,
+            data_page_size=1 << 30,
+            data_page_version="1.0",
+        )
+        self.rows, self.first, self.last = 0, "", ""
+
+    def add(self, group: pa.Table) -> int:
+        """Write one row group; returns the file's size so far."""
+        self.writer.write_table(group.cast(self.writer.schema), row_group_size=len(group))
+        images = group.column("image_sha256")
+        self.first, self.last = self.first or images[0].as_py(), images[-1].as_py()
+        self.rows += len(group)
+        return self.sink.tell()
+
+    def close(self) -> dict:
+        self.writer.close()
+        self.sink.close()
+        vectors = vector_offsets(self.path)
+        described = {"rows": self.rows, "first": self.first, "last": self.last, "vectors": vectors}
+        return {**_described(self.path), **described}
+
+
+def vector_offsets(path: Path) -> dict[str, list[int]]:
+    """Vector column → first byte of the vectors in every row group of a part that was just written.
+
+    A column of a row group is one page, plain and uncompressed, whose values come last: they end where the column
+    chunk ends.
+    """
+    footer, offsets = pq.read_metadata(path), {}
+    for group in map(footer.row_group, range(footer.num_row_groups)):
+        for c in range(3 + CAPTION.num_fields, group.num_columns):  # after image_sha256, width, height and captions
+            column = group.column(c)
+            end = column.data_page_offset + column.total_compressed_size
+            offsets.setdefault(column.path_in_schema.partition(".")[0], []).append(end - 2 * column.num_values)
+    return offsets
 
 
 def _write_aliases(
-    folder, spill, aliases, identity, rows_index: np.ndarray, memory_bytes, statistics
+    path: Path, aliases: Iterable, identity: dict, index: np.ndarray, statistics: Statistics
 ) -> tuple[int, int]:
     """Sorted, each once, only those whose image has a row. Returns (written, left out)."""
-    sorter = ExternalSort(spill / "aliases", "key", memory_bytes)
-    sorter.folder.mkdir()
-    for table in alias_tables(aliases):
-        key = pc.binary_join_element_wise(
-            *(table.column(n) for n in ("image_sha256", "dataset", "path", "domain")), "\0"
-        )
-        sorter.add(table.append_column("key", key))
-    schema = ALIAS_SCHEMA.with_metadata(_footer(identity))
-    written = left_out = 0
-    with pq.ParquetWriter(folder / ALIASES, schema, compression="zstd", write_page_checksum=True) as writer:
-        for table in _regroup(sorter.blocks(), 65536):
-            _, found = find(rows_index, words_of(table.column("image_sha256")))
-            left_out += len(table) - int(found.sum())
-            table = table.drop_columns("key").filter(pa.array(found)).cast(schema)
-            statistics.add_aliases(table)
-            writer.write_table(table)
-            written += len(table)
-    return written, left_out
+    whole = pa.concat_tables([ALIAS_SCHEMA.empty_table(), *alias_tables(aliases)])
+    order = [(name, "ascending") for name in ("image_sha256", "dataset", "path", "domain")]
+    whole = whole.group_by(ALIAS_SCHEMA.names).aggregate([]).sort_by(order)
+    found = find(index, words_of(whole.column("image_sha256")))[1]
+    schema = _with_footer(ALIAS_SCHEMA, identity)
+    statistics.add_aliases(whole.filter(pa.array(found)))
+    with pq.ParquetWriter(path, schema, compression="zstd", write_page_checksum=True) as writer:
+        for start in range(0, len(whole), 65536):
+            rows = whole.slice(start, 65536).filter(pa.array(found[start : start + 65536]))
+            writer.write_table(rows.cast(schema))
+    return int(found.sum()), int((~found).sum())

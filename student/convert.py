@@ -3,6 +3,7 @@
     python -m student.convert net_g_latest.pth students/md-6t
     python -m student.convert net_g_latest.pth students/mine --task-top-k 4 --domain-top-k 6
     python -m student.convert students/md-6t net_g_ours.pth --to-published
+    python -m student.convert artifacts/student students/small --half    # ours in fp16: half the bytes, to hand on
 
 The configuration is read from the tensors' names and shapes; top-k leaves no trace there, so name it if it is not the
 published one. Only tensors are loaded: a checkpoint with pickled code in it is refused.
@@ -102,6 +103,18 @@ def export_published(folder: Path, file: Path) -> int:
     return len(theirs)
 
 
+def halve(folder: Path, target: Path) -> int:
+    """Write the student in `folder` with weights in fp16 to the folder `target`; returns the bytes of the weights."""
+    from student.model import WEIGHTS, Student
+
+    try:
+        student = Student.from_pretrained(str(folder))
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ConvertError(f"{folder}: {' '.join(str(error).split())}") from None
+    student.half().save_pretrained(target, model_card_kwargs={"Weights": "fp16"})
+    return (target / WEIGHTS).stat().st_size
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m student.convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -111,10 +124,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--task-top-k", type=int, metavar="K", help="default: 3")
     parser.add_argument("--domain-top-k", type=int, metavar="K", help="default: 5 (Restormer), 3 (NAFNet)")
     parser.add_argument("--to-published", action="store_true", help="convert ours to the published layout")
+    parser.add_argument("--half", action="store_true", help="copy a folder of ours with weights in fp16")
     options = parser.parse_args(arguments)
     try:
         if options.target.exists() and (options.target.is_file() or any(options.target.iterdir())):
             raise ConvertError(f"{options.target}: exists already; choose another target or remove it")
+        if options.half:
+            print(f"{options.target}: {halve(options.source, options.target) / 1e6:.1f} MB in fp16")
+            return
         if options.to_published:
             count = export_published(options.source, options.target)
             print(f"{options.target}: {count} tensors in the published layout, the dead ones as zeros")

@@ -1,6 +1,6 @@
 """A page to try a student in the browser: drop an image, compare before and after, see which prompts it chose.
 
-    python -m student.demo --model artifacts/student
+    python -m student.demo
     python -m student.demo --model DIR_OR_HUB_ID --host 0.0.0.0 --port 8080
 
 Images stay on this machine: no share link is made and no statistics are sent. Needs the extra `demo`: gradio.
@@ -19,7 +19,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m student.demo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model", default="artifacts/student", metavar="DIR|ID", help="default: artifacts/student")
+    parser.add_argument("--model", metavar="DIR|ID", help="default: the student that comes along, student/mini")
     parser.add_argument("--release", default="artifacts/caption_shards", metavar="DIR", help="captions to explain with")
     parser.add_argument("--host", default="127.0.0.1", help="default: 127.0.0.1, this machine alone")
     parser.add_argument("--port", type=int, default=7860, help="default: 7860")
@@ -52,7 +52,7 @@ def main(argv: list[str] | None = None) -> int:
 class Demo:
     """What the page does with an image; knows nothing of gradio."""
 
-    def __init__(self, model: str, release: str, device: str):
+    def __init__(self, model: str | None, release: str, device: str):
         from student.restoration.explain import Explainer
         from student.restoration.restorer import Restorer, load_student
 
@@ -92,7 +92,7 @@ class Demo:
         return parts
 
 
-def build(gradio: Any, model: str, release: str, device: str = "auto") -> Any:
+def build(gradio: Any, model: str | None, release: str, device: str = "auto") -> Any:
     """The page as `gradio.Blocks`; raises `RestoreError` when the model cannot be loaded."""
     from student.images.formats import STILLS
     from student.images.picture import ImageFileError
@@ -109,7 +109,9 @@ def build(gradio: Any, model: str, release: str, device: str = "auto") -> Any:
             raise gradio.Error(str(error)) from None
 
     with gradio.Blocks(title="teachonce", analytics_enabled=False) as page:
-        gradio.Markdown(f"## Restore an image\nModel `{model}`. Drop a file; drag the line to compare.")
+        gradio.Markdown(
+            f"## Restore an image\nModel `{model or 'student/mini, shipped'}`. Drop a file; drag the line to compare."
+        )
         with gradio.Row():
             with gradio.Column(scale=1):
                 file = gradio.File(

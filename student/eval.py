@@ -40,6 +40,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     add_params_arguments(parser)
     parser.add_argument("--model", metavar="DIR|ID|input", help="what to measure (eval.model; default: paths.student)")
+    parser.add_argument("--baselines", action="store_true", help="measure simple methods beside it (eval.baselines)")
     parser.add_argument("--split", help="split of the index (eval.split)")
     parser.add_argument("--out", metavar="DIR", help="write everything there (default: see above)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps (default: auto)")
@@ -47,6 +48,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         params = read_params(args.params, args.overrides)
         given = {key: value for key in ("model", "split") if (value := getattr(args, key)) is not None}
+        if args.baselines:
+            given["baselines"] = "tv nlm bm3d lanczos back_projection".split()
         params["eval"] = (params.get("eval") or {}) | given
         paths, config = load_section(Paths, "paths", params), load_section(EvalConfig, "eval", params)
         paths = place(paths, config, read_params(args.params), args.out)
@@ -79,7 +82,8 @@ def evaluate(paths: Paths, config: EvalConfig, device: str = "auto", started: fl
 
     started = time.perf_counter() if started is None else started
     state = PartialState(cpu=device == "cpu")
-    check_extra_metrics(config.extra_metrics)  # before any image is restored
+    check_extra_metrics(config.extra_metrics)
+    _check_baselines(config)  # before any image is restored
     dataset, rows = _select(paths, config)
     model = _Model(config.model or paths.student, config, state.device if state.num_processes > 1 else device)
     folder = Path(paths.evaluation)
@@ -94,6 +98,14 @@ def evaluate(paths: Paths, config: EvalConfig, device: str = "auto", started: fl
     metrics = metrics_json(records, config.variant)
     _write(paths, config, metrics, records, dataset, model, started)
     return metrics
+
+
+def _check_baselines(config: EvalConfig) -> None:
+    from student.evaluation.baselines import missing_package
+
+    for name in config.baselines:
+        if remedy := missing_package(name):
+            raise EvalError(f"the baseline {name} needs a package: {remedy}; or name the others in eval.baselines")
 
 
 def _select(paths: Paths, config: EvalConfig) -> tuple[Any, list[int]]:
@@ -126,7 +138,7 @@ class _Model:
             weights = weights.hexdigest()
             self.restorer = Restorer(student, device, tile=config.tile)
         self.about = {"name": name, "weights_sha256": weights or None}
-        settings = [config.variant, config.crop_border, config.tile, config.extra_metrics]
+        settings = [config.variant, config.crop_border, config.tile, config.extra_metrics, config.baselines]
         measured = [weights, *settings, _code(), version("torch")]
         self.identity = hashlib.sha256(json.dumps(measured).encode()).hexdigest()[:16]
 
@@ -171,7 +183,8 @@ def _measure(
             key = hashlib.sha256(lq.tobytes() + gt.tobytes()).hexdigest()
             record = known.get(key)
             if record is None:
-                record = {"key": key} | _score(lq, gt, model, config, dataset.pairs.describe(row))
+                spec = dataset.specs.get(dataset.pairs.degradation[row])
+                record = {"key": key} | _score(lq, gt, model, config, spec, dataset.pairs.describe(row))
                 log.write(json.dumps(record) + "\n")
                 log.flush()
             pairs = dataset.pairs
@@ -183,7 +196,8 @@ def _measure(
     return records
 
 
-def _score(lq: Any, gt: Any, model: _Model, config: EvalConfig, name: str) -> dict[str, Any]:
+def _score(lq: Any, gt: Any, model: _Model, config: EvalConfig, spec: Any, name: str) -> dict[str, Any]:
+    from student.evaluation.baselines import BASELINES, applies
     from student.evaluation.extra_metrics import extra_metric
     from student.evaluation.metrics import SMALLEST_SSIM, MetricError, psnr, ssim
 
@@ -199,6 +213,9 @@ def _score(lq: Any, gt: Any, model: _Model, config: EvalConfig, name: str) -> di
         scores["ssim" + suffix] = found
         for extra in config.extra_metrics:
             scores[extra + suffix] = extra_metric(extra, image, gt, config.crop_border)
+    for baseline in config.baselines:
+        image = BASELINES[baseline](lq, gt, spec) if applies(baseline, spec) else None
+        scores[f"psnr_{baseline}"] = None if image is None else psnr(image, gt, config.variant, config.crop_border)
     return scores
 
 

@@ -1,6 +1,6 @@
 """Restore images: a file, a folder, a glob, or standard input, each written as the kind of file that it was.
 
-    python -m student.restore photo.jpg restored.jpg --model artifacts/student
+    python -m student.restore photo.jpg restored.jpg
     python -m student.restore scans/ restored/ --model DIR_OR_HUB_ID            # recursive, structure kept
     python -m student.restore 'in/*.png' out/ --model DIR --tile 512 --explain
     cat rainy.png | python -m student.restore - - --model DIR > clear.png
@@ -45,7 +45,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.dry_run:
         for job in jobs:
             print(f"{job.name} → {job.target or 'standard output'}{'' if job in pending else '   (exists, kept)'}")
-        print(f"would restore {len(pending)} of {len(jobs)} images with {args.model}{skipped}")
+        print(f"would restore {len(pending)} of {len(jobs)} images with {args.model or 'the shipped student'}{skipped}")
         return 0
     if not pending:
         without = f", {n} without an explanation" if (n := run.unexplained()) else ""
@@ -85,12 +85,15 @@ class _Run:
         return sum(not os.path.exists(explanation_of(job.target)) for job in kept)
 
     def _load_and_restore(self) -> int:
-        from student.restoration.restorer import RestoreError, Restorer, load_student
+        from student.restoration.restorer import ABOUT_SHIPPED, RestoreError, Restorer, load_student
 
         args = self.args
+        if args.model is None:
+            print(f"restore: {ABOUT_SHIPPED}", file=sys.stderr)
         try:
             student = load_student(args.model)
-            restorer = Restorer(student, args.device, args.dtype, args.tile, args.overlap, args.batch, args.refine)
+            settings = (args.device, args.dtype, args.tile, args.overlap, args.batch, args.refine, args.strength)
+            restorer = Restorer(student, *settings)
             if restorer.device.type == "cpu" and args.dtype != "float32":
                 slow = f"--dtype {args.dtype} can be over 20 times as slow on a CPU; use --dtype float32"
                 print(f"restore: warning: {slow}", file=sys.stderr)

@@ -10,7 +10,8 @@ def arguments(argv: list[str] | None, description: str) -> argparse.Namespace:
     )
     parser.add_argument("input", help="a file, a folder, a quoted glob, or - for standard input")
     parser.add_argument("output", help="a file for a file, a folder otherwise, or - for standard output")
-    parser.add_argument("--model", default="artifacts/student", metavar="DIR|ID", help="default: artifacts/student")
+    parser.add_argument("--model", metavar="DIR|ID", help="default: the student that comes along, student/mini")
+    parser.add_argument("--strength", default=1.0, type=float, help="0 leaves the image, 1 (default) restores it")
     parser.add_argument("--tile", default="auto", type=_tile, help="auto (from free memory), off, or pixels")
     parser.add_argument("--overlap", default=32, type=int, help="pixels that neighbouring tiles share (default: 32)")
     parser.add_argument(
@@ -42,6 +43,8 @@ def arguments(argv: list[str] | None, description: str) -> argparse.Namespace:
         parser.error("--range LOW HIGH: LOW must be below HIGH")
     if args.bands and (len(args.bands) not in (1, 3) or min(args.bands) < 1 or len(set(args.bands)) != len(args.bands)):
         parser.error("--bands: name one band or three different ones, counted from 1")
+    if not 0 <= args.strength <= 1:
+        parser.error(f"--strength {args.strength} must be from 0 to 1")
     if args.explain and args.output == "-":
         parser.error("--explain needs a file to stand beside; name an output file")
     return args

@@ -19,6 +19,8 @@ os.environ["CUDA_VISIBLE_DEVICES"] = ""
 os.environ["HF_HUB_OFFLINE"] = "1"
 _datasets = tempfile.TemporaryDirectory(prefix="datasets-")
 os.environ["HF_DATASETS_CACHE"] = _datasets.name
+_cache = tempfile.TemporaryDirectory(prefix="cache-")
+os.environ["XDG_CACHE_HOME"] = _cache.name
 # Many CI services set these, and progress bars then take a pipe for a terminal.
 for name in ("FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
     os.environ.pop(name, None)

@@ -48,7 +48,7 @@ def make_rows(start: int, stop: int, dim: int = 16) -> list[dict]:
         ]
         row = {"image_sha256": sha_of(i), "width": 10 + i, "height": 20, "captions": captions}
         rows.append(row | {"embedding": (3 * centre + noise).astype(np.float32)})
-    return rows
+    return sorted(rows, key=lambda row: row["image_sha256"])
 
 
 def make_aliases(start: int, stop: int) -> list[tuple]:

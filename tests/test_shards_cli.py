@@ -28,7 +28,7 @@ def test_info_and_verify(tmp_path, capsys):
     code, text = run(capsys, "verify", tmp_path / "r")
     assert code == 1 and "aliases.parquet: missing" in text and "1 problems" in text
     code, text = run(capsys, "info", tmp_path / "r")
-    assert code == 2 and text.startswith("error: aliases.parquet: missing") and text.count("\n") == 1
+    assert code == 2 and text.startswith("error: ") and "aliases.parquet: missing" in text and text.count("\n") == 1
     assert run(capsys, "verify", tmp_path / "none")[0] == 2
 
 
@@ -51,7 +51,7 @@ def test_merge_refuses_other_teachers_and_conflicts(tmp_path, capsys):
     code, text = run(capsys, "merge", tmp_path / "a", tmp_path / "b", tmp_path / "ab")
     assert code == 2 and "teacher_fingerprint differs" in text and not (tmp_path / "ab").exists()
     rows = make_rows(39, 50)
-    rows[0]["captions"][0]["text"] = "Something else."
+    next(row for row in rows if row["image_sha256"] == sha_of(39))["captions"][0]["text"] = "Something else."
     write_release(tmp_path / "c", rows, [], **IDENTITY, dim=16)
     code, text = run(capsys, "merge", tmp_path / "a", tmp_path / "c", tmp_path / "ac")
     assert code == 2 and sha_of(39) in text and not (tmp_path / "ac").exists()
@@ -60,8 +60,9 @@ def test_merge_refuses_other_teachers_and_conflicts(tmp_path, capsys):
 def test_diff_counts_what_changed(tmp_path, capsys):
     make_release(tmp_path / "a", 0, 40)
     rows = make_rows(10, 50)
-    rows[0]["captions"][0]["text"] = "Something else."
-    rows[1]["embedding"] = -rows[1]["embedding"]
+    named = {row["image_sha256"]: row for row in rows}
+    named[sha_of(10)]["captions"][0]["text"] = "Something else."
+    named[sha_of(11)]["embedding"] *= -1
     write_release(tmp_path / "b", rows, [], **IDENTITY, dim=16)
     code, text = run(capsys, "diff", tmp_path / "a", tmp_path / "b")
     assert code == 1 and "30 images in both (1 with other captions, 1 with other embeddings)" in text
@@ -77,16 +78,29 @@ def test_export(tmp_path, capsys, form):
     medical = open_release(tmp_path / "r").subset(domain="medical")
     if form == "npy":
         assert np.array_equal(np.load(out), medical.vectors())
-        assert (tmp_path / "x.npy.sha256.txt").read_text().split() == medical.sha256s()
+        lines = [line.split("\t") for line in (tmp_path / "x.npy.sha256.txt").read_text().splitlines()]
+        assert [image for image, _ in lines] == medical.sha256s() and [sha_of(2), "gt/2.png"] in lines
     elif form == "jsonl":
         rows = [json.loads(line) for line in out.read_text().splitlines()]
         assert [row["image_sha256"] for row in rows] == medical.sha256s()
         assert all(row["captions"] == medical.captions(row["image_sha256"]) for row in rows)
+        source = {"path": "gt/2.png", "dataset": "set0", "domain": "medical"}
+        assert [row["files"] for row in rows if row["image_sha256"] == sha_of(2)] == [[source]]
     else:
         rows = list(csv.DictReader(out.open(newline="")))
         assert len(rows) == 40 and {row["text"] for row in rows} >= {'Bright, ünd "fair".', "A brain, number 2."}
+        assert {row["files"] for row in rows if row["image_sha256"] == sha_of(2)} == {"gt/2.png"}
     code, text = run(capsys, "export", tmp_path / "r", out, "--format", form)
     assert code == 2 and "exists" in text
+
+
+def test_what_strangers_wrote_reaches_neither_terminal_nor_spreadsheet_as_a_command(tmp_path, capsys):
+    rows = make_rows(0, 3)
+    rows[0]["captions"][0]["text"] = '=HYPERLINK("http://a.example")'
+    write_release(tmp_path / "r", rows, [("a.png", "set\x1b]0;x\x07", "domain", sha_of(0))], **IDENTITY, dim=16)
+    assert "set?]0;x?" in run(capsys, "info", tmp_path / "r")[1]
+    run(capsys, "export", tmp_path / "r", tmp_path / "x.csv", "--format", "csv")
+    assert "\"'=HYPERLINK(" in (tmp_path / "x.csv").read_text() and "\x1b" not in capsys.readouterr().out
 
 
 def test_gc_lists_then_removes_only_what_nothing_names(tmp_path, capsys):

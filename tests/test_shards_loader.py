@@ -101,13 +101,13 @@ def test_reading_costs_no_memory_of_its_own(tmp_path):
     """A release of 64 MB is looked up in full; private memory grows by the answers only."""
     rows = 8192
     vectors = np.random.default_rng(0).standard_normal((rows, 4096), dtype=np.float32)
-    images = [sha_of(i) for i in range(rows)]
+    images = sorted(sha_of(i) for i in range(rows))
     table = {"image_sha256": images, "width": [1] * rows, "height": [1] * rows, "captions": [[]] * rows}
     import pyarrow as pa
     from shards_maker import IDENTITY
 
     table = pa.table({**table, "embedding": pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), 4096)})
-    shards.write_release(tmp_path / "r", [table], [], **IDENTITY, dim=4096, memory_bytes=8 << 20)
+    shards.write_release(tmp_path / "r", [table], [], **IDENTITY, dim=4096)
     code = (
         "import sys\nfrom shards import open_release\n"
         "def private():\n"

@@ -1,5 +1,6 @@
 """`verify` sees every flipped byte and every lie of a faulty writer; strict mode never gives out a wrong vector."""
 
+import hashlib
 import random
 
 import numpy as np
@@ -8,9 +9,12 @@ import pyarrow.parquet as pq
 import pytest
 from shards_maker import make_release, sha_of
 
-from shards import ReleaseError, open_release
-from shards.manifest import dump, file_sha256, load
+from pipeline.indexing.table import SCHEMA, IndexUnusable, read_index, write_index
+from shards import DamagedRelease, ReleaseError, open_release
+from shards.manifest import dump, parse
 from shards.verify import verify
+from shards.writer import vector_offsets
+from student.data import pairs
 
 FLIPS = 500
 
@@ -54,17 +58,22 @@ def test_an_altered_caption_is_not_read_even_without_strict(folder):
     part.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
     try:
         release = open_release(folder)
-        with pytest.raises(OSError, match="(?i)crc"):
+        with pytest.raises(DamagedRelease, match="(?i)features-00000.parquet.*crc"):
             release.captions(release.sha256s()[0])
     finally:
         part.write_bytes(whole)
 
 
+def load(folder) -> dict:
+    return parse((folder / "manifest.json").read_bytes(), folder)
+
+
 def reseal(folder, **changes) -> None:
     """Make the sums right again, as a faulty writer would."""
-    manifest = load(folder / "manifest.json") | changes
+    manifest = load(folder) | changes
     for entry in [*manifest["parts"], *manifest["files"]]:
-        entry["bytes"], entry["sha256"] = (folder / entry["file"]).stat().st_size, file_sha256(folder / entry["file"])
+        content = (folder / entry["file"]).read_bytes()
+        entry["bytes"], entry["sha256"] = len(content), hashlib.sha256(content).hexdigest()
     (folder / "manifest.json").write_bytes(dump(manifest))
 
 
@@ -99,7 +108,10 @@ def doubled_norm(table: pa.Table) -> pa.Table:
 def test_a_faulty_writer_is_caught(tmp_path, change, message):
     make_release(tmp_path / "r")
     rewrite(tmp_path / "r", change)
-    reseal(tmp_path / "r")
+    manifest, name = load(tmp_path / "r"), "features-00000.parquet"
+    if found := vector_offsets(tmp_path / "r" / name):  # as such a writer would find them
+        manifest["parts"][0]["vectors"] = found
+    reseal(tmp_path / "r", parts=manifest["parts"])
     problems = verify(tmp_path / "r")
     assert any(message in problem for problem in problems), problems
 
@@ -111,12 +123,53 @@ def test_a_wrong_index_wrong_aliases_and_strange_files_are_caught(tmp_path):
     np.save(tmp_path / "r" / "index.npy", index)
     reseal(tmp_path / "r")
     problems = "\n".join(verify(tmp_path / "r"))
-    assert "index.npy: differs" in problems and "aliases.parquet: 1 rows name images" in problems
+    assert "differs from index.npy" in problems and "aliases.parquet: 1 rows name images" in problems
     make_release(tmp_path / "s")
     (tmp_path / "s" / "notes.txt").write_text("hello")
     assert verify(tmp_path / "s") == ["notes.txt: not part of the release"]
     (tmp_path / "s" / "notes.txt").unlink()
-    manifest = load(tmp_path / "s" / "manifest.json")
+    manifest = load(tmp_path / "s")
     manifest["parts"][0]["vectors"]["embedding"][0] += 2
     reseal(tmp_path / "s", parts=manifest["parts"])
-    assert "vectors do not begin" in verify(tmp_path / "s")[0]
+    assert "differs between the mapped bytes" in verify(tmp_path / "s")[0]
+
+
+def test_the_trainer_verifies_a_release_once(tmp_path, monkeypatch):
+    """A flipped vector ends a training before it begins; what was sound is known by inodes, sizes and times."""
+    make_release(tmp_path / "r", rows_per_group=7, part_bytes=4000)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    judged = []
+    monkeypatch.setattr(pairs, "verify", lambda folder: judged.append(folder) or verify(folder))
+    for _ in range(2):
+        assert len(pairs.read_release(tmp_path / "r")) == 60 and len(judged) == 1
+    part = tmp_path / "r" / "features-00001.parquet"
+    whole, at = part.read_bytes(), load(tmp_path / "r")["parts"][1]["vectors"]["embedding"][1]
+    part.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+    for _ in range(2):
+        with pytest.raises(pairs.TrainDataError, match="features-00001.parquet: altered"):
+            pairs.read_release(tmp_path / "r")
+    part.write_bytes(whole)
+    assert len(pairs.read_release(tmp_path / "r")) == 60 and len(judged) == 4
+    monkeypatch.setenv("XDG_CACHE_HOME", "/dev/null")  # where nothing can be remembered
+    assert len(pairs.read_release(tmp_path / "r")) == 60 and len(judged) == 5
+
+
+def test_a_rotten_index_is_not_read(tmp_path):
+    """Every flip in the pages of index.parquet is told by trainer and stages, or changes nothing that they read."""
+    file, rng = tmp_path / "index.parquet", random.Random(2)
+    row = dict.fromkeys(SCHEMA.names, "x") | {"split": "train", "status": "ok", "width": 9, "height": 9}
+    write_index(({**row, "gt_path": f"{i}.png", "gt_sha256": sha_of(i)} for i in range(300)), file, lambda: True)
+    whole, told = file.read_bytes(), 0
+    sound = repr(pairs.read_pairs(file, "train")), read_index(file)
+    pages = len(whole) - 8 - int.from_bytes(whole[-8:-4], "little")
+    for at in (rng.randrange(4, pages) for _ in range(80)):
+        file.write_bytes(whole[:at] + bytes([whole[at] ^ (1 << rng.randrange(8))]) + whole[at + 1 :])
+        for read, errors, before in (
+            (lambda: repr(pairs.read_pairs(file, "train")), pairs.TrainDataError, sound[0]),
+            (lambda: read_index(file), IndexUnusable, sound[1]),
+        ):
+            try:
+                assert read() == before
+            except errors:
+                told += 1
+    assert told > 80

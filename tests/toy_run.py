@@ -76,7 +76,7 @@ def write_toy_release(folder: Path, shas: dict[str, str], aliases: list[tuple], 
     fingerprints = {name: hashlib.sha256(name.encode()).hexdigest() for name in ("content", "brightness")}
     write_release(
         folder,
-        release_rows(shas, rng),
+        sorted(release_rows(shas, rng), key=lambda row: row["image_sha256"]),
         aliases,
         teacher={"name": "toy teacher"},
         embedder={"name": "toy embedder"},

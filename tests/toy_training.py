@@ -92,7 +92,7 @@ def write_priors(folder: Path, priors: dict[str, np.ndarray]) -> None:
             "image_sha256": sha256, "width": 20, "height": 24, "embedding": vector / np.linalg.norm(vector),
             "captions": [{"perspective": "content", "text": "waves", "n_tokens": 1, "finish_reason": "eos"}],
         }
-        for sha256, vector in priors.items()
+        for sha256, vector in sorted(priors.items())
     ]  # fmt: skip
     write_release(
         folder, rows, [], teacher={"model": "toy"}, embedder={"model": "toy"}, fingerprints={"content": "0" * 64},

@@ -1,5 +1,6 @@
 """The index's schema, its writer and its reader: one row a pair, for every later stage."""
 
+import os
 from collections.abc import Callable, Iterable
 from itertools import islice
 from pathlib import Path
@@ -31,7 +32,7 @@ def read_index(path: str | Path) -> pa.Table:
     """The usable rows of the index (`INDEX_COLUMNS`); raises `IndexUnusable`."""
     remedy = "run python -m pipeline.index first"
     try:
-        table = pq.read_table(path, columns=INDEX_COLUMNS, partitioning=None)
+        table = pq.read_table(path, columns=INDEX_COLUMNS, partitioning=None, page_checksum_verification=True)
     except FileNotFoundError:
         raise IndexUnusable(f"{path}: no index; {remedy}") from None
     except (pa.ArrowException, OSError) as error:
@@ -67,9 +68,21 @@ def write_index(rows: Iterable[dict], file: Path, accept: Callable[[], bool]) ->
         temporary.unlink(missing_ok=True)
 
 
-def aliases_of(index: pa.Table) -> pa.Table:
-    """Where the images lie: distinct (path, dataset, domain, image_sha256)."""
+def aliases_of(index: pa.Table, *roots: str) -> pa.Table:
+    """Where the images lie: distinct (path, dataset, domain, image_sha256), paths relative to the first fitting root.
+
+    A release goes to strangers: of a file outside all roots only the name is told, never the folders above it, and
+    two machines with the same data write the same bytes.
+    """
+    starts = [os.path.join(os.path.abspath(root), "") for root in roots]
+
+    def told(path: str) -> str:
+        path = os.path.abspath(path)
+        start = next((start for start in starts if path.startswith(start)), os.path.join(os.path.dirname(path), ""))
+        return path[len(start) :].replace(os.sep, "/")
+
     table = index.select(["gt_path", "dataset", "domain", "gt_sha256"])
+    table = table.set_column(0, "gt_path", pa.array([told(path) for path in table["gt_path"].to_pylist()], pa.string()))
     table = table.rename_columns(["path", "dataset", "domain", "image_sha256"])
     return table.group_by(table.column_names).aggregate([])
 

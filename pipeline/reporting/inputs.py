@@ -175,7 +175,7 @@ class Inputs:
 
     def _parquet(self, file: str | Path, columns: list[str], command: str) -> pa.Table:
         try:
-            return pq.read_table(file, columns=columns, partitioning=None)
+            return pq.read_table(file, columns=columns, partitioning=None, page_checksum_verification=True)
         except (OSError, pa.ArrowException) as error:
             raise Missing(f"{file}: {_reason(error)}", command) from None
 

@@ -1,7 +1,9 @@
 """The usable rows of one split of the index, the caption release, and one fingerprint of all that training reads."""
 
+import contextlib
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -11,6 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from shards import Release, ReleaseError, open_release
+from shards.verify import verify
+from student.files import write_file
 
 COLUMNS = "dataset domain task split gt_path lq_path degradation range gt_sha256 width height status".split()
 TAIL_BYTES = 4096
@@ -78,7 +82,8 @@ def read_pairs(index: str | Path, split: str) -> Pairs:
 
     try:
         older = "range" not in parquet.read_schema(index).names  # an index of version 0.1
-        table = parquet.read_table(index, columns=[name for name in COLUMNS if not older or name != "range"])
+        columns = [name for name in COLUMNS if not older or name != "range"]
+        table = parquet.read_table(index, columns=columns, page_checksum_verification=True, partitioning=None)
         table = table.append_column("range", [[None] * len(table)]) if older else table
     except FileNotFoundError:
         raise TrainDataError(f"{index}: no such index; run python -m pipeline.index (or dvc repro index)") from None
@@ -93,11 +98,28 @@ def read_pairs(index: str | Path, split: str) -> Pairs:
 
 
 def read_release(path: str | Path) -> Release:
-    """The caption release; raises `TrainDataError` when there is none."""
+    """The caption release, every byte of it verified once; raises `TrainDataError` where there is none, or damage.
+
+    That it is sound is remembered in the user's cache, by the manifest's hash and every file's inode, size and times.
+    """
     try:
-        return open_release(path)
+        release = open_release(path)
+        known = _cache() / "verified" / release.folder.stamp
+        if not known.exists():
+            if problems := verify(release.folder):
+                raise TrainDataError(f"{path}: {problems[0]} ({len(problems)} problems); pull or write it again")
+            with contextlib.suppress(OSError):  # a read-only home: it is verified again next time
+                write_file(known, release.manifest["manifest_sha256"])
+        return release
     except (OSError, ReleaseError) as error:
         raise TrainDataError(f"{path}: {error}; run python -m pipeline.embed, or set train.losses.align: 0") from None
+
+
+def _cache() -> Path:
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "teachonce")
+    except RuntimeError:  # a user without a home: nothing is remembered
+        return Path(os.devnull)
 
 
 def data_fingerprint(pairs: Pairs, release: Release | None) -> str:

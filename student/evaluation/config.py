@@ -28,6 +28,9 @@ class EvalConfig(Section):
     extra_metrics: list[str] = []
     """Further metrics by name (student/evaluation/extra_metrics.py): lpips, dists, ms_ssim, vif, sam, uqi, ergas."""
 
+    baselines: list[Literal["tv", "nlm", "bm3d", "lanczos", "back_projection"]] = []
+    """Simple methods measured beside the student (student/evaluation/baselines.py); `--baselines` takes all."""
+
     setting: Literal["md-6t", "md-7t", "md-8t", "md-9t", "natural-3t", "natural-5t", "cdd11"] | None = None
     """Setting of the paper whose numbers stand beside ours (student/evaluation/paper_numbers.py); natural and
     cdd11 need promptir."""

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from student.evaluation.baselines import LABELS
 from student.evaluation.paper_numbers import SETTINGS
 
 
@@ -23,19 +24,42 @@ def markdown(results: dict) -> str:
     lines = [_caption(results), "", _line(heads), "|---|---|" + "--:|" * (len(heads) - 2), *map(_line, rows)]
     for note in results["notes"]:
         lines += ["", note]
-    return "\n".join([*lines, ""])
+    return "\n".join([*lines, *_beside(results), ""])
 
 
-def summary(metrics: dict, split: str, interval: tuple[float, float], seconds: float, where: str) -> str:
+def _beside(results: dict) -> list[str]:
+    """The second table: the student beside simple methods, with the least gain of any image. **Bold**: the best."""
+    names = results["baselines"]
+    if not names:
+        return []
+    heads = ["test set", "input", "student", "least gain of an image", *(LABELS.get(name, name) for name in names)]
+    lines = [
+        "",
+        f"PSNR (dB, `{results['variant']}`) beside simple methods, measured in the same run. Bold: the best.",
+        "",
+    ]
+    lines += [_line(heads), "|---|" + "--:|" * (len(heads) - 1)]
+    for name, values in results["datasets"].items():
+        numbers = [values["psnr_input"], values["psnr"], *(values[f"psnr_{baseline}"] for baseline in names)]
+        best = max(number for number in numbers if number is not None)
+        cells = ["–" if n is None else f"**{n:.2f}**" if n == best else f"{n:.2f}" for n in numbers]
+        least = values["psnr_gain_least"]
+        lines.append(_line([name, *cells[:2], "–" if least is None else f"{least:+.2f}", *cells[2:]]))
+    return lines
+
+
+def summary(metrics: dict, split: str, interval: tuple[float, float] | None, seconds: float, where: str) -> str:
     """The one line at the end."""
     overall, tasks = metrics["overall"], metrics["tasks"]
     plural = "s" * (len(tasks) > 1)
-    worst = min(tasks, key=lambda name: tasks[name]["psnr_gain"])
+    gained = {name: values["psnr_gain"] for name, values in tasks.items() if values["psnr_gain"] is not None}
+    worst = min(gained, key=gained.get, default=None)
+    least = f"; least: {worst} {gained[worst]:+.2f} dB" if worst else ""
+    gain = f", mean gain {overall['psnr_gain']:+.2f} dB [{interval[0]:+.2f}, {interval[1]:+.2f}]" if interval else ""
     ssim = "" if overall["ssim"] is None else f" / {overall['ssim']:.4f}"
     return (
         f"evaluated {overall['n']} images of {len(tasks)} task{plural} ({split}, {metrics['variant']}): "
-        f"{overall['psnr']:.2f} dB{ssim}, mean gain {overall['psnr_gain']:+.2f} dB "
-        f"[{interval[0]:+.2f}, {interval[1]:+.2f}]; least: {worst} {tasks[worst]['psnr_gain']:+.2f} dB; "
+        f"{overall['psnr']:.2f} dB{ssim}{gain}{least}; "
         f"{seconds:.0f} s → {where}"
     )
 
@@ -54,8 +78,9 @@ def _caption(results: dict) -> str:
 
 
 def _cells(values: dict, extras: dict[str, str]) -> list[str]:
-    low, high = values["psnr_gain_ci95"]
-    gain = f"{values['psnr_gain']:+.2f} [{low:+.2f}, {high:+.2f}]"
+    gain = "clean: to be kept"
+    if interval := values["psnr_gain_ci95"]:
+        gain = f"{values['psnr_gain']:+.2f} [{interval[0]:+.2f}, {interval[1]:+.2f}]"
     return [str(values["n"]), _pair(values, "_input"), _pair(values), gain, *(_extra(values, name) for name in extras)]
 
 

@@ -37,13 +37,16 @@ def results_json(rows: list[dict], metrics: dict, config: Any, model: dict) -> d
     for name, group in grouped(rows, "dataset").items():
         values = {**metrics["datasets"][name], "task": group[0]["task"], "domain": group[0]["domain"]}
         values["psnr_ci95"] = bootstrap_interval(np.minimum([row["psnr"] for row in group], IDENTICAL_DB))
-        values["psnr_gain_ci95"] = bootstrap_interval(_gains(group))
+        values["psnr_gain_ci95"] = bootstrap_interval(gains) if (gains := _gains(group)) else None
         if all(row["ssim"] is not None for row in group):
             values["ssim_ci95"] = bootstrap_interval([row["ssim"] for row in group])
         values |= _extra_means(group, config.extra_metrics)
+        values["psnr_gain_least"] = min(_gains(group), default=None)
+        for baseline in config.baselines:
+            values[f"psnr_{baseline}"] = _mean(row[f"psnr_{baseline}"] for row in group)
         sets[name] = values
-    gains = [_gains(group) for group in grouped(rows, "task").values()]
-    overall = metrics["overall"] | {"psnr_gain_ci95": bootstrap_interval(*gains)}
+    gains = [gains for group in grouped(rows, "task").values() if (gains := _gains(group))]
+    overall = metrics["overall"] | {"psnr_gain_ci95": bootstrap_interval(*gains) if gains else None}
     tasks = [_extra_means(group, config.extra_metrics) for group in grouped(rows, "task").values()]
     for extra in config.extra_metrics:
         overall |= {key: _mean(task[key] for task in tasks) for key in (extra, f"{extra}_input")}
@@ -58,6 +61,7 @@ def results_json(rows: list[dict], metrics: dict, config: Any, model: dict) -> d
         "split": config.split,
         "setting": config.setting,
         "tile": config.tile,
+        "baselines": config.baselines,
         "extra_metrics": {extra: label(extra) for extra in config.extra_metrics},
         "model": model,
         "datasets": sets,
@@ -70,7 +74,7 @@ def per_image_csv(rows: list[dict], config: Any) -> str:
     """One line an image, also for `dvc plots`."""
     columns = COLUMNS + [name for extra in config.extra_metrics for name in (f"{extra}_input", extra)]
     kind = {key: getattr(config, key) for key in KIND}
-    return _csv(columns, (kind | row | {"psnr_gain": _gains([row])[0]} for row in rows))
+    return _csv(columns, (kind | row | {"psnr_gain": next(iter(_gains([row])), None)} for row in rows))
 
 
 def per_set_csv(results: dict) -> str:
@@ -103,7 +107,7 @@ def _means(rows: list[dict]) -> dict[str, float | int | None]:
         "ssim": ssim,
         "psnr_input": psnr_input,
         "ssim_input": ssim_input,
-        "psnr_gain": psnr - psnr_input,
+        "psnr_gain": _mean(_gains(rows)),
         "n": len(rows),
     }
 
@@ -135,7 +139,9 @@ def _csv(columns: list[str], rows: Iterable[dict]) -> str:
 
 
 def _gains(rows: list[dict]) -> list[float]:
-    return [min(row["psnr"], IDENTICAL_DB) - min(row["psnr_input"], IDENTICAL_DB) for row in rows]
+    """In dB, of the images that were degraded: a clean input can only be kept, and its gain means nothing."""
+    degraded = [row for row in rows if math.isfinite(row["psnr_input"])]
+    return [min(row["psnr"], IDENTICAL_DB) - row["psnr_input"] for row in degraded]
 
 
 def _rounded(value: Any) -> Any:

@@ -8,6 +8,7 @@ and start where the pairs do. What is left is hard to see, and `refine` makes it
 import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -19,6 +20,12 @@ from student.network.global_statistics import Statistics
 from student.network.prompts import Prompts
 from student.restoration.memory import available_bytes, forward_bytes
 from student.restoration.tiling import mosaic, plan_cores, plan_tiles
+
+SHIPPED = Path(__file__).parents[1] / "mini"
+"""The student that is used where no other is named."""
+ABOUT_SHIPPED = (
+    f"no --model given: the shipped student, for photographs, satellite images and scans; {SHIPPED}/README.md"
+)
 
 Tile = Literal["off", "auto"] | int
 DTYPES = ("float32", "bfloat16", "float16")
@@ -49,10 +56,11 @@ class Restored:
     tiles: int
 
 
-def load_student(model: str) -> Student:
-    """`Student.from_pretrained` (a directory or a hub id) with every failure as one line of `RestoreError`."""
+def load_student(model: str | None) -> Student:
+    """`Student.from_pretrained` (a directory or a hub id; None: the shipped student) with every failure as one line of
+    `RestoreError`."""
     try:
-        return Student.from_pretrained(str(model)).eval()
+        return Student.from_pretrained(str(model or SHIPPED)).eval()
     except Exception as error:  # file system, hub, JSON, pydantic, safetensors: each has its own errors
         reason = " ".join(str(error).split()) or type(error).__name__
         if len(reason) > 400:
@@ -81,9 +89,10 @@ class Restorer:
     `tile`: "off" (whole), a side in pixels (an image of no more pixels than such a tile is restored whole), or "auto"
     (whole if it fits into half of the free memory, else the largest tile that does). `overlap`: pixels that
     neighbouring tiles share. Both are brought to multiples of the student's stride: the tile down, the overlap up.
-    `batch`: tiles a forward. `refine`: how often to go over all tiles before restoring them, for what they share to be
-    that of all pixels and not of a sample (0: twice as fast). `dtype` other than float32 runs under autocast. On a CPU
-    the process keeps freed memory from then on (`student.machine`).
+    `strength`: from 0 (the input) to 1 (what the network makes of it). `batch`: tiles a forward. `refine`: how
+    often to go over all tiles before restoring them, for what they share to be that of all pixels and not of a
+    sample (0: twice as fast). `dtype` other than float32 runs under autocast. On a CPU the process keeps freed
+    memory from then on (`student.machine`).
     """
 
     def __init__(
@@ -95,6 +104,7 @@ class Restorer:
         overlap: int = 32,
         batch: int = 1,
         refine: int = 1,
+        strength: float = 1.0,
     ):
         stride = student.config.stride
         overlap = -(-overlap // stride) * stride
@@ -110,14 +120,15 @@ class Restorer:
             keep_freed_memory()
         self.student = student.eval().to(self.device)
         self.dtype, self.tile, self.overlap = getattr(torch, dtype), tile, overlap
-        self.batch, self.refine = batch, refine
+        self.batch, self.refine, self.strength = batch, refine, strength
         self.stride, self._resident = stride, resident_bytes()
         self._bytes: Callable[[int], float] | None = None
 
     def __call__(self, lq: np.ndarray, on_tile: Callable[[int, int], Any] | None = None) -> Restored:
         """Restore; `on_tile(done, total)` is called after each forward. Raises `RestoreError` when memory ends."""
         height, width = lq.shape[1:]
-        short = [max(SMALLEST_SIDE - side, 0) for side in (height, width)]
+        # Mirrored, not black as in the network itself: black would cost the last rows 2 to 5 dB.
+        short = [max(SMALLEST_SIDE - side, 0) or -side % self.stride for side in (height, width)]
         padded = np.pad(lq, ((0, 0), (0, short[0]), (0, short[1])), mode="symmetric") if any(short) else lq
         tile = self.choose_tile(*padded.shape[1:])
         while True:
@@ -127,7 +138,8 @@ class Restorer:
                 if not np.isfinite(image).all():
                     lower = "; use --dtype float32" if self.dtype != torch.float32 else "; is the model damaged?"
                     raise RestoreError(f"the result has pixels that are not finite{lower}")
-                return Restored(image[:, :height, :width].clip(0, 1), prompts, tiles)
+                image = lq + self.strength * (image[:, :height, :width].clip(0, 1) - lq)
+                return Restored(image, prompts, tiles)
             except (torch.OutOfMemoryError, RuntimeError) as error:
                 if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
                     raise
@@ -175,8 +187,6 @@ class Restorer:
             if on_tile:
                 on_tile(1, 1)
             return restored[0].float().cpu().numpy(), prompts, 1
-        if any(missing := [-side % self.stride for side in lq.shape[1:]]):
-            lq = np.pad(lq, ((0, 0), *((0, pixels) for pixels in missing)))  # as the student would
         places = list(plan_tiles(*lq.shape[1:], tile, self.overlap, self.stride))
         done, total = 0, len(places) * (1 + self.refine)
 

@@ -1,0 +1,316 @@
+"""Whatever a release folder holds: `verify` tells, opening and reading raise ReleaseError, and nothing else happens."""
+
+import hashlib
+import json
+import os
+import random
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from shards_maker import make_release, sha_of
+
+from shards import DamagedRelease, ReleaseError, open_release
+from shards import verify as checks
+from shards.manifest import dump, parse
+from shards.verify import verify
+from shards.writer import vector_offsets
+
+PART = "features-00001.parquet"
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sound") / "r"
+    make_release(folder, rows_per_group=7, part_bytes=4000)
+    assert verify(folder) == []
+    return folder
+
+
+@pytest.fixture
+def folder(sound, tmp_path):
+    shutil.copytree(sound, tmp_path / "r")
+    return tmp_path / "r"
+
+
+def judge(folder: Path) -> list[str]:
+    """What verify finds. Opening and every way of reading may raise ReleaseError alone, and give no odd number."""
+    problems = verify(folder)
+    assert all(isinstance(problem, str) and problem for problem in problems)
+    try:
+        release = open_release(folder)
+    except ReleaseError:
+        return problems
+    images = [sha_of(i) for i in range(60)]
+    for read in (
+        lambda: [release.lookup([image])[0] for image in images],
+        lambda: [release.lookup(images)[0]],
+        lambda: [release.captions(image) for image in images] and [],
+        lambda: [batch for batch in release.iter_batches()] and [],
+        lambda: release.aliases().to_pylist() and [],
+        lambda: release.subset(domain="medical") and [],
+    ):
+        try:
+            assert all(np.isfinite(vectors).all() for vectors in read())
+        except ReleaseError:
+            pass
+    return problems
+
+
+def reseal(folder: Path, manifest: dict | None = None) -> None:
+    """Make the sums right again, as an attacker would."""
+    manifest = manifest or json.loads((folder / "manifest.json").read_text())
+    for entry in [*manifest["parts"], *manifest["files"]]:
+        content = (folder / entry["file"]).read_bytes()
+        entry["bytes"], entry["sha256"] = len(content), hashlib.sha256(content).hexdigest()
+    (folder / "manifest.json").write_bytes(dump(manifest))
+
+
+def set_in(path: str, value):
+    def change(manifest: dict) -> None:
+        *way, last = path.split(".")
+        for key in way:
+            manifest = manifest[int(key) if isinstance(manifest, list) else key]
+        manifest[int(last) if isinstance(manifest, list) else last] = value
+
+    return change
+
+
+MANIFESTS = {
+    path + f"={value!r:.30}": set_in(path, value)
+    for path, values in {
+        "rows": (2**63, 2**52, -1, 0, 61, "60", True, 60.0, 10**30, None, []),
+        "dim": (0, 8, 2**40, -16, None, "16", [16]),
+        "group_rows": (0, 6, 8, 2**31, -7, "7"),
+        "aliases": (10**15, -1, 59, None),
+        "apart": ("content", ["mood"], ["content"], [1], None, {}),
+        "fingerprints": ([], {}, {"content": 5}, {"content": None}, "x"),
+        "teacher_fingerprint": (7, "f" * 64, "", None),
+        "embedding_fingerprint": (["a"], "x" * 10**6),
+        "parts": ([], None, [{}], [None], {}, "features-00000.parquet", 5),
+        "parts.0": (None, [], 5, "x"),
+        "parts.1.file": ("../../etc/passwd", "/etc/passwd", "README.md", "features-00001.parquet\0", "a/b", 5, ""),
+        "parts.1.bytes": (-1, 0, 2**62, "9", None),
+        "parts.1.rows": (0, -1, 2**40, 1, "21"),
+        "parts.1.first": (5, "", "zz", "0" * 64),
+        "parts.1.last": (None, "x" * 64, "f" * 64),
+        "parts.1.sha256": ("0" * 64, None, ""),
+        "parts.1.vectors": ({}, [], None, {"embedding": []}, {"embedding": None}, {"embedding": {"0": 1}}),
+        "parts.1.vectors.embedding.0": (-1, 0, 3, 10**9, 2**62, 1.5, "7", None, [1]),
+        "files": ([], {}, None, [None], [{"file": "x"}]),
+        "files.0.file": ("../aliases.parquet", "index.npy", ".", 7),
+        "stats": (None, [], {}, {"captions": []}),
+        "stats.captions.content": (None, {}, {"n": "x"}),
+        "stats.sources": (None, {}, [None], [{"domain": 3}]),
+        "teacher": (None, [], "x"),
+        "created_by": (None, 5, {}),
+        "format_version": (None, "1", [], -1, 2, True, 1.5),
+    }.items()
+    for value in values
+}
+
+
+@pytest.mark.parametrize("change", MANIFESTS.values(), ids=MANIFESTS.keys())
+def test_a_sealed_manifest_that_lies(folder, change):
+    manifest = json.loads((folder / "manifest.json").read_text())
+    change(manifest)
+    (folder / "manifest.json").write_bytes(dump(manifest))
+    assert judge(folder)
+
+
+RAW = {
+    "empty": b"", "null": b"null", "list": b"[]", "number": b"5", "not utf-8": b"\xff\xfe\x00\x01",
+    "deep": b"[" * 10**6,
+    "deep object": b'{"format_version":1,"a":' * 10**5, "huge number": b'{"format_version":' + b"1" * 5000 + b"}",
+    "NaN": b'{"format_version":1,"dim":NaN}', "half a surrogate": b'{"format_version":1,"a":"\\ud800"}',
+    "deep, closed": b'{"format_version":1,"a":' + b"[" * 900 + b"]" * 900 + b"}", "zeros": bytes(1000),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("raw", RAW.values(), ids=RAW.keys())
+def test_a_manifest_that_is_none(folder, raw):
+    (folder / "manifest.json").write_bytes(raw)
+    assert judge(folder)
+    (folder / "manifest.json").write_bytes((raw + b"\n") * 2)
+    assert judge(folder)
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "README.md", "index.npy", "aliases.parquet", PART])
+@pytest.mark.parametrize("how", ["gone", "short", "long", "empty", "folder", "pipe", "dangling", "loop", "zeros"])
+def test_a_file_that_is_none(folder, name, how):
+    path = folder / name
+    whole = path.read_bytes()
+    path.unlink()
+    if how == "folder":
+        path.mkdir()
+    elif how == "pipe":
+        os.mkfifo(path)
+    elif how in ("dangling", "loop"):
+        path.symlink_to("nowhere" if how == "dangling" else name)
+    elif how != "gone":
+        content = {"short": whole[:-9], "long": whole + b"x", "empty": b"", "zeros": bytes(len(whole))}[how]
+        path.write_bytes(content)
+        if name not in ("manifest.json", "README.md"):
+            assert any(name in problem for problem in judge(folder))
+            reseal(folder)
+    if not (name == "README.md" and how in ("short", "long", "empty", "zeros")):
+        assert judge(folder)
+
+
+def table(folder: Path, change) -> None:
+    """The second part anew, laid out as the format says where it can be, and the sums made right."""
+    path = folder / PART
+    old = pq.ParquetFile(path)
+    new = change(old.read())
+    plain = {"embedding.list.element": "none", "image_sha256": "zstd"}
+    options = dict(compression=plain, use_dictionary=False, write_page_checksum=True, data_page_size=1 << 30)
+    pq.write_table(new, path, row_group_size=7, **options)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["parts"][1]["vectors"] = vector_offsets(path) or manifest["parts"][1]["vectors"]
+    reseal(folder, manifest)
+
+
+def vectors_with(value):
+    def change(old: pa.Table) -> pa.Table:
+        flat = old["embedding"].combine_chunks().flatten().to_numpy().copy()
+        flat[40] = value
+        field = old.schema.field("embedding")
+        return old.set_column(4, field, pa.FixedSizeListArray.from_arrays(pa.array(flat), type=field.type))
+
+    return change
+
+
+def texts_of(make):
+    def change(old: pa.Table) -> pa.Table:
+        captions = old["captions"].combine_chunks()
+        flat = captions.flatten()
+        fields = [flat.field(i) for i in range(4)]
+        fields[1] = make(fields[1])
+        struct = pa.StructArray.from_arrays(fields, fields=list(flat.type))
+        lists = pa.ListArray.from_arrays(captions.offsets, struct, type=captions.type)
+        return old.set_column(3, old.schema.field("captions"), lists)
+
+    return change
+
+
+def not_utf8(texts: pa.Array) -> pa.Array:
+    _, offsets, data = texts.buffers()
+    content = bytearray(data.to_pybytes())
+    content[5] = 0xFF
+    return pa.Array.from_buffers(pa.string(), len(texts), [None, offsets, pa.py_buffer(bytes(content))])
+
+
+TABLES = {
+    **{f"vector {value}": vectors_with(np.float16(value)) for value in ("nan", "inf", "-inf", "60000", "5")},
+    "texts not utf-8": texts_of(not_utf8),
+    "a text that swells": texts_of(lambda texts: pa.array(["0" * (40 << 20), *texts.to_pylist()[1:]])),
+    "rows lost": lambda old: old.slice(3),
+    "no rows": lambda old: old.slice(0, 0),
+    "rows doubled": lambda old: pa.concat_tables([old, old]),
+    "order reversed": lambda old: old.take(list(range(len(old) - 1, -1, -1))),
+    "column lost": lambda old: old.drop_columns("width"),
+    "other type": lambda old: old.set_column(1, "width", old["width"].cast("int64")),
+    "nulls": lambda old: old.set_column(1, "width", pa.nulls(len(old), pa.int32())),
+    "upper case": lambda old: old.set_column(
+        0, old.schema.field(0), pa.compute.utf8_upper(old["image_sha256"])
+    ),
+    "no hashes": lambda old: old.set_column(0, old.schema.field(0), pa.array(["x"] * len(old))),
+    "no footer keys": lambda old: old.replace_schema_metadata(None),
+    "embedding as text": lambda old: old.set_column(4, "embedding", pa.array(["0"] * len(old))),
+    "more columns": lambda old: old.append_column("x", pa.array(range(len(old)))),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("change", TABLES.values(), ids=TABLES.keys())
+def test_a_part_of_a_hostile_writer(folder, change, monkeypatch):
+    monkeypatch.setattr(checks, "_GROUP_BYTES", 16 << 20)
+    table(folder, change)
+    assert judge(folder)
+
+
+INDEXES = {
+    "other type": lambda index: index.astype(np.int64), "objects": lambda index: index.astype(object),
+    "transposed": lambda index: np.asfortranarray(index), "short": lambda index: index[:, :-1],
+    "flat": lambda index: index.reshape(-1), "unsorted": lambda index: np.ascontiguousarray(index[:, ::-1]),
+    "zeros": lambda index: index * 0, "largest": lambda index: index * 0 + np.uint64(2**64 - 1),
+    "big-endian": lambda index: index.astype(">u8"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("change", INDEXES.values(), ids=INDEXES.keys())
+def test_an_index_of_a_hostile_writer(folder, change):
+    np.save(folder / "index.npy", change(np.load(folder / "index.npy")), allow_pickle=True)
+    reseal(folder)
+    assert judge(folder)
+
+
+HEADS = [b"(4, 60)|(4, 9999999999999999999)", b"(4, 60)|(4, -1)", b"(4, 60)|((((((((", b"<u8|<f8", b"\x01\x00|\x03\x00"]
+
+
+@pytest.mark.parametrize("change", HEADS)
+def test_an_index_with_a_hostile_head(folder, change):
+    old, new = change.split(b"|")
+    content = (folder / "index.npy").read_bytes()
+    assert old in content
+    (folder / "index.npy").write_bytes(content.replace(old, new, 1))
+    reseal(folder)
+    assert judge(folder)
+
+
+@pytest.mark.parametrize("name", [PART, "aliases.parquet", "index.npy"])
+def test_bytes_drawn_anew_under_a_right_seal(folder, name):
+    """300 of them; a checksum of a page, the parser or the check of the content says so, or nothing was changed."""
+    path, draw = folder / name, random.Random(name)
+    whole = path.read_bytes()
+    for _ in range(100):
+        content = bytearray(whole)
+        for _ in range(draw.choice([1, 1, 8])):
+            # Half of them in the footer, where the parsers are.
+            low = len(whole) - 1500 if name.endswith("parquet") and draw.random() < 0.5 else 0
+            content[draw.randrange(max(low, 0), len(whole))] = draw.randrange(256)
+        path.write_bytes(content)
+        reseal(folder)
+        judge(folder)
+
+
+@pytest.mark.parametrize("change", ["null", "other schema", "unknown images", "unknown key"])
+def test_aliases_of_a_hostile_writer(folder, change):
+    path = folder / "aliases.parquet"
+    old = pq.ParquetFile(path).read()
+    if change == "null":
+        new = old.set_column(0, "path", pa.nulls(60, pa.string()))
+    elif change == "other schema":
+        new = old.drop_columns("domain")
+    elif change == "unknown images":
+        new = old.set_column(3, old.schema.field(3), pa.array(["0" * 64] * 60))
+    else:
+        new = old.set_column(3, old.schema.field(3), pa.array(["../x"] * 60))
+    pq.write_table(new, path)
+    reseal(folder)
+    assert judge(folder)
+
+
+@pytest.mark.parametrize("entry", [b"", b"[]", b"5", b"[5]", b'[{"relpath": "manifest.json", "md5": "../../x"}]', b"["])
+def test_a_cache_entry_that_is_none(tmp_path, entry):
+    (tmp_path / "ab").mkdir()
+    (tmp_path / "ab" / "cd.dir").write_bytes(entry)
+    with pytest.raises(DamagedRelease):
+        open_release(tmp_path / "ab" / "cd.dir")
+    assert verify(tmp_path / "ab" / "cd.dir")
+
+
+def test_what_systems_lay_into_folders_is_no_damage(folder):
+    for name in (".DS_Store", "._index.npy", ".gitattributes", "Thumbs.db"):
+        (folder / name).write_bytes(b"x")
+    assert verify(folder) == [] and len(open_release(folder, strict=True)) == 60
+    make_release(folder, 0, 9)
+    assert len(open_release(folder)) == 9 and (folder / ".gitattributes").read_bytes() == b"x"
+    (folder / "notes.txt").write_text("x")
+    assert verify(folder) == ["notes.txt: not part of the release"]
+
+
+def test_the_shapes_are_those_of_a_sound_release(folder):
+    parse((folder / "manifest.json").read_bytes(), folder)  # and the tests above fail by what they change
