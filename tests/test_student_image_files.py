@@ -13,7 +13,6 @@ from picture_files import RNG, SRGB, again, file_of, samples, tiff_of
 from PIL import Image, ImageCms
 from pydicom.data import get_testdata_file
 
-from student.images import netpbm
 from student.images import png16 as deep_png
 from student.images.files import read_picture, read_rgb
 from student.images.picture import ImageFileError
@@ -237,16 +236,6 @@ def test_a_bmp_with_transparency_keeps_it():
         out = opened(again(file_of(rgba, "PNG"), "x.png", ".bmp"))
         assert out.mode == "RGBA" and np.array_equal(np.asarray(out), rgba)
         assert np.array_equal(np.asarray(opened(again(file_of(out, "PNG"), "x.png", ".bmp"))), rgba)
-
-
-@pytest.mark.parametrize("channels", [1, 3])
-def test_deep_netpbm_keeps_every_bit_and_its_top(channels):
-    pixels = RNG.integers(0, 4096, (5, 7, channels), dtype=np.uint16)
-    data = netpbm.write(pixels, 4095)
-    picture = read_picture(data)
-    assert picture.rgb.max() == pytest.approx(pixels.max() / 4095) and again(data) == data
-    with pytest.raises(ImageFileError, match="cannot be decoded"):
-        read_picture(data[:-3])
 
 
 def test_files_that_hang_or_swell_are_refused_before_they_are_decoded():

@@ -7,6 +7,7 @@ import pytest
 import tifffile
 from picture_files import RNG, again, samples, tags_of, tiff_of
 
+from student.images import netpbm
 from student.images.files import read_picture
 from student.images.picture import ImageFileError
 from student.images.sample_values import given_range
@@ -125,3 +126,13 @@ def test_where_a_raw_scene_lies_and_what_programs_wrote_stays():
         assert tags[285].value == "page" and tags[305].value == "scan"
         with pytest.raises(ImageFileError, match="holds no georeference"):
             read_picture(data, "x.tif", ".png")
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_deep_netpbm_keeps_every_bit_and_its_top(channels):
+    pixels = RNG.integers(0, 4096, (5, 7, channels), dtype=np.uint16)
+    data = netpbm.write(pixels, 4095)
+    picture = read_picture(data)
+    assert picture.rgb.max() == pytest.approx(pixels.max() / 4095) and again(data) == data
+    with pytest.raises(ImageFileError, match="cannot be decoded"):
+        read_picture(data[:-3])
