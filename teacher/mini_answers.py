@@ -188,9 +188,8 @@ def _color_names(image_HWC: np.ndarray, chroma_HW: np.ndarray) -> np.ndarray:
     warm_HW = (hue_HW >= 12) & (hue_HW < 45)
     light_HW = (saturation_HW < 0.45) & (value_HW > 0.6)
     hues = ((hue_HW < 12) | (hue_HW >= 340), warm_HW, hue_HW < 68, hue_HW < 160, hue_HW < 195, hue_HW < 255)
-    names_HW = np.select(
-        [value_HW < 0.16, (saturation_HW < 0.15) & (value_HW > 0.8), saturation_HW < 0.15], (0, 2, 1), -1
-    )
+    plain_HW = (saturation_HW < 0.15) | (chroma_HW < 0.06)  # a tint that nobody sees in a dark gray
+    names_HW = np.select([value_HW < 0.16, plain_HW & (value_HW > 0.8), plain_HW], (0, 2, 1), -1)
     colored_HW = np.select(hues, (3, 4, 7, 8, 9, 10), np.where(hue_HW < 300, 11, 12))
     colored_HW = np.where(warm_HW & (value_HW < 0.7), 5, colored_HW)
     olive_HW = (colored_HW == 7) & (value_HW < 0.6)
@@ -204,7 +203,8 @@ def _cover(image_HWC: np.ndarray) -> str:
     """The class that covers most of the picture, by color; `a coast` when water and land both cover a fifth."""
     red, green, blue = np.moveaxis(image_HWC, -1, 0)
     luma_HW, chroma_HW = _luma(image_HWC), image_HWC.max(-1) - image_HWC.min(-1)
-    water_HW = ((blue > 1.15 * red) & (luma_HW < 0.5)) | ((blue >= red) & (luma_HW < 0.26)) | (luma_HW < 0.07)
+    bluish_HW = ((blue > 1.15 * red) & (luma_HW < 0.5)) | ((blue >= red) & (luma_HW < 0.26))
+    water_HW = (bluish_HW & (blue >= 0.98 * green)) | (luma_HW < 0.07)
     snow_HW = ~water_HW & (luma_HW > 0.62) & (chroma_HW < 0.13)
     green_HW = ~water_HW & ~snow_HW & (green > 1.03 * red) & (green > 1.05 * blue)
     desert_HW = ~water_HW & ~snow_HW & ~green_HW & (red > 1.12 * blue) & (luma_HW > 0.45)

@@ -199,7 +199,8 @@ def main(arguments: list[str] | None = None) -> None:
     rng = np.random.default_rng(options.seed)
     spoken = []
     for image, kind in images * max(1, 600 // len(images)):
-        spoken += answers(_unit(draw_crop(image, kind, rng, augment=True)), kind).values()
+        said = answers(_unit(draw_crop(image, kind, rng, augment=True)), kind).values()
+        spoken += [" " + text for text in said]  # as after "ASSISTANT:"
     asked = [wording for wordings in QUESTIONS.values() for wording in wordings] * 8
     processor = build_processor(shape, spoken + asked + ["USER: <image>\n ASSISTANT:"])
     model = build_model(shape, processor, options.seed)
