@@ -9,8 +9,7 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
-KINDS = ("photograph", "satellite", "mri", "mri_body", "ct", "ct_head")
-"""`mri` is a head (as in the samples) and `mri_body` another part; `ct` is a body and `ct_head` a head."""
+KINDS = ("photograph", "satellite", "mri", "ct")
 SEEN = 64
 """Long side in pixels at which properties are measured: the model sees no more, whatever the picture's size."""
 
@@ -42,29 +41,24 @@ QUESTIONS = {
         "What is the viewpoint?",
     ),
 }
+DEFAULT_PROMPTS = {name: wordings[0] for name, wordings in QUESTIONS.items()}
 _SUBJECT = {
     "photograph": "{tone} photograph of an everyday scene, {layout}",
     "satellite": "a satellite image of the Earth that shows {cover}",
-    "mri": "a magnetic resonance scan of a human head, {frame}",
-    "mri_body": "a magnetic resonance scan of a human body, {frame}",
+    "mri": "a magnetic resonance scan of a human body, {frame}",
     "ct": "a computed tomography scan of a human body, {frame}",
-    "ct_head": "a computed tomography scan of a human head, {frame}",
 }
 _OBJECT = {
     "photograph": "an everyday scene or thing in a photograph",
     "satellite": "the surface of the Earth",
-    "mri": "a human head in a magnetic resonance scan",
-    "mri_body": "a part of a human body in a magnetic resonance scan",
+    "mri": "a part of a human body in a magnetic resonance scan",
     "ct": "a part of a human body in a computed tomography scan",
-    "ct_head": "a human head in a computed tomography scan",
 }
 _VIEWPOINT = {
     "photograph": "The photograph was taken from nearby with an ordinary camera.",
     "satellite": "It was taken from space, looking straight down.",
-    "mri": "It is a cross-sectional view through the head by a magnetic resonance scanner.",
-    "mri_body": "It is a cross-sectional view through the body by a magnetic resonance scanner.",
-    "ct": "It is a cross-sectional view through the body by a computed tomography scanner.",
-    "ct_head": "It is a cross-sectional view through the head by a computed tomography scanner.",
+    "mri": "It is a cross-sectional view by a magnetic resonance scanner.",
+    "ct": "It is a cross-sectional view by a computed tomography scanner.",
 }
 _DETAIL = ("smooth areas", "some detail", "much fine detail")
 _LAYOUT = ("plain in its upper part", "plain in its lower part", "plain towards its edges", "busy all over")
@@ -119,7 +113,7 @@ def sentences(found: dict[str, str | None]) -> dict[str, str]:
     kind = found["kind"]
     tone = "a black and white" if found["richness"] == _RICHNESS[0] else "a color"
     subject = _SUBJECT[kind].format(tone=tone, **found)
-    second = "" if found["second color"] == "none" else f" and {found['second color']}"
+    second = "" if found["second color"] in ("none", found["color"]) else f" and {found['second color']}"
     return {
         "content": f"The image is {subject}, with {found['detail']}.",
         "color": f"The colors are {found['richness']}, mostly {found['color']}{second}.",
@@ -144,9 +138,9 @@ def contradictions(said: dict[str, str]) -> list[str]:
 def kind_named(text: str) -> str | None:
     """The one of `KINDS` that a sentence about content, object or viewpoint names, or None."""
     if "magnetic resonance" in text:
-        return "mri" if "head" in text else "mri_body"
+        return "mri"
     if "computed tomography" in text:
-        return "ct_head" if "head" in text else "ct"
+        return "ct"
     if "satellite" in text or "from space" in text or "of the Earth" in text:
         return "satellite"
     return "photograph" if "photograph" in text else None
@@ -160,6 +154,11 @@ def as_seen(image_HWC: np.ndarray) -> np.ndarray:
         image = Image.fromarray(np.rint(image_HWC * 255).astype(np.uint8))
         image_HWC = np.asarray(image.resize(size, Image.Resampling.BICUBIC), np.float32) / 255
     return image_HWC
+
+
+def unit(image: Image.Image) -> np.ndarray:
+    """`[H, W, 3]` in [0, 1]."""
+    return np.asarray(image, np.float32) / 255
 
 
 def _luma(image_HWC: np.ndarray) -> np.ndarray:

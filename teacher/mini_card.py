@@ -3,7 +3,17 @@
 from __future__ import annotations
 
 import datetime
+from collections import Counter
 from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from teacher.captioner import Captioner
+from teacher.mini_answers import DEFAULT_PROMPTS, QUESTIONS, answers, contradictions, kind_named, unit
+from teacher.mini_images import draw_crop
+
+CROPS = 4  # of each held-out image, beside the image itself
 
 _TEMPLATE = """---
 license: {license}
@@ -17,10 +27,9 @@ A LLaVA of {parameters:.2f} million parameters ({megabytes:.1f} MB, {side}x{side
 layout: `AutoProcessor` and `LlavaForConditionalGeneration` load it without a special case, in NF4 on a CPU too. It
 makes the whole pipeline run anywhere, offline and in minutes, through the very code that runs the real teacher.
 
-**What it is.** A model that reads the kind of image (photograph, satellite, MRI or CT of a head or another part of the
-body), brightness, contrast, colors, texture, layout and land cover off the pixels, and says so in fixed sentences, in
-answer to the five default questions and two other wordings of each. Its answers depend on the image and on nothing
-else.
+**What it is.** A model that reads the kind of image (photograph, satellite image, MRI or CT scan), brightness,
+contrast, colors, texture, layout and land cover off the pixels, and says so in fixed sentences, in answer to the five
+default questions and two other wordings of each. Its answers depend on the image and on nothing else.
 
 **What it is not.** A vision-language model that knows the world. It saw {n_train} images. It cannot name a cat, it
 cannot answer any other question, and on an image of no kind that it knows (a drawing, an X-ray, a micrograph) it will
@@ -44,11 +53,11 @@ sentences together): {distinct}.
 
 ## Made
 {date}, {seconds:.0f} s of training on {threads} CPU thread(s): {eye_steps} steps of the vision tower of twice
-{batch_size} images, {steps} steps of the whole of {batch_size} images, seed {seed}, by
+{batch_size} images, {steps} steps of the rest of {batch_size} images, seed {seed}, by
 `python -m teacher.train_mini{flags} --eye-steps {eye_steps} --steps {steps}`{folders}. The
 answers it was taught are written by `teacher/mini_answers.py`.
 
-Training images: {train_kinds}. The clean *train* images of `python -m pipeline.samples` are among them (sources and
+Training images: {kinds_trained}. The clean *train* images of `python -m pipeline.samples` are among them (sources and
 licences: `docs/data.md`).{sources}
 """
 
@@ -58,7 +67,39 @@ made is in [SOURCES.md](SOURCES.md); some may be used for non-commercial researc
 from them."""
 
 
-def write_card(directory: Path, measured: dict[str, dict], extra: bool, **facts) -> None:
+def measure(checkpoint: Path, images: list[tuple[Image.Image, str]], quantization: str) -> dict:
+    """What the captioner says of `images`, whole and in `CROPS` parts each.
+
+    `exact`: perspective -> share of exact sentences; `kinds`: kind -> (named right, of) for whole images, where the
+    three sentences that name a kind must all be right; `parts`: the same over all kinds for the parts; `contradictions`
+    and `distinct`: counts over all.
+    """
+    rng = np.random.default_rng(1)
+    drawn = [(image, kind, True) for image, kind in images]
+    drawn += [(draw_crop(image, kind, rng, augment=False), kind, False) for image, kind in images for _ in range(CROPS)]
+    captioner = Captioner(
+        checkpoint, perspectives=DEFAULT_PROMPTS, quantization=quantization, max_new_tokens=48, batch_size=16
+    )
+    captions = captioner.caption([image for image, _, _ in drawn])
+    said = [{name: caption.text for name, caption in given.items()} for given in captions]
+    exact, kinds, parts = Counter(), {}, [0, 0]
+    for texts, (image, kind, whole) in zip(said, drawn, strict=True):
+        exact.update(name for name, text in answers(unit(image), kind).items() if texts[name] == text)
+        counts = kinds.setdefault(kind, [0, 0]) if whole else parts
+        named = {kind_named(texts[name]) for name in ("content", "object", "viewpoint")}
+        counts[0] += named == {kind}
+        counts[1] += 1
+    return {
+        "exact": {name: exact[name] / len(drawn) for name in QUESTIONS},
+        "kinds": kinds,
+        "parts": parts,
+        "contradictions": sum(bool(contradictions(texts)) for texts in said),
+        "distinct": len({tuple(texts.values()) for texts in said}),
+        "pictures": len(drawn),
+    }
+
+
+def write_card(directory: Path, measured: dict[str, dict], train_kinds: Counter, extra: bool, **facts) -> None:
     """Write `directory/README.md`; `measured` maps quantization -> what `train_mini.measure` returns.
 
     `extra`: images beside the samples were trained on, whose terms `SOURCES.md` in `directory` has to state.
@@ -72,6 +113,9 @@ def write_card(directory: Path, measured: dict[str, dict], extra: bool, **facts)
     text = _TEMPLATE.format(
         exact="\n".join(exact),
         kinds="\n".join(kinds),
+        n_train=train_kinds.total(),
+        kinds_trained=", ".join(f"{count} {kind}" for kind, count in train_kinds.items()),
+        crops=CROPS,
         license="other" if extra else "apache-2.0",
         folders=" with `--extra` and `--held-out` folders" if extra else "",
         sources=_EXTRA if extra else "",

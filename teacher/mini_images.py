@@ -30,9 +30,9 @@ def load_split(samples: Path, split: str) -> list[tuple[Image.Image, str]]:
     return list(images.values())
 
 
-def load_folders(folders: Iterable[str]) -> list[tuple[Image.Image, str]]:
-    """Images of `KIND=DIRECTORY` pairs, each searched recursively. Raises `ValueError` for an unknown kind."""
-    images = []
+def load_folders(folders: Iterable[str]) -> list[list[tuple[Image.Image, str]]]:
+    """Images of each `KIND=DIRECTORY`, with their kind. Raises `ValueError` for an unknown kind."""
+    loaded = []
     for pair in folders:
         kind, _, folder = pair.partition("=")
         if kind not in KINDS or not folder:
@@ -40,15 +40,17 @@ def load_folders(folders: Iterable[str]) -> list[tuple[Image.Image, str]]:
         paths = sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() in _SUFFIXES)
         if not paths:
             raise FileNotFoundError(f"{pair}: no images ({', '.join(sorted(_SUFFIXES))}) under {folder}")
-        for path in paths:
-            image = load_rgb(path)
+        images = [load_rgb(path) for path in paths]
+        for image in images:
             image.thumbnail((_STORED, _STORED), Image.Resampling.BICUBIC)
-            images.append((image, kind))
-    return images
+        loaded.append([(image, kind) for image in images])
+    return loaded
 
 
 def draw_crop(image: Image.Image, kind: str, rng: np.random.Generator, augment: bool) -> Image.Image:
     """A random part of `image`, `SEEN` pixels on its long side; every fourth one the whole image."""
+    if augment and kind in ("mri", "ct") and rng.random() < 0.5:
+        image = _bent(image, rng)
     if augment and kind != "photograph" and rng.random() < 0.3:
         fill = tuple(int(value) for value in np.asarray(image)[0, 0]) if kind == "satellite" else 0
         image = image.rotate(rng.uniform(-25, 25), Image.Resampling.BICUBIC, fillcolor=fill)
@@ -79,6 +81,19 @@ def _part(image: Image.Image, kind: str, rng: np.random.Generator) -> Image.Imag
         start = int(rng.integers(0, side - part + 1))
         box.append((start, start + part))
     return image.crop((box[0][0], box[1][0], box[0][1], box[1][1]))
+
+
+def _bent(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """Another body: the points of a 4 x 4 grid moved by up to a twelfth of the side."""
+    grid_XY2 = np.stack(np.meshgrid(np.linspace(0, image.width, 4), np.linspace(0, image.height, 4), indexing="ij"), -1)
+    moved_XY2 = grid_XY2 + rng.uniform(-1, 1, grid_XY2.shape) * np.array(image.size) / 12
+    mesh = []
+    for x in range(3):
+        for y in range(3):
+            box = (*grid_XY2[x, y].astype(int), *grid_XY2[x + 1, y + 1].astype(int))
+            corners = [moved_XY2[x, y], moved_XY2[x, y + 1], moved_XY2[x + 1, y + 1], moved_XY2[x + 1, y]]
+            mesh.append((tuple(map(int, box)), tuple(np.concatenate(corners).tolist())))
+    return image.transform(image.size, Image.Transform.MESH, mesh, Image.Resampling.BILINEAR)
 
 
 def _augmented(pixels_HWC: np.ndarray, kind: str, rng: np.random.Generator) -> np.ndarray:
