@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 CHAT_TEMPLATE = """{% for message in messages %}{{ message['role'].upper() + ': ' }}\
 {% for part in message['content'] if part['type'] == 'image' %}{{ '<image>\\n' }}{% endfor %}\
@@ -110,3 +111,21 @@ def build_model(shape: Shape, processor, seed: int = 0):
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     return model
+
+
+def save(model, processor, directory: Path) -> None:
+    """Write the checkpoint with the weight names of llava-hf/llava-1.5-7b-hf, which transformers and vLLM both read.
+
+    transformers 5 itself would save `vision_tower.embeddings...`, which vLLM refuses.
+    """
+    from safetensors.torch import load_file, save_file
+
+    directory.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(directory)
+    processor.save_pretrained(directory)
+    weights = {}
+    for name, tensor in load_file(directory / "model.safetensors").items():
+        if name.startswith("vision_tower.") and not name.startswith("vision_tower.vision_model."):
+            name = name.replace("vision_tower.", "vision_tower.vision_model.", 1)
+        weights[name] = tensor
+    save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
