@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.caption_config import PERSPECTIVES
+from pipeline.captioning.config import PERSPECTIVES
 from pipeline.sample_sources import crops
 from teacher.identity import MINI
 from teacher.llava.captioner import Captioner
