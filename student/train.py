@@ -14,10 +14,16 @@ import math
 import os
 import sys
 import time
-from typing import Any
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
 
 from student.params import ParamsError, add_params_arguments, read_params
 from student.training.config import TrainConfig
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from student.training.losses import Losses
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -68,6 +74,7 @@ def lr_at(step: int, config: TrainConfig) -> float:
 
 def train(job: Any, begun: float) -> int:
     """Train to the last step, or until asked to stop; returns the exit code."""
+    from student.training.cuda_graph import Recorded
     from student.training.log import Progress
     from student.training.run import Run
     from student.training.stopping import suspects
@@ -80,28 +87,37 @@ def train(job: Any, begun: float) -> int:
     accelerator, done = run.accelerator, run.start
     model, optimizer, average = run.weights.model, run.weights.optimizer, run.weights.average
 
+    def gradients(
+        batches: "Iterable[dict[str, Tensor]]",
+    ) -> "tuple[list[Losses], list[tuple[Tensor, Tensor]], Tensor]":
+        """Losses of the micro-batches, their rows with the suspects among them, and the gradients' norm before they
+        were clipped."""
+        optimizer.zero_grad()
+        parts, suspected = [], []
+        for batch in batches:
+            with accelerator.accumulate(model):
+                restored, prompts = model(batch["lq"], return_prompts=True)
+                losses = run.losses(batch, restored, prompts)
+                accelerator.backward(losses.total)
+            parts.append(losses)
+            suspected.append((batch["row"], suspects(batch, restored)))
+        return parts, suspected, accelerator.clip_grad_norm_(model.parameters(), config.clip_norm)
+
+    update = optimizer.step
+    if config.cuda_graph:
+        gradients, update = Recorded(gradients), Recorded(update)
+
     with run.stop, Progress(run.start, run.last, run.main).running() as progress:
         for step in range(run.start, run.last):
             # ---- one step: one update, from grad_accumulation micro-batches ----
             lapse, lr = time.monotonic(), lr_at(step, config)
-            for group in optimizer.param_groups:
-                group["lr"] = lr
-            parts, suspected = [], []
-            for micro in range(config.grad_accumulation):
-                batch = run.next_batch(step, micro)
-                with accelerator.accumulate(model):
-                    restored, prompts = model(batch["lq"], return_prompts=True)
-                    losses = run.losses(batch, restored, prompts)
-                    accelerator.backward(losses.total)
-                parts.append(losses)
-                suspected.append((batch["row"], suspects(batch, restored)))
-            grad_norm = accelerator.clip_grad_norm_(model.parameters(), config.clip_norm)
+            run.weights.set_lr(lr)
+            parts, suspected, grad_norm = gradients(run.micro_batches(step))
             means, norm, stop = run.agree(parts, grad_norm)
             if run.is_good(step + 1, means, norm, suspected):
-                optimizer.step()
+                update()
                 if average:
                     average.update(step)
-            optimizer.zero_grad()
             done = step + 1
             run.count(time.monotonic() - lapse)
             # ---- end of the step ----

@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from student.data.dataset import PairDataset, whole
 from student.data.sampler import BalancedBatches
 from student.machine import keep_freed_memory, use_all_cores
 from student.params import ParamsError
+from student.training import cuda_graph
 from student.training.checkpoints import Checkpoints, read_meta
 from student.training.fsdp import whole_tensor
 from student.training.log import RunLog
@@ -76,6 +78,8 @@ class Run:
         if not cuda:
             keep_freed_memory()
             use_all_cores()
+        if config.cuda_graph:
+            cuda_graph.check(accelerator)
         self.weights = TrainedWeights(student, config, accelerator)
         if self.latest:
             self.weights.restore(self.latest, self.meta["shards"])
@@ -94,8 +98,12 @@ class Run:
         self.seconds = {"wait": 0.0, "step": 0.0}
         self.images = 0
 
-    def next_batch(self, step: int, micro: int) -> dict[str, Tensor]:
-        """The next micro-batch on the device; seeds what is random in its forward pass."""
+    def micro_batches(self, step: int) -> Iterator[dict[str, Tensor]]:
+        """The micro-batches of a step, on the device; each seeds what is random in its forward pass."""
+        for micro in range(self.config.grad_accumulation):
+            yield self._next_batch(step, micro)
+
+    def _next_batch(self, step: int, micro: int) -> dict[str, Tensor]:
         begun = time.monotonic()
         batch = {name: rows.to(self.accelerator.device, non_blocking=True) for name, rows in next(self.batches).items()}
         if self.config.channels_last:

@@ -1,0 +1,81 @@
+"""What a GPU asks of the training code, tested without one."""
+
+import sys
+from contextlib import contextmanager
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
+from toy_training import losses, make_data, run_here, same, weights
+
+from student.params import ParamsError
+from student.training import cuda_graph
+
+
+class Tape(TorchDispatchMode):
+    """A CUDA graph in slow motion: the kernels of a function, noted once and run again on the same memory."""
+
+    def __init__(self):
+        super().__init__()
+        self.kernels, self.replays = [], 0
+
+    def __torch_dispatch__(self, kernel, types, args=(), kwargs=None):
+        assert kernel is not torch.ops.aten._local_scalar_dense.default, "a recorded function waits for the device"
+        outputs = kernel(*args, **(kwargs or {}))
+        self.kernels.append(
+            (kernel, *(tree_map_only(torch.Tensor, lambda x: x.data, t) for t in (args, kwargs, outputs)))
+        )
+        return outputs
+
+    def replay(self):
+        self.replays += 1
+        if self.replays == 1:  # a real recording computes nothing; this one did
+            return
+        for kernel, args, kwargs, outputs in self.kernels:
+            again = kernel(*args, **kwargs)
+            for kept, new in zip(tree_leaves(outputs), tree_leaves(again), strict=True):
+                if isinstance(kept, torch.Tensor) and kept.data_ptr() != new.data_ptr():
+                    kept.copy_(new)
+
+
+class Stream:
+    def wait_stream(self, other):
+        pass
+
+
+@contextmanager
+def recording(tape, **_options):
+    """`torch.cuda.graph`."""
+    with tape:
+        yield
+
+
+@pytest.fixture
+def tapes(monkeypatch):
+    """A CPU on which `train.cuda_graph` records tapes."""
+    monkeypatch.setattr(cuda_graph, "check", lambda accelerator: None)
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", Stream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextmanager(lambda: (yield))())
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Tape)
+    monkeypatch.setattr(torch.cuda, "graph", recording)
+    monkeypatch.setattr(sys.modules["torch.optim.adam"], "_get_capturable_supported_devices", lambda: ["cpu"])
+
+
+def test_recorded_steps_train_the_same_student(tapes, tmp_path, monkeypatch):
+    folders = tmp_path / "eager", tmp_path / "recorded"
+    for folder, eager_calls in zip(folders, (10**9, 3), strict=True):
+        make_data(folder)
+        monkeypatch.setattr(cuda_graph, "EAGER_CALLS", eager_calls)
+        run_here(folder, cuda_graph=True, ema_decay=0.9, warmup_steps=3)
+    assert losses(folders[0] / "student") == losses(folders[1] / "student")
+    assert same(*(weights(folder / "student") for folder in folders))
+
+
+def test_a_graph_is_refused_where_it_cannot_be(tmp_path):
+    make_data(tmp_path)
+    with pytest.raises(ParamsError, match=r"train.cuda_graph: this run is on cpu"):
+        run_here(tmp_path, cuda_graph=True)
+    with pytest.raises(ParamsError, match="cuda_graph needs grad_accumulation 1"):
+        run_here(tmp_path, cuda_graph=True, grad_accumulation=2)
