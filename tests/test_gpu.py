@@ -1,5 +1,7 @@
 """What a GPU asks of the training code, tested without one."""
 
+import json
+import subprocess
 import sys
 from contextlib import contextmanager
 
@@ -7,10 +9,12 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
-from toy_training import losses, make_data, run_here, same, weights
+from toy_training import ROOT, losses, make_data, run_here, same, weights
 
 from student.params import ParamsError
 from student.training import cuda_graph
+
+BENCHMARKS = ROOT / "benchmarks"
 
 
 class Tape(TorchDispatchMode):
@@ -79,3 +83,27 @@ def test_a_graph_is_refused_where_it_cannot_be(tmp_path):
         run_here(tmp_path, cuda_graph=True)
     with pytest.raises(ParamsError, match="cuda_graph needs grad_accumulation 1"):
         run_here(tmp_path, cuda_graph=True, grad_accumulation=2)
+
+
+def test_the_gpu_command_runs_every_part_at_toy_size(tmp_path):
+    command = [sys.executable, str(BENCHMARKS / "gpu.py"), "--toy", "--device", "cpu", "--out", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    facts = json.loads((tmp_path / "gpu.json").read_text())
+    assert set(facts["ended"].values()) == {"done"}
+    rows = facts["rows"]
+    assert {row["right"] for row in rows["correctness"]} == {"yes"}
+    assert {row["method"] for row in rows["student"] if "step" in row} == {"authors'", "ours"}
+    assert {row["weights"] for row in rows["teacher"]} == {"nf4", "nf4-dequantized", "int8", "none"}
+    assert all(row["images_per_second"] > 0 for row in rows["trainer"] + rows["processes"])
+    assert (tmp_path / "gpu.md").read_text().count("| ---") >= 8
+
+
+def test_what_a_part_measured_before_its_time_was_up_is_kept(tmp_path):
+    command = [sys.executable, str(BENCHMARKS / "gpu.py"), "--toy", "--device", "cpu", "--out", str(tmp_path)]
+    (tmp_path / "correctness.jsonl").write_text('{"stale": 1}\n')
+    done = subprocess.run([*command, "--parts", "correctness", "--minutes", "0.1"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    facts = json.loads((tmp_path / "gpu.json").read_text())
+    assert facts["ended"] == {"correctness": "cut off"} and "correctness (cut off)" in done.stdout
+    assert not any("stale" in row or "trained" in row for row in facts["rows"]["correctness"])
