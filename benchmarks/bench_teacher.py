@@ -54,12 +54,13 @@ def random_llava(shape: Shape, quantization: str, dtype: torch.dtype, device: st
         for parameter in model.parameters():
             if parameter.ndim > 1:
                 parameter *= 2.0
-    quantize(model, quantization.removesuffix("-dequantized"), quantization.endswith("-dequantized"), dtype)
+    quantize(model, quantization, dtype)
     return model.eval().requires_grad_(False), processor
 
 
-def quantize(model, kind: str, dequantize: bool, dtype: torch.dtype) -> None:
+def quantize(model, quantization: str, dtype: torch.dtype) -> None:
     """What `from_pretrained` does for a checkpoint, for a model that was never on disk."""
+    kind, dequantize = quantization.removesuffix("-dequantized"), quantization.endswith("-dequantized")
     if kind == "none":
         return
     import bitsandbytes as bnb

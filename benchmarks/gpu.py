@@ -44,19 +44,21 @@ def main() -> int:
     parser.add_argument("--toy", action="store_true", help="sizes that a CPU can bear")
     parser.add_argument("--out", type=Path, default=Path("artifacts/gpu"))
     parser.add_argument("--record", action="store_true", help="append the tables to benchmarks/RESULTS.md")
-    parser.add_argument("--part", choices=MINUTES, help=argparse.SUPPRESS)  # the process of one part
+    parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)  # the process that runs parts
     options = parser.parse_args()
     if options.device == "cuda" and not torch.cuda.is_available():
         sys.exit("gpu: torch sees no GPU here; --toy --device cpu tries every part at toy size")
-    if options.part:
-        return one_part(options)
+    if options.here:
+        return run_here(options)
     options.out.mkdir(parents=True, exist_ok=True)
     deadline, ended = time.monotonic() + 60 * options.minutes, {}
     for part in options.parts:
         (options.out / f"{part}.jsonl").unlink(missing_ok=True)
-    for i, part in enumerate(options.parts):
-        share = MINUTES[part] / sum(MINUTES[later] for later in options.parts[i:])
-        ended[part] = run_part(part, share * (deadline - time.monotonic()), options)
+    groups = [options.parts] if options.toy else [[part] for part in options.parts]  # at toy size imports take longest
+    for i, group in enumerate(groups):
+        share = sum(map(MINUTES.get, group)) / sum(MINUTES[part] for later in groups[i:] for part in later)
+        how = run_parts(group, share * (deadline - time.monotonic()), options)
+        ended |= dict.fromkeys(group, how)
         rows = {part: read_rows(options.out / f"{part}.jsonl") for part in options.parts}
         text = markdown(rows, ended, options)
         (options.out / "gpu.md").write_text(text, encoding="utf-8")
@@ -70,10 +72,12 @@ def main() -> int:
     return int(bool(wrong) or any(how not in ("done", "cut off") for how in ended.values()))
 
 
-def run_part(part: str, seconds: float, options: argparse.Namespace) -> str:
-    """How it ended: "done", "cut off" when its time was up, or its exit code."""
-    command = [sys.executable, __file__, "--part", part, "--device", options.device, "--out", str(options.out)]
-    process = subprocess.Popen([*command, *(["--toy"] if options.toy else [])], start_new_session=True)
+def run_parts(parts: list[str], seconds: float, options: argparse.Namespace) -> str:
+    """How their process ended: "done", "cut off" when its time was up, or its exit code."""
+    command = [sys.executable, __file__, "--here", "--parts", *parts, "--device", options.device]
+    command += ["--out", str(options.out), *(["--toy"] if options.toy else [])]
+    path = os.pathsep.join([str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])])
+    process = subprocess.Popen(command, start_new_session=True, env=os.environ | {"PYTHONPATH": path})
     try:
         code = process.wait(max(seconds, 1))
     except subprocess.TimeoutExpired:
@@ -87,17 +91,18 @@ def run_part(part: str, seconds: float, options: argparse.Namespace) -> str:
     return "done" if code == 0 else f"exit code {code}"
 
 
-def one_part(options: argparse.Namespace) -> int:
-    """In the part's own process: a line of JSON for each row, as soon as it is measured."""
+def run_here(options: argparse.Namespace) -> int:
+    """In the parts' own process: a line of JSON for each row, as soon as it is measured."""
     import gpu_correctness
     import gpu_speed
 
-    part = getattr(gpu_correctness if options.part == "correctness" else gpu_speed, options.part)
-    with (options.out / f"{options.part}.jsonl").open("w", encoding="utf-8") as file:
-        for row in part(options.device, options.toy, options.out):
-            print(options.part, row, file=sys.stderr, flush=True)
-            file.write(json.dumps(row) + "\n")
-            file.flush()
+    for part in options.parts:
+        measure = getattr(gpu_correctness if part == "correctness" else gpu_speed, part)
+        with (options.out / f"{part}.jsonl").open("w", encoding="utf-8") as file:
+            for row in measure(options.device, options.toy, options.out):
+                print(part, row, file=sys.stderr, flush=True)
+                file.write(json.dumps(row) + "\n")
+                file.flush()
     return 0
 
 
@@ -107,7 +112,8 @@ def read_rows(file: Path) -> list[dict]:
 
 
 def versions() -> str:
-    found = {package: importlib.metadata.version(package) for package in PACKAGES}
+    there = {dist.metadata["Name"].lower(): dist.version for dist in importlib.metadata.distributions()}
+    found = {name: there.get(name, "absent") for name in PACKAGES}
     found |= {"CUDA": torch.version.cuda, "cuDNN": torch.backends.cudnn.version()}
     return ", ".join(f"{name} {version}" for name, version in found.items())
 

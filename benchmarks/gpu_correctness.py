@@ -93,7 +93,7 @@ def restoring(device: str) -> Rows:
 def captions(device: str) -> Rows:
     """A small LLaVA, 16 new tokens: captions as on the CPU, in percent. Rounding may decide between near-equal words,
     so only float32 is held to the CPU's."""
-    from bench_teacher import PROMPTS, random_llava, shared
+    from bench_teacher import PROMPTS, quantize, random_llava, shared
     from PIL import Image
 
     from teacher.llava.shared_prefix import SharedPrefixGenerator
@@ -106,8 +106,10 @@ def captions(device: str) -> Rows:
         answers = []
         for place in ("cpu", device):
             torch.manual_seed(0)
-            model, processor = random_llava(Shape(), quantization, dtype, "cpu")
-            generator = SharedPrefixGenerator(model.to(place), processor, PROMPTS, 16, min_new_tokens=16)
+            model, processor = random_llava(Shape(), "none", dtype, "cpu")
+            model = model.to(place)
+            quantize(model, quantization, dtype)
+            generator = SharedPrefixGenerator(model, processor, PROMPTS, 16, min_new_tokens=16)
             answers.append([caption.text for row in shared(generator, images, 2) for caption in row.values()])
         equal = statistics.mean(one == other for one, other in zip(*answers, strict=True))
         exact = (quantization, dtype) == ("none", torch.float32)
