@@ -24,7 +24,7 @@ class TrainedWeights:
             make_shardable(student, accelerator)
         elif config.channels_last:  # FSDP2 takes contiguous weights only
             student = student.to(memory_format=torch.channels_last)
-        self._fused = accelerator.device.type == "cuda"
+        self._fused = accelerator.device.type != "cpu"
         optimizer = torch.optim.Adam(student.parameters(), lr=config.lr, betas=config.betas, fused=self._fused)
         if config.compile:
             student.compile()
