@@ -10,11 +10,14 @@ SIGTERM and Ctrl-C save a checkpoint and exit; so does train.max_minutes. docs/t
 """
 
 import argparse
+import errno
 import math
 import os
+import shutil
 import sys
 import time
 from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from student.params import ParamsError, add_params_arguments, read_params
@@ -41,11 +44,22 @@ def main(argv: list[str] | None = None) -> int:
     from student.training.setup import open_job
     from student.training.stopping import TrainingStopped
 
+    job = None
     try:
         job = open_job(read_params(args.params, args.overrides), args.init_from)
         return dry_run(job) if args.dry_run else train(job, begun)
     except (ParamsError, TrainDataError, CheckpointError, TrainingStopped) as error:
         print(f"train: {error}", file=sys.stderr)
+        return 1
+    except Exception as error:  # torch, safetensors and trackers each have their own for a full disk
+        out = Path(job.paths.student) if job else Path()
+        if getattr(error, "errno", None) not in (errno.ENOSPC, errno.EDQUOT) and shutil.disk_usage(out).free > 2**20:
+            raise
+        print(
+            f"train: {out}: the disk is full; free some space and start again: it goes on from the last checkpoint "
+            f"({' '.join(str(error).split())[:200]})",
+            file=sys.stderr,
+        )
         return 1
 
 

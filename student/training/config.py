@@ -82,6 +82,8 @@ class TrainConfig(Section):
     longer than running them."""
     num_workers: Annotated[int, Field(ge=0)] = 8
     """Processes that decode and crop, per training process; 0 does it in the training process."""
+    data_timeout: PositiveFloat = 600
+    """Seconds that a batch may take to come before training stops."""
     cache_images: Literal["none", "memory", "memmap"] = "none"
     """Decode every image once: into memory, or into one memory-mapped file under `cache_dir` that processes share."""
     cache_dir: str = "artifacts/image_cache"
@@ -118,8 +120,8 @@ class TrainConfig(Section):
 
 
 EXECUTION_KEYS = frozenset(
-    "stop_at_step max_minutes channels_last compile cuda_graph num_workers cache_images cache_dir save_every keep_last "
-    "val_every val_images val_crop log_every max_bad_steps trackers on_changed init_from".split()
+    "stop_at_step max_minutes channels_last compile cuda_graph num_workers data_timeout cache_images cache_dir "
+    "save_every keep_last val_every val_images val_crop log_every max_bad_steps trackers on_changed init_from".split()
 )
 """Keys of `TrainConfig` that do not make it another run. `init_from` is replaced by the weights' sha256."""
 
