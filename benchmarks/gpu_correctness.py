@@ -137,7 +137,8 @@ def training_twice(device: str, steps: int) -> Rows:
                 worst = (vector - first[1]).abs().max().item()
                 loss = max(abs(a - b) / abs(b) for a, b in zip(losses, first[0], strict=True))
                 row = {"trained": name, "precision": precision, "weights": f"{worst:.1e}", "loss": f"{loss:.1e}"}
-                yield row | {"right": yes(worst <= 10 * noise + (1e-3 if name == "CUDA graph" else 0))}
+                # A graph may pick other kernels, and Adam makes much of a gradient near zero: only losses are held to.
+                yield row | {"right": yes(loss < 1e-2 if name == "CUDA graph" else worst <= 10 * noise)}
 
 
 def trained(folder: Path, device: str, settings: dict[str, Any], name: str, **options: Any) -> tuple[list, Tensor]:
