@@ -18,15 +18,10 @@ import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from student.params import ParamsError, add_params_arguments, read_params
 from student.training.config import TrainConfig
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from student.training.losses import Losses
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -101,9 +96,7 @@ def train(job: Any, begun: float) -> int:
     accelerator, done = run.accelerator, run.start
     model, optimizer, average = run.weights.model, run.weights.optimizer, run.weights.average
 
-    def gradients(
-        batches: "Iterable[dict[str, Tensor]]",
-    ) -> "tuple[list[Losses], list[tuple[Tensor, Tensor]], Tensor]":
+    def gradients(batches: Iterable[dict[str, Any]]) -> tuple[list[Any], list[tuple[Any, Any]], Any]:
         """Losses of the micro-batches, their rows with the suspects among them, and the gradients' norm before they
         were clipped."""
         optimizer.zero_grad()
