@@ -1,37 +1,31 @@
 """The student against a plain formulation of the same function, paired in one run; medians, with peak memory.
 
-    python benchmarks/bench_student.py                          # CPU: forward at 128² and 256², training step at 128²
+    python benchmarks/bench_student.py                          # forward at 128² and 256², training step at 128²
     python benchmarks/bench_student.py --sizes 128 256 512 --repeats 5 --record
-    python benchmarks/bench_student.py --device cuda --record   # training step at batch 12 and 24, eager and compiled
 
-Both models hold the same weights at the published size (53 M), and equal outputs are asserted before anything is timed.
-Times are medians of runs that alternate between the two. Memory is the allocator's peak on a GPU; on a CPU, the bytes
-kept for the backward pass.
+On a CPU; benchmarks/gpu.py measures GPUs. Both models hold the same weights at the published size (53 M), and equal
+outputs are asserted before anything is timed. Times are medians of runs that alternate between the two. Memory is the
+bytes kept for the backward pass.
 
-On a CPU, --keep-freed-memory gives both sides the allocator that `student.restore` runs with (`student.machine`)
+--keep-freed-memory gives both sides the allocator that `student.restore` runs with (`student.machine`)
 instead of the one that PyTorch comes with: page faults, half of the plain side's time, are then gone from both.
 """
 
 import argparse
-import platform
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
-from datetime import date
-from pathlib import Path
 
 import torch
 from plain_student import PlainStudent
+from tables import show
 from torch import Tensor, nn
 
 from student.machine import keep_freed_memory
 from student.model import Student
 from student.network.config import ModelConfig
 from student.network.published_layout import to_published
-
-RESULTS = Path(__file__).parent / "RESULTS.md"
 
 
 def pair(config: ModelConfig, device: str) -> tuple[PlainStudent, Student]:
@@ -76,14 +70,12 @@ def medians(runs: list[Callable[[], object]], repeats: int, device: str) -> list
     return [statistics.median(times) for times in seconds]
 
 
-def step(model: nn.Module, lq: Tensor, half: bool) -> Callable[[], None]:
+def step(model: nn.Module, lq: Tensor) -> Callable[[], None]:
     """One training step's forward and backward pass."""
 
     def run() -> None:
         model.zero_grad(set_to_none=True)
-        with torch.autocast(lq.device.type, dtype=torch.bfloat16, enabled=half):
-            restored = model(lq)
-        (restored.float() - lq).abs().mean().backward()
+        (model(lq) - lq).abs().mean().backward()
 
     return run
 
@@ -104,116 +96,54 @@ def kept_bytes(model: nn.Module, lq: Tensor) -> int:
     return total
 
 
-def peak_bytes(run: Callable[[], None], other: nn.Module) -> int:
-    """The peak of `run`, which leaves `other` alone: its weights lie in memory too and are taken off."""
-    other.zero_grad(set_to_none=True)
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats()
-    run()
-    torch.cuda.synchronize()
-    return torch.cuda.max_memory_allocated() - sum(p.nbytes for p in other.parameters())
+def row(what: str, method: str, seconds: float, reference: float, memory: int | None = None) -> dict[str, object]:
+    kept = None if memory is None else f"{memory / 2**20:.0f} MiB"
+    return {
+        "what": what, "method": method, "median": f"{seconds * 1e3:.0f} ms", "memory": kept,
+        "speed-up": f"{reference / seconds:.2f}x",
+    }  # fmt: skip
 
 
-def row(what: str, method: str, seconds: float, reference: float, memory: int | None) -> str:
-    kept = "" if memory is None else f"{memory / 2**20:.0f} MiB"
-    return f"| {what} | {method} | {seconds * 1e3:.0f} ms | {kept} | {reference / seconds:.2f}x |"
-
-
-def forward_rows(plain: PlainStudent, student: Student, size: int, repeats: int, device: str) -> list[str]:
+def forward_rows(
+    plain: PlainStudent, student: Student, size: int, repeats: int, device: str, half: bool = False
+) -> list[dict]:
     lq = torch.rand(1, 3, size, size, device=device)
-    with torch.inference_mode():
+    with torch.inference_mode(), torch.autocast(device, torch.bfloat16, enabled=half):
         student.fold()
         times = medians([lambda: plain(lq), lambda: student(lq)], repeats, device)
-    what = f"forward {size}², batch 1, fp32"
-    return [row(what, name, t, times[0], None) for name, t in zip(("plain", "ours"), times, strict=True)]
+    what = f"forward {size}², batch 1, {'bf16' if half else 'fp32'}"
+    return [row(what, name, t, times[0]) for name, t in zip(("plain", "ours"), times, strict=True)]
 
 
-def cpu_step_rows(plain: PlainStudent, student: Student, size: int, repeats: int) -> list[str]:
+def cpu_step_rows(plain: PlainStudent, student: Student, size: int, repeats: int) -> list[dict]:
     lq = torch.rand(2, 3, size, size)
     student.train()
     memory = [kept_bytes(model, lq) for model in (plain, student)]
-    times = medians([step(model, lq, half=False) for model in (plain, student)], repeats, "cpu")
+    times = medians([step(model, lq) for model in (plain, student)], repeats, "cpu")
     names = ("plain", "ours")
     what = f"training step {size}², batch 2, fp32"
     return [row(what, name, t, times[0], m) for name, t, m in zip(names, times, memory, strict=True)]
 
 
-def gpu_step_rows(plain: PlainStudent, student: Student, batch: int, repeats: int, compiled: bool) -> list[str]:
-    """Eager in fp32, TF32 and bf16, compiled in bf16; ratios against the plain fp32 step, memory beside each.
-
-    Compiled are 44 unrolled blocks, which takes minutes a graph; so only the precision that one would train in.
-    """
-    lq = torch.rand(batch, 3, 128, 128, device="cuda")
-    student.train()
-    rows, reference = [], None
-    for precision in ("fp32", "tf32", "bf16"):
-        use_tf32(precision == "tf32")
-        half = precision == "bf16"
-        assert_equal(plain, student, half, atol={"fp32": 1e-5, "tf32": 1e-2, "bf16": 5e-2}[precision])
-        contenders = [("plain", plain, student), ("ours", student, plain)]
-        if half and compiled:
-            torch._dynamo.reset()
-            contenders.append(("ours, compiled", torch.compile(student, dynamic=False), plain))
-        runs = [step(model, lq, half) for _, model, _ in contenders]
-        times = medians(runs, repeats, "cuda")
-        reference = reference or times[0]
-        what = f"training step 128², batch {batch}, {precision}"
-        for (name, _, other), run, seconds in zip(contenders, runs, times, strict=True):
-            rows.append(row(what, name, seconds, reference, peak_bytes(run, other)))
-    use_tf32(False)
-    return rows
-
-
-def use_tf32(on: bool) -> None:
-    """For matrix products and convolutions alike; cuDNN's default is on, cuBLAS's off, which suits neither side."""
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = on
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--sizes", type=int, nargs="+", default=[128, 256], help="sides of the forward's images")
-    parser.add_argument("--step-size", type=int, default=128, help="side of the CPU training step's images; 0: none")
+    parser.add_argument("--step-size", type=int, default=128, help="side of the training step's images; 0: none")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--no-compile", action="store_true", help="cuda: leave the compiled rows out (minutes each)")
     parser.add_argument("--width", type=int, default=48, help="48 is the published size")
-    parser.add_argument("--keep-freed-memory", action="store_true", help="CPU: no page faults on either side")
+    parser.add_argument("--keep-freed-memory", action="store_true", help="no page faults on either side")
     parser.add_argument("--record", action="store_true", help="append the table to benchmarks/RESULTS.md")
     options = parser.parse_args()
-    if options.device == "cuda" and not torch.cuda.is_available():
-        sys.exit("error: --device cuda: torch sees no GPU here; use --device cpu")
     if options.keep_freed_memory and not keep_freed_memory():
         sys.exit("error: --keep-freed-memory: this C library has no mallopt; leave it out")
-    use_tf32(False)
     config = ModelConfig(width=options.width, zero_init_output=False, selection_noise=0, dropout=0)
-    plain, student = pair(config, options.device)
+    plain, student = pair(config, "cpu")
     rows = []
     for size in options.sizes:
-        rows += forward_rows(plain, student, size, options.repeats, options.device)
-    if options.device == "cuda":
-        for batch in (12, 24):
-            rows += gpu_step_rows(plain, student, batch, options.repeats, not options.no_compile)
-    elif options.step_size:
+        rows += forward_rows(plain, student, size, options.repeats, "cpu")
+    if options.step_size:
         rows += cpu_step_rows(plain, student, options.step_size, options.repeats)
-    table = "\n".join(["| what | method | median | memory | speed-up |", "| --- | --- | --- | --- | --- |", *rows])
-    print(table)
-    if options.record:
-        record(table, options.device)
-
-
-def record(table: str, device: str) -> None:
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
-    if device == "cuda":
-        where = torch.cuda.get_device_name()
-    else:
-        vendor = "AMD EPYC" if "AMD" in Path("/proc/cpuinfo").read_text() else platform.processor()
-        where = f"{torch.get_num_threads()} CPU cores ({vendor}, no GPU)"
-    command = "python " + " ".join(["benchmarks/bench_student.py", *sys.argv[1:]])
-    text = (
-        f"\n## Student, {date.today()}\n\nCommit {commit}, {where}, torch {torch.__version__}: `{command}`\n\n{table}\n"
-    )
-    with open(RESULTS, "a", encoding="utf-8") as file:
-        file.write(text)
+    show("Student", rows, options.record)
 
 
 if __name__ == "__main__":

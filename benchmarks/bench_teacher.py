@@ -5,25 +5,24 @@
     shared   teacher.prefix: encode and prefill once, fan the KV cache out, decode all rows together
 
     python benchmarks/bench_teacher.py --record                       # CPU, a random mid-size LLaVA, float32
-    python benchmarks/bench_teacher.py --model-shape llava-1.5-7b --random-weights --device cuda --images 64 \\
-        --new-tokens 48 --quantization nf4 nf4-dequantized int8 none --batch-sizes 8 16 32   # no download
 
-In float32 all three must give identical tokens, and the run fails if they do not. In bfloat16 greedy tokens depend on
-the batch composition, so there the share of equal rows is only reported. Times are medians.
+benchmarks/gpu.py does it at the shape of LLaVA-1.5-7B. In float32 all three must give identical tokens, and the run
+fails if they do not. In bfloat16 greedy tokens depend on the batch composition, so there the share of equal rows is
+only reported. Times are medians.
 """
 
 import argparse
-import datetime
-import os
+import logging
 import statistics
-import subprocess
 import sys
-from pathlib import Path
+from collections.abc import Iterator
+from functools import partial
 from time import perf_counter
 
 import numpy as np
 import torch
 from PIL import Image
+from tables import show
 
 from teacher.identity import QUANTIZATIONS
 from teacher.llava.loading import assert_precision
@@ -55,12 +54,13 @@ def random_llava(shape: Shape, quantization: str, dtype: torch.dtype, device: st
         for parameter in model.parameters():
             if parameter.ndim > 1:
                 parameter *= 2.0
-    quantize(model, quantization.removesuffix("-dequantized"), quantization.endswith("-dequantized"), dtype)
+    quantize(model, quantization, dtype)
     return model.eval().requires_grad_(False), processor
 
 
-def quantize(model, kind: str, dequantize: bool, dtype: torch.dtype) -> None:
+def quantize(model, quantization: str, dtype: torch.dtype) -> None:
     """What `from_pretrained` does for a checkpoint, for a model that was never on disk."""
+    kind, dequantize = quantization.removesuffix("-dequantized"), quantization.endswith("-dequantized")
     if kind == "none":
         return
     import bitsandbytes as bnb
@@ -134,57 +134,56 @@ def timed(repeats: int, function, *arguments):
     return result, statistics.median(times)
 
 
-def measure(options, quantization: str) -> list[str]:
-    """Rows of the table for one quantization mode, each method at each batch size."""
-    dtype = getattr(torch, options.dtype)
-    model, processor = random_llava(SHAPES[options.model_shape], quantization, dtype, options.device)
-    generator = SharedPrefixGenerator(model, processor, PROMPTS, options.new_tokens, min_new_tokens=options.new_tokens)
+def measure(
+    shape: Shape,
+    quantization: str,
+    dtype: torch.dtype,
+    device: str,
+    *,
+    batch_sizes: list[int],
+    images: int,
+    naive_images: int,
+    new_tokens: int,
+    repeats: int,
+) -> Iterator[dict[str, object]]:
+    """Rows of the table for one quantization mode: each method, `naive` and `padded` on `naive_images` only (0: all),
+    at each batch size."""
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # int8 says at every layer that it casts
+    model, processor = random_llava(shape, quantization, dtype, device)
+    generator = SharedPrefixGenerator(model, processor, PROMPTS, new_tokens, min_new_tokens=new_tokens)
     rng = np.random.default_rng(0)
-    images = [
-        Image.fromarray(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8)).resize((640, 480))
-        for _ in range(options.images)
-    ]
-    few = images[: options.naive_images or None]
-    shared(generator, images[:1], 1)  # warm-up
-    expected, seconds = timed(options.repeats, naive, generator, few)
-    base = seconds / len(few)
-    rows = [row("naive", quantization, 1, base, base, options, "")]
-    for batch in options.batch_sizes:
-        for name, function, arguments in (("padded", ordinary, (batch, list(PROMPTS))), ("shared", shared, (batch,))):
-            if torch.cuda.is_available():
-                torch.cuda.reset_peak_memory_stats()
-            some = few if name == "padded" else images
-            try:
-                captions, seconds = timed(options.repeats, function, generator, some, *arguments)
-            except torch.OutOfMemoryError:
-                torch.cuda.empty_cache()
-                rows.append(f"| {name} | {quantization} | {batch} | out of memory | | | | |")
-                continue
-            pairs = [(a[key], b[key]) for a, b in zip(captions, expected, strict=False) for key in PROMPTS]
-            equal = sum(a == b for a, b in pairs) / len(pairs)
-            if equal < 1 and dtype == torch.float32 and quantization != "int8":
-                sys.exit(f"bench_teacher: {name} gave other tokens than naive for {1 - equal:.1%} of the captions")
-            rows.append(row(name, quantization, batch, seconds / len(some), base, options, f"{equal:.0%}"))
-            print(rows[-1], flush=True)
-    return rows
-
-
-def row(name, quantization, batch, seconds, base, options, equal) -> str:
-    memory = f"{torch.cuda.max_memory_allocated() / 2**30:.1f} GiB" if torch.cuda.is_available() else "n/a"
-    captions = len(PROMPTS) / seconds
-    tokens = captions * options.new_tokens
-    return (
-        f"| {name} | {quantization} | {batch} | {1 / seconds:.2f} | {captions:.2f} | {tokens:.0f} "
-        f"| {memory} | {equal} | {base / seconds:.2f}x |"
-    )
+    many = [Image.fromarray(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8)).resize((640, 480)) for _ in range(images)]
+    few = many[: naive_images or None]
+    shared(generator, many[:1], 1)  # warm-up
+    contenders = [("naive", 1, few, lambda: naive(generator, few))]
+    for batch in batch_sizes:
+        contenders.append(("padded", batch, few, partial(ordinary, generator, few, batch, list(PROMPTS))))
+        contenders.append(("shared", batch, many, partial(shared, generator, many, batch)))
+    expected = base = None
+    for name, batch, pictures, caption in contenders:
+        row = {"method": name, "weights": quantization, "batch": batch}
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+        try:
+            captions, seconds = timed(repeats, caption)
+        except torch.OutOfMemoryError:
+            torch.cuda.empty_cache()
+            yield row | {"images/s": "out of memory"}
+            continue
+        rate = len(pictures) / seconds
+        expected, base = expected or captions, base or rate
+        pairs = [(a[key], b[key]) for a, b in zip(captions, expected, strict=False) for key in PROMPTS]
+        equal = sum(a == b for a, b in pairs) / len(pairs)
+        if equal < 1 and dtype == torch.float32 and quantization != "int8":
+            sys.exit(f"bench_teacher: {name} gave other tokens than naive for {1 - equal:.1%} of the captions")
+        row |= {"images/s": f"{rate:.3g}", "tokens/s": f"{rate * len(PROMPTS) * new_tokens:.0f}"}
+        if torch.cuda.is_available():
+            row["peak memory"] = f"{torch.cuda.max_memory_allocated() / 2**30:.1f} GiB"
+        yield row | {"equal to naive": f"{equal:.0%}", "speed-up": f"{rate / base:.2f}x"}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model-shape", choices=SHAPES, default="mid")
-    parser.add_argument("--random-weights", action="store_true", help="always so; states it in the command")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: float32 on cpu, bfloat16 elsewhere")
     parser.add_argument("--quantization", nargs="+", choices=QUANTIZATIONS, default=["none"])
     parser.add_argument("--batch-sizes", nargs="+", type=int, default=[4])
     parser.add_argument("--images", type=int, default=4)
@@ -192,29 +191,11 @@ def main() -> None:
     parser.add_argument("--new-tokens", type=int, default=24)
     parser.add_argument("--repeats", type=int, default=3, help="calls of each method; the table has their medians")
     parser.add_argument("--record", action="store_true", help="append the table to benchmarks/RESULTS.md")
-    options = parser.parse_args()
-    options.dtype = options.dtype or ("float32" if options.device == "cpu" else "bfloat16")
-    rows = [line for mode in options.quantization for line in measure(options, mode)]
-    device = (
-        torch.cuda.get_device_name() if options.device != "cpu" else f"{os.cpu_count()} CPU cores (AMD EPYC, no GPU)"
-    )
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
-    table = "\n".join(
-        [
-            f"\n## bench_teacher: {options.model_shape} shape, random weights, {options.dtype}, 5 questions x "
-            f"{options.new_tokens} new tokens, {options.images} images, medians of {options.repeats}",
-            f"{datetime.date.today()}, commit {commit or 'unknown'}, {device}, {torch.get_num_threads()} threads; "
-            f"`python benchmarks/bench_teacher.py {' '.join(sys.argv[1:])}`\n",
-            "| method | weights | batch | images/s | captions/s | tokens/s | peak memory | equal to naive | speed-up |",
-            "|---|---|---|---|---|---|---|---|---|",
-            *rows,
-            "",
-        ]
-    )
-    print(table)
-    if options.record:
-        with Path(__file__).with_name("RESULTS.md").open("a") as file:
-            file.write(table)
+    options = vars(parser.parse_args())
+    record, modes = options.pop("record"), options.pop("quantization")
+    rows = [row for mode in modes for row in measure(SHAPES["mid"], mode, torch.float32, "cpu", **options)]
+    title = f"bench_teacher: mid-size LLaVA, random weights, float32, 5 questions x {options['new_tokens']} new tokens"
+    show(title, rows, record)
 
 
 if __name__ == "__main__":

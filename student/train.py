@@ -10,10 +10,14 @@ SIGTERM and Ctrl-C save a checkpoint and exit; so does train.max_minutes. docs/t
 """
 
 import argparse
+import errno
 import math
 import os
+import shutil
 import sys
 import time
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from student.params import ParamsError, add_params_arguments, read_params
@@ -35,11 +39,22 @@ def main(argv: list[str] | None = None) -> int:
     from student.training.setup import open_job
     from student.training.stopping import TrainingStopped
 
+    job = None
     try:
         job = open_job(read_params(args.params, args.overrides), args.init_from)
         return dry_run(job) if args.dry_run else train(job, begun)
     except (ParamsError, TrainDataError, CheckpointError, TrainingStopped) as error:
         print(f"train: {error}", file=sys.stderr)
+        return 1
+    except Exception as error:  # torch, safetensors and trackers each have their own for a full disk
+        out = Path(job.paths.student) if job else Path()
+        if getattr(error, "errno", None) not in (errno.ENOSPC, errno.EDQUOT) and shutil.disk_usage(out).free > 2**20:
+            raise
+        print(
+            f"train: {out}: the disk is full; free some space and start again: it goes on from the last checkpoint "
+            f"({' '.join(str(error).split())[:200]})",
+            file=sys.stderr,
+        )
         return 1
 
 
@@ -68,6 +83,7 @@ def lr_at(step: int, config: TrainConfig) -> float:
 
 def train(job: Any, begun: float) -> int:
     """Train to the last step, or until asked to stop; returns the exit code."""
+    from student.training.cuda_graph import Recorded
     from student.training.log import Progress
     from student.training.run import Run
     from student.training.stopping import suspects
@@ -80,28 +96,35 @@ def train(job: Any, begun: float) -> int:
     accelerator, done = run.accelerator, run.start
     model, optimizer, average = run.weights.model, run.weights.optimizer, run.weights.average
 
+    def gradients(batches: Iterable[dict[str, Any]]) -> tuple[list[Any], list[tuple[Any, Any]], Any]:
+        """Losses of the micro-batches, their rows with the suspects among them, and the gradients' norm before they
+        were clipped."""
+        optimizer.zero_grad()
+        parts, suspected = [], []
+        for batch in batches:
+            with accelerator.accumulate(model):
+                restored, prompts = model(batch["lq"], return_prompts=True)
+                losses = run.losses(batch, restored, prompts)
+                accelerator.backward(losses.total)
+            parts.append(losses)
+            suspected.append((batch["row"], suspects(batch, restored)))
+        return parts, suspected, accelerator.clip_grad_norm_(model.parameters(), config.clip_norm)
+
+    update = optimizer.step
+    if config.cuda_graph:
+        gradients, update = Recorded(gradients), Recorded(update)
+
     with run.stop, Progress(run.start, run.last, run.main).running() as progress:
         for step in range(run.start, run.last):
             # ---- one step: one update, from grad_accumulation micro-batches ----
             lapse, lr = time.monotonic(), lr_at(step, config)
-            for group in optimizer.param_groups:
-                group["lr"] = lr
-            parts, suspected = [], []
-            for micro in range(config.grad_accumulation):
-                batch = run.next_batch(step, micro)
-                with accelerator.accumulate(model):
-                    restored, prompts = model(batch["lq"], return_prompts=True)
-                    losses = run.losses(batch, restored, prompts)
-                    accelerator.backward(losses.total)
-                parts.append(losses)
-                suspected.append((batch["row"], suspects(batch, restored)))
-            grad_norm = accelerator.clip_grad_norm_(model.parameters(), config.clip_norm)
+            run.weights.set_lr(lr)
+            parts, suspected, grad_norm = gradients(run.micro_batches(step))
             means, norm, stop = run.agree(parts, grad_norm)
             if run.is_good(step + 1, means, norm, suspected):
-                optimizer.step()
+                update()
                 if average:
                     average.update(step)
-            optimizer.zero_grad()
             done = step + 1
             run.count(time.monotonic() - lapse)
             # ---- end of the step ----

@@ -1,9 +1,9 @@
 """Train the mini teacher: a LLaVA of about a million parameters that describes clean images of four kinds.
 
 Every answer is derived by program (`mini_training.answers`), so the model learns to *read* brightness, color, texture,
-land cover and kind of image off the pixels; it knows nothing else. First the vision tower learns to name these properties
-by itself (`train_eyes`; its classifiers are thrown away), which costs a third of a step of the whole model; then the
-rest learns to say what the tower sees (`train_speech`). Parts of the images are drawn afresh at every step.
+land cover and kind of image off the pixels; it knows nothing else. First the vision tower learns to name these
+properties by itself (`train_eyes`; its classifiers are thrown away), which costs a third of a step of the whole model;
+then the rest learns to say what the tower sees (`train_speech`). Parts of the images are drawn afresh at every step.
 
     python -m teacher.train_mini                           # artifacts/samples -> teacher/mini
     python -m teacher.train_mini --extra photograph=DIR satellite=DIR mri=DIR ct=DIR

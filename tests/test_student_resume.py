@@ -2,6 +2,7 @@
 
 import functools
 import json
+import multiprocessing
 import os
 import random
 import signal
@@ -11,6 +12,8 @@ from pathlib import Path
 import pytest
 import toy_training as toy
 
+from student.data import dataset
+from student.training import stopping
 from student.training.checkpoints import CheckpointError, Checkpoints
 from student.training.log import RunLog
 from student.training.setup import RunLock
@@ -134,12 +137,68 @@ def test_another_configuration_is_refused_with_the_differing_keys_where_asked(wh
     assert (Checkpoints(out).latest() / "meta.json").read_bytes() == before
 
 
-def test_a_damaged_checkpoint_is_named_with_the_remedy(whole_run, tmp_path):
+@pytest.mark.parametrize("name", ["optimizer.bin", "model.safetensors", "ema-00000.safetensors"])
+def test_a_damaged_checkpoint_is_named_with_the_remedy(whole_run, tmp_path, name):
+    """One bit that flipped in a weight or a moment gives numbers as good as any other."""
     toy.beside(whole_run, tmp_path)
-    out = toy.run_here(tmp_path, max_steps=4, stop_at_step=2, val_every=0)
-    (Checkpoints(out).latest() / "optimizer.bin").write_bytes(b"half a fi")
-    with pytest.raises(CheckpointError, match="step-00000002: .*delete it to go on from an older checkpoint"):
-        toy.run_here(tmp_path, max_steps=4, val_every=0)
+    out = toy.run_here(tmp_path, max_steps=4, stop_at_step=2, val_every=0, ema_decay=0.9)
+    file = Checkpoints(out).latest() / name
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(
+        CheckpointError, match=f"step-00000002/{name}: damaged or gone .*; delete .*step-00000002 to go"
+    ):
+        toy.run_here(tmp_path, max_steps=4, val_every=0, ema_decay=0.9)
+
+
+def data_that_stops_coming() -> None:
+    """After two steps, as from workers that a full /dev/shm has stopped."""
+    load, given = dataset.PairDataset.__getitems__, []
+    stopping.PATIENCE = 2
+    multiprocessing.set_start_method("fork", force=True)  # so that the worker has this too
+
+    def batch(self, draws):
+        if len(given) == 2:
+            time.sleep(60)
+        given.append(draws)
+        return load(self, draws)
+
+    dataset.PairDataset.__getitems__ = batch
+
+
+@pytest.mark.parametrize("by_signal", [False, True])
+def test_a_wait_for_data_ends_and_names_the_remedy(whole_run, tmp_path, by_signal):
+    toy.beside(whole_run, tmp_path)
+    settings = {"num_workers": 1, "data_timeout": 600 if by_signal else 3, "val_every": 0}
+    [process] = toy.start(tmp_path, before=data_that_stops_coming, **settings)
+    if by_signal:
+        toy.wait_for_rows(tmp_path / "student", 2, process)
+        process.terminate()
+    toy.finish([process], code=1)
+    said = (tmp_path / "params-0.txt").read_text()
+    assert "--shm-size" in said and "train.num_workers" in said and "Traceback" not in said
+    assert ("signal SIGTERM" if by_signal else "train.data_timeout)") in said
+    assert Checkpoints(tmp_path / "student").latest().name == "step-00000002"
+
+
+def log_to_a_full_disk() -> None:
+    write = RunLog.write
+
+    def logged(self, row: dict) -> None:
+        if row["step"] == 3:
+            self.file = Path("/dev/full")
+        write(self, row)
+
+    RunLog.write = logged
+
+
+def test_a_full_disk_is_one_line(whole_run, tmp_path):
+    toy.beside(whole_run, tmp_path)
+    toy.finish(toy.start(tmp_path, before=log_to_a_full_disk, save_every=2), code=1)
+    said = (tmp_path / "params-0.txt").read_text()
+    assert "the disk is full; free some space and start again" in said and "Traceback" not in said
+    assert Checkpoints(tmp_path / "student").latest().name == "step-00000002"
 
 
 def test_only_one_process_may_train_into_a_directory(tmp_path):

@@ -1,7 +1,7 @@
 """Checkpoints of a run, and whose run a directory holds.
 
     artifacts/student/checkpoints/
-      step-00000400/      Accelerate's state (weights, optimiser, scaler), ema.safetensors, meta.json
+      step-00000400/      Accelerate's state (weights, optimiser, scaler), the average, meta.json with their sha256
       earlier/1a2b3c4d/   a run of other parameters or data, set aside: its newest checkpoint, log and weights
 
 A directory named `step-*` is complete: it is written under another name, flushed to disk, then renamed.
@@ -125,7 +125,9 @@ class Checkpoints:
         write(temporary)
         process.wait_for_everyone()
         if process.is_main_process:
-            (temporary / META).write_text(json.dumps(meta, indent=1), encoding="utf-8")
+            files = sorted(path for path in temporary.rglob("*") if path.is_file())
+            digests = {str(path.relative_to(temporary)): _sha256(path) for path in files}
+            (temporary / META).write_text(json.dumps(meta | {"sha256": digests}, indent=1), encoding="utf-8")
             for path in [*temporary.rglob("*"), temporary]:
                 flush(path)
             if final.exists():
@@ -159,6 +161,21 @@ def read_meta(path: Path) -> dict[str, Any]:
         return json.loads((path / META).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path / META}: {error}; delete {path} to go on from an older checkpoint") from None
+
+
+def check_files(folder: Path, digests: dict[str, str]) -> None:
+    """Raises `CheckpointError` for a file of a checkpoint that is not what was written."""
+    for name, sha256 in digests.items():
+        if not (folder / name).is_file() or _sha256(folder / name) != sha256:
+            raise CheckpointError(
+                f"{folder / name}: damaged or gone (its sha256 is not the one in {META}); delete {folder} to go on "
+                "from an older checkpoint"
+            )
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _move(source: Path, target: Path) -> None:

@@ -77,8 +77,13 @@ class TrainConfig(Section):
     """Memory layout of the convolutions."""
     compile: bool = False
     """`torch.compile` the network."""
+    cuda_graph: bool = False
+    """Record the step's kernels once and launch them together: for one GPU, where launching them one by one takes
+    longer than running them."""
     num_workers: Annotated[int, Field(ge=0)] = 8
     """Processes that decode and crop, per training process; 0 does it in the training process."""
+    data_timeout: PositiveFloat = 600
+    """Seconds that a batch may take to come before training stops."""
     cache_images: Literal["none", "memory", "memmap"] = "none"
     """Decode every image once: into memory, or into one memory-mapped file under `cache_dir` that processes share."""
     cache_dir: str = "artifacts/image_cache"
@@ -107,14 +112,16 @@ class TrainConfig(Section):
             raise ValueError(f"batch_size {self.batch_size} must be a multiple of grad_accumulation")
         if self.warmup_steps >= self.max_steps:
             raise ValueError(f"warmup_steps {self.warmup_steps} must be below max_steps {self.max_steps}")
+        if self.cuda_graph and (self.grad_accumulation > 1 or self.mixed_precision == "fp16"):
+            raise ValueError("cuda_graph needs grad_accumulation 1 and mixed_precision bf16 or no")
         if self.min_lr > self.lr:
             raise ValueError(f"min_lr {self.min_lr} exceeds lr {self.lr}")
         return self
 
 
 EXECUTION_KEYS = frozenset(
-    "stop_at_step max_minutes channels_last compile num_workers cache_images cache_dir save_every keep_last val_every "
-    "val_images val_crop log_every max_bad_steps trackers on_changed init_from".split()
+    "stop_at_step max_minutes channels_last compile cuda_graph num_workers data_timeout cache_images cache_dir "
+    "save_every keep_last val_every val_images val_crop log_every max_bad_steps trackers on_changed init_from".split()
 )
 """Keys of `TrainConfig` that do not make it another run. `init_from` is replaced by the weights' sha256."""
 

@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,13 @@ from student.data.dataset import PairDataset, whole
 from student.data.sampler import BalancedBatches
 from student.machine import keep_freed_memory, use_all_cores
 from student.params import ParamsError
-from student.training.checkpoints import Checkpoints, read_meta
+from student.training import cuda_graph
+from student.training.checkpoints import Checkpoints, check_files, read_meta
 from student.training.fsdp import whole_tensor
 from student.training.log import RunLog
 from student.training.losses import TERMS, Losses, compute_losses
 from student.training.setup import Job, RunLock, build_student, make_accelerator, publish, published
-from student.training.stopping import BadSteps, StopRequest, ignore_signals
+from student.training.stopping import BadSteps, StopRequest, TrainingStopped, end_workers, ignore_signals
 from student.training.validation import choose_rows, validate
 from student.training.weights import TrainedWeights
 
@@ -76,8 +78,11 @@ class Run:
         if not cuda:
             keep_freed_memory()
             use_all_cores()
+        if config.cuda_graph:
+            cuda_graph.check(accelerator)
         self.weights = TrainedWeights(student, config, accelerator)
         if self.latest:
+            check_files(self.latest, self.meta["sha256"])
             self.weights.restore(self.latest, self.meta["shards"])
         self.dataset = self.job.dataset()
         # Accelerate's own loader wrapper is not used: the sampler already gives each process its share.
@@ -94,10 +99,22 @@ class Run:
         self.seconds = {"wait": 0.0, "step": 0.0}
         self.images = 0
 
-    def next_batch(self, step: int, micro: int) -> dict[str, Tensor]:
-        """The next micro-batch on the device; seeds what is random in its forward pass."""
+    def micro_batches(self, step: int) -> Iterator[dict[str, Tensor]]:
+        """The micro-batches of a step, on the device; each seeds what is random in its forward pass."""
+        for micro in range(self.config.grad_accumulation):
+            yield self._next_batch(step, micro)
+
+    def _next_batch(self, step: int, micro: int) -> dict[str, Tensor]:
         begun = time.monotonic()
-        batch = {name: rows.to(self.accelerator.device, non_blocking=True) for name, rows in next(self.batches).items()}
+        try:
+            with self.stop.waiting(self.config.data_timeout):
+                rows = next(self.batches)
+        except TrainingStopped:
+            end_workers()
+            if micro == 0 and self.accelerator.num_processes == 1:  # the others would wait for this one
+                self.save(step)
+            raise
+        batch = {name: rows.to(self.accelerator.device, non_blocking=True) for name, rows in rows.items()}
         if self.config.channels_last:
             batch["lq"] = batch["lq"].to(memory_format=torch.channels_last)
         self.seconds["wait"] += time.monotonic() - begun

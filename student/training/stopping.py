@@ -1,17 +1,23 @@
 """What may end a run before its last step: signals, the time limit, and losses that are not finite."""
 
 import math
+import multiprocessing
 import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from accelerate.utils import gather_object
 from torch import Tensor
 
+PATIENCE = 10
+"""Seconds that a batch may still take after a signal."""
+
 
 class TrainingStopped(RuntimeError):
-    """Too many bad steps; the message names step, loss terms and samples."""
+    """Too many bad steps, or no data; the message names what happened, where, and the remedy."""
 
 
 class StopRequest:
@@ -37,6 +43,31 @@ class StopRequest:
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
+    @contextmanager
+    def waiting(self, limit: float) -> Iterator[None]:
+        """Around a wait for data. Raises `TrainingStopped` inside it after `limit` seconds, and after `PATIENCE`
+        seconds when a signal has come: a worker that died in a full /dev/shm says nothing and answers nothing."""
+        begun = time.monotonic()
+
+        def look(_number: int, _frame: Any) -> None:
+            waited = time.monotonic() - begun
+            if waited < (PATIENCE if self.reason else limit):
+                return
+            why = f", and {self.reason}" if self.reason else " (train.data_timeout)"
+            raise TrainingStopped(
+                f"no batch of data for {waited:.0f} s{why}; workers need shared memory: start the container with "
+                "--shm-size=1g, or set train.num_workers: 0; where the images themselves come this slowly, raise "
+                "train.data_timeout"
+            )
+
+        before = signal.signal(signal.SIGALRM, look)
+        signal.setitimer(signal.ITIMER_REAL, 1, 1)
+        try:
+            yield
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+
     def wanted(self) -> bool:
         if self.reason is None and self._deadline is not None and time.monotonic() >= self._deadline:
             self.reason = "train.max_minutes"
@@ -47,6 +78,13 @@ def ignore_signals(_worker: int) -> None:
     """For data workers: a signal to the whole job must not take them from under the step that is being finished."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def end_workers() -> None:
+    """End data workers that no longer answer: this process could not end without them."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler takes their end for a failure
+    for worker in multiprocessing.active_children():
+        worker.kill()
 
 
 class BadSteps:

@@ -19,16 +19,17 @@ class TrainedWeights:
     whole)."""
 
     def __init__(self, student: nn.Module, config: TrainConfig, accelerator: Accelerator):
-        self._accelerator, self.shards = accelerator, shards_of(accelerator)
+        self._accelerator, self.shards, self._config = accelerator, shards_of(accelerator), config
         if self.shards:
             make_shardable(student, accelerator)
         elif config.channels_last:  # FSDP2 takes contiguous weights only
             student = student.to(memory_format=torch.channels_last)
-        fused = accelerator.device.type == "cuda"
-        optimizer = torch.optim.Adam(student.parameters(), lr=config.lr, betas=config.betas, fused=fused)
+        self._fused = accelerator.device.type != "cpu"
+        optimizer = torch.optim.Adam(student.parameters(), lr=config.lr, betas=config.betas, fused=self._fused)
         if config.compile:
             student.compile()
         self.model, self.optimizer = accelerator.prepare(student, optimizer)
+        self._fit_optimizer()
         self.network = accelerator.unwrap_model(self.model)
         self.average = WeightAverage(self.network, config.ema_decay) if config.ema_decay else None
         self.pool_values = {name: pool.values_NLD for name, pool in self.network.pools().items()}
@@ -45,25 +46,34 @@ class TrainedWeights:
         check_shards(folder, shards, self.shards)
         try:
             self._accelerator.load_state(str(folder))
-            self._fit_moments()
+            self._fit_optimizer()
             if self.average:
                 self.average.load(folder, self._accelerator.process_index, bool(self.shards))
         except Exception as error:  # torch, pickle and safetensors each raise their own
             reason = " ".join(str(error).split())[:300]
             raise CheckpointError(f"{folder}: {reason}; delete it to go on from an older checkpoint") from error
 
-    def _fit_moments(self) -> None:
-        """Lay Adam's state out as the parameters are now: a run may go on on another device or in another memory
-        format, and the fused Adam of GPUs takes its moments in the parameters' own layout only."""
-        fused = self._accelerator.device.type == "cuda"
+    def set_lr(self, lr: float) -> None:
         for group in self.optimizer.param_groups:
-            group["fused"] = fused
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(lr)
+            else:
+                group["lr"] = lr
+
+    def _fit_optimizer(self) -> None:
+        """Fit Adam and its state to this start: a run may go on on another device, in another memory format, or as a
+        CUDA graph, and the fused Adam of GPUs takes its moments in the parameters' own layout only."""
+        recorded, lr = self._config.cuda_graph, self._config.lr
+        for group in self.optimizer.param_groups:
+            group |= {"fused": self._fused, "capturable": recorded}
+            # A recorded update reads its learning rate where it lies on the device.
+            group["lr"] = torch.tensor(lr, device=self._accelerator.device) if recorded else lr
             for parameter in group["params"]:
-                state = self.optimizer.state[parameter]
+                state = self.optimizer.state.get(parameter)
                 for name in ("exp_avg", "exp_avg_sq") if state and not self.shards else ():
                     state[name] = torch.empty_like(parameter).copy_(state[name])
                 if state:
-                    state["step"] = state["step"].to(parameter.device if fused else "cpu")
+                    state["step"] = state["step"].to(parameter.device if self._fused else "cpu")
 
     def averaged(self) -> AbstractContextManager[None]:
         """Inside, the network's weights are their moving average, if there is one."""

@@ -1,0 +1,164 @@
+"""What a GPU asks of the training code, tested without one."""
+
+import json
+import subprocess
+import sys
+from contextlib import contextmanager
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
+from toy_training import ROOT, losses, make_data, run_here, same, weights
+
+from student.model import Student
+from student.network.config import ModelConfig
+from student.params import ParamsError
+from student.training import cuda_graph
+from student.training.ema import WeightAverage
+
+BENCHMARKS = ROOT / "benchmarks"
+FREE = ("empty", "detach", "_unsafe_view")
+KERNELS = 10_800
+"""Budget of one bf16 step: forward, backward, clipping, Adam, average. Lower it when there are fewer."""
+
+
+class Tape(TorchDispatchMode):
+    """A CUDA graph in slow motion: the kernels of a function, noted once and run again on the same memory."""
+
+    def __init__(self):
+        super().__init__()
+        self.kernels, self.replays = [], 0
+
+    def __torch_dispatch__(self, kernel, types, args=(), kwargs=None):
+        assert kernel is not torch.ops.aten._local_scalar_dense.default, "a recorded function waits for the device"
+        outputs = kernel(*args, **(kwargs or {}))
+        self.kernels.append(
+            (kernel, *(tree_map_only(torch.Tensor, lambda x: x.data, t) for t in (args, kwargs, outputs)))
+        )
+        return outputs
+
+    def replay(self):
+        self.replays += 1
+        if self.replays == 1:  # a real recording computes nothing; this one did
+            return
+        for kernel, args, kwargs, outputs in self.kernels:
+            again = kernel(*args, **kwargs)
+            for kept, new in zip(tree_leaves(outputs), tree_leaves(again), strict=True):
+                if isinstance(kept, torch.Tensor) and kept.data_ptr() != new.data_ptr():
+                    kept.copy_(new)
+
+
+class Stream:
+    def wait_stream(self, other):
+        pass
+
+
+@contextmanager
+def recording(tape, **_options):
+    """`torch.cuda.graph`."""
+    with tape:
+        yield
+
+
+@pytest.fixture
+def tapes(monkeypatch):
+    """A CPU on which `train.cuda_graph` records tapes."""
+    monkeypatch.setattr(cuda_graph, "check", lambda accelerator: None)
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", Stream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextmanager(lambda: (yield))())
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Tape)
+    monkeypatch.setattr(torch.cuda, "graph", recording)
+    monkeypatch.setattr(sys.modules["torch.optim.adam"], "_get_capturable_supported_devices", lambda: ["cpu"])
+
+
+def test_recorded_steps_train_the_same_student(tapes, tmp_path, monkeypatch):
+    folders = tmp_path / "eager", tmp_path / "recorded"
+    for folder, eager_calls in zip(folders, (10**9, 3), strict=True):
+        make_data(folder)
+        monkeypatch.setattr(cuda_graph, "EAGER_CALLS", eager_calls)
+        run_here(folder, cuda_graph=True, ema_decay=0.9, warmup_steps=3)
+    assert losses(folders[0] / "student") == losses(folders[1] / "student")
+    assert same(*(weights(folder / "student") for folder in folders))
+
+
+def test_a_graph_is_refused_where_it_cannot_be(tmp_path):
+    make_data(tmp_path)
+    with pytest.raises(ParamsError, match=r"train.cuda_graph: this run is on cpu"):
+        run_here(tmp_path, cuda_graph=True)
+    with pytest.raises(ParamsError, match="cuda_graph needs grad_accumulation 1"):
+        run_here(tmp_path, cuda_graph=True, grad_accumulation=2)
+
+
+def test_the_gpu_command_runs_every_part_at_toy_size(tmp_path):
+    command = [sys.executable, str(BENCHMARKS / "gpu.py"), "--toy", "--device", "cpu", "--out", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    facts = json.loads((tmp_path / "gpu.json").read_text())
+    assert set(facts["ended"].values()) == {"done"}
+    rows = facts["rows"]
+    assert {row["right"] for row in rows["correctness"]} == {"yes"}
+    assert {row["method"] for row in rows["student"] if "step" in row} == {"authors'", "ours"}
+    assert {row["weights"] for row in rows["teacher"]} == {"nf4", "nf4-dequantized", "int8", "none"}
+    assert all(row["images_per_second"] > 0 for row in rows["trainer"] + rows["processes"])
+    assert (tmp_path / "gpu.md").read_text().count("| ---") >= 8
+
+
+def test_what_a_part_measured_before_its_time_was_up_is_kept(tmp_path):
+    command = [sys.executable, str(BENCHMARKS / "gpu.py"), "--toy", "--device", "cpu", "--out", str(tmp_path)]
+    (tmp_path / "correctness.jsonl").write_text('{"stale": 1}\n')
+    done = subprocess.run([*command, "--parts", "correctness", "--minutes", "0.1"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    facts = json.loads((tmp_path / "gpu.json").read_text())
+    assert facts["ended"] == {"correctness": "cut off"} and "correctness (cut off)" in done.stdout
+    assert not any("stale" in row or "trained" in row for row in facts["rows"]["correctness"])
+
+
+def train_on_a_fake_gpu(folder, *fault):
+    """Four steps and two validations of three images, each with two pools."""
+    command = [sys.executable, str(ROOT / "tests" / "fake_gpu.py"), str(folder), *fault]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def test_training_mixes_no_devices_and_waits_once_a_step(tmp_path):
+    done = train_on_a_fake_gpu(tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    facts = json.loads(done.stdout.splitlines()[-1])
+    assert facts.pop("tensors") > 500 and facts == {"tolist": 4 + 2 * 3 * 2, "numpy": 2 * 3, "places": ["gpu:0"]}
+
+
+@pytest.mark.parametrize(
+    "fault, error", [("waits", "_local_scalar_dense"), ("misplaced", "two devices, gpu:0 and cpu")]
+)
+def test_the_fake_gpu_finds_faults(tmp_path, fault, error):
+    assert error in train_on_a_fake_gpu(tmp_path, fault).stderr
+
+
+class Counter(TorchDispatchMode):
+    """Counts what would be kernels on a GPU: operations that compute, not those that make a view."""
+
+    kernels = 0
+
+    def __torch_dispatch__(self, kernel, types, args=(), kwargs=None):
+        outputs = kernel(*args, **(kwargs or {}))
+        name = kernel.name()
+        self.kernels += name.startswith("aten::") and not (kernel.is_view or any(word in name for word in FREE))
+        return outputs
+
+
+def test_a_step_of_the_published_size_stays_within_its_kernels():
+    with FakeTensorMode(), Counter() as counter:
+        student = Student(ModelConfig()).train()
+        average = WeightAverage(student, 0.999)
+        optimizer = torch.optim.Adam(student.parameters(), fused=True)
+        lq = torch.empty(12, 3, 128, 128)
+        before = counter.kernels
+        with torch.autocast("cpu", torch.bfloat16):
+            restored = student(lq)
+        (restored.float() - lq).abs().mean().backward()
+        torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0, foreach=True)
+        optimizer.step()
+        average.update(0)
+    assert counter.kernels - before <= KERNELS, counter.kernels - before
