@@ -1,7 +1,4 @@
-"""Report stage: one page with the evidence of a run, from its artifacts alone.
-
-What is missing is named on the page with the command that makes it; the report never fails for it.
-"""
+"""Report stage: one page with the evidence of a run, from its artifacts alone; what is missing is named there."""
 
 import argparse
 import time
@@ -20,6 +17,8 @@ EXAMPLES = """examples:
   python -m pipeline.report --params recipes/md-6t.yaml         of another run
 A missing input is named on the page, with the command that makes it.
 """
+LEAD = """A vision-language model described clean images once; its descriptions became priors, and one small network
+learned with them to restore images."""
 
 
 def report(args: argparse.Namespace) -> str:
@@ -27,7 +26,7 @@ def report(args: argparse.Namespace) -> str:
     started = time.perf_counter()
     params = load_all(args.params, args.overrides)
     # Heavy (matplotlib), so not before the parameters are known to be right.
-    from pipeline.reporting import captions, data, page, priors, provenance, results, training
+    from pipeline.reporting import captions, data, page, provenance, results, training
     from pipeline.reporting.blocks import Section, visible
     from pipeline.reporting.inputs import Inputs
 
@@ -35,23 +34,16 @@ def report(args: argparse.Namespace) -> str:
     sections = []
     for title, about, module in (
         ("Results", "Restored images against the clean ones, on held-out images.", results),
-        ("Data", "What the student learned from: degraded images and their clean originals.", data),
+        ("Data", "What the student learned from, and what it is measured on.", data),
         ("Captions", "What the vision-language model said about the clean images.", captions),
-        ("Priors", "The captions as vectors: the target of the student's domain prompts.", priors),
         ("Training", "The losses, and the score on held-out images, over the steps.", training),
+        ("Provenance", "What this run was made of.", provenance),
     ):
-        sections.append(Section(title.lower(), title, about))
+        sections.append(Section(title, about))
         for block in module.BLOCKS:
             sections[-1].add(block, inputs)
-    sections.append(Section("provenance", "Provenance", "What this run was made of."))
-    sections[-1].add(provenance.made_of, inputs, Path(args.params))
-    html = page.render(
-        "Caption once, distil many times: report of a run",
-        "A vision-language model described clean images once; its descriptions became priors, and one small network "
-        "learned with them to restore images.",
-        facts(inputs),
-        sections,
-    )
+    sections[-1].add(provenance.parameters, Path(args.params))
+    html = page.render("Caption once, distil many times: report of a run", LEAD, facts(inputs), sections)
     folder = Path(params.paths.report)
     page.write(folder, html, sections)
     summary = f"report: {folder / 'index.html'}, {len(html) / 2**20:.1f} MiB, {time.perf_counter() - started:.1f} s"
@@ -64,20 +56,16 @@ def facts(inputs: "Inputs") -> list[tuple[str, str]]:
     from pipeline.reporting.blocks import Missing
     from pipeline.reporting.results import change, verdict
 
-    def mean() -> tuple[str, str]:
-        overall = inputs.results["overall"]
-        name = verdict(overall)
-        return f"mean {name} in PSNR" if name in ("gain", "loss") else "mean change in PSNR, not shown", change(overall)
-
     found = []
-    for fact in (
-        mean,
-        lambda: ("pairs", f"{len(inputs.pairs):,}"),
-        lambda: ("clean images", f"{len(inputs.clean):,}"),
-        lambda: ("training steps", f"{inputs.log[-1]['step']:,}"),
+    for name, value in (
+        ("", lambda: change(inputs.results["overall"])),
+        ("pairs", lambda: f"{len(inputs.pairs):,}"),
+        ("clean images", lambda: f"{len(inputs.clean):,}"),
+        ("training steps", lambda: f"{inputs.log[-1]['step']:,}"),
     ):
         try:
-            found.append(fact())
+            told = value()
+            found.append((name or f"change in PSNR, mean over tasks: {verdict(inputs.results['overall'])}", told))
         except Missing:
             continue
     return found
@@ -85,12 +73,9 @@ def facts(inputs: "Inputs") -> list[tuple[str, str]]:
 
 def main(arguments: list[str] | None = None) -> None:
     """`python -m pipeline.report`."""
-    parser = argparse.ArgumentParser(
-        prog="python -m pipeline.report",
-        description="One self-contained HTML page about a run: results, data, captions, priors, training.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    about = "One self-contained HTML page about a run: results, data, captions, training."
+    look = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser("python -m pipeline.report", None, about, EXAMPLES, formatter_class=look)
     add_params_arguments(parser)
     try:
         print(report(parser.parse_args(arguments)))

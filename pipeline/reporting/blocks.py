@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 
 class Missing(Exception):
-    """An input of a block is not there or cannot be read; the report then says so, and how to make it."""
+    """An input is not there or cannot be read; the report then says so, and how to make it."""
 
     def __init__(self, what: str, command: str):
         super().__init__(f"{what}; {command}")
@@ -14,13 +14,11 @@ class Missing(Exception):
 
 @dataclass(frozen=True)
 class Figure:
-    """A picture and a sentence, written from its numbers, that says what it shows."""
+    """A picture and sentences, written from its numbers, that say what it shows."""
 
     title: str
     takeaway: str
     png: bytes
-    alt: str
-    """What the picture shows, for those who cannot see it."""
     name: str = ""
     """One of `page.FIGURES` for a chart, which is also written beside the page, for `dvc plots`."""
     wide: bool = False
@@ -30,36 +28,25 @@ class Figure:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of text; the first column names the row."""
+    """Rows of text. `words`: the columns that stand left; numbers stand right."""
 
     title: str
     takeaway: str
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
-    words: frozenset[int] = frozenset({0})
-    """Columns of words, which stand left; numbers stand right."""
+    words: Sequence[int] = (0,)
     last_is_total: bool = False
     kind = "table"
 
 
 @dataclass(frozen=True)
-class Gallery:
-    """Small pictures, each with a line of text; `[(png, text), ...]`."""
+class Pictures:
+    """Small pictures, each with a title and pairs of term and text: `[(png, title, [(term, text), ...]), ...]`."""
 
     title: str
     takeaway: str
-    pictures: Sequence[tuple[bytes, str]]
-    kind = "gallery"
-
-
-@dataclass(frozen=True)
-class Card:
-    """A picture with pairs of term and text beside it."""
-
-    title: str
-    png: bytes
-    pairs: Sequence[tuple[str, str]]
-    kind = "card"
+    cards: Sequence[tuple[bytes, str, Sequence[tuple[str, str]]]]
+    kind = "pictures"
 
 
 @dataclass(frozen=True)
@@ -71,14 +58,13 @@ class Listing:
     kind = "listing"
 
 
-Block = Figure | Table | Gallery | Card | Listing
+Block = Figure | Table | Pictures | Listing
 
 
 @dataclass
 class Section:
     """A heading, what it is about, its blocks and what is missing for more."""
 
-    key: str
     title: str
     about: str
     blocks: list[Block] = field(default_factory=list)
@@ -96,11 +82,9 @@ class Section:
 def visible(text: str) -> str:
     """Text from outside (captions, names, paths, errors), fit for a page, a chart and a terminal.
 
-    Control characters and those that turn the direction of writing become U+FFFD: they would hide what follows.
+    Control characters, and those that turn the direction of writing, would hide what follows: they become U+FFFD.
     """
-    return "".join(
-        c if c.isprintable() or c in "\n\u200c\u200d" else " " if c.isspace() else "\ufffd" for c in text
-    )
+    return "".join(c if c.isprintable() or c in "\n\u200c\u200d" else " " if c.isspace() else "\ufffd" for c in text)
 
 
 def pretty(name: str) -> str:

@@ -12,7 +12,7 @@ from pipeline.reporting.blocks import Figure, Section, visible
 from student.files import write_file
 
 TEMPLATE = Path(__file__).with_name("page.html.j2")
-FIGURES = ("results-changes", "data-pairs", "priors-map", "training-losses", "training-validation")
+FIGURES = ("results-changes", "priors-map", "training-losses", "training-validation")
 """All files that the report ever writes below figures/, and so may remove: no name comes from outside."""
 
 

@@ -3,6 +3,7 @@
 import platform
 import subprocess
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -14,31 +15,32 @@ from pipeline.reporting.inputs import Inputs
 PACKAGES = ("teachonce", "torch", "transformers", "accelerate", "numpy", "pillow", "pyarrow")
 
 
-def made_of(inputs: Inputs, params: Path) -> Iterator[Block]:
-    """Hashes of captions, priors and weights; versions; the parameter file. What is not there is left out."""
-    lines = [f"made     {datetime.now(UTC):%Y-%m-%d %H:%M} UTC, code {commit() or 'outside a git repository'}"]
-    try:
+def hashes(inputs: Inputs) -> Iterator[Block]:
+    """Of captions, priors and weights, and versions; other sections say what is not there."""
+    lines = [f"made {datetime.now(UTC):%Y-%m-%d %H:%M} UTC, code {commit() or 'outside a git repository'}"]
+    with suppress(shards.ReleaseError, OSError):
         about = shards.open_release(inputs.paths.release).manifest
-        lines.append(f"teacher  {about['teacher'].get('name', '')} {about['teacher_fingerprint']}")
+        lines.append(f"teacher {about['teacher'].get('name', '')} {about['teacher_fingerprint']}")
         lines.append(f"embedder {about['embedder'].get('name', '')} {about['embedding_fingerprint']}")
-        lines.append(f"release  {about['rows']} rows, dim {about['dim']}, {about['manifest_sha256']}")
-    except (shards.ReleaseError, OSError):
-        pass  # the section about captions says what is missing
-    try:
-        lines.append(f"weights  {inputs.results['model']['weights_sha256']}")
-    except Missing:
-        pass
-    lines.append(f"python   {platform.python_version()} on {platform.system()} {platform.machine()}")
+        lines.append(f"release {about['manifest_sha256']}")
+    with suppress(Missing):
+        lines.append(f"weights {inputs.results['model']['weights_sha256']}")
+    lines.append(f"python {platform.python_version()} on {platform.system()} {platform.machine()}")
     lines += [f"{name} {metadata.version(name)}" for name in PACKAGES]
     yield Listing("Hashes and versions", "\n".join(lines))
-    yield Listing(f"Parameters: {params.name}", params.read_text(encoding="utf-8"))
+
+
+def parameters(file: Path) -> Iterator[Block]:
+    """The parameter file as it stands."""
+    yield Listing(f"Parameters: {file.name}", file.read_text(encoding="utf-8"))
 
 
 def commit() -> str:
     """The commit, with a + where tracked files differ from it; "" outside a repository."""
-    try:
-        say = lambda *words: subprocess.run(["git", *words], capture_output=True, text=True, timeout=30)  # noqa: E731
-        head, changed = say("rev-parse", "HEAD"), say("status", "--porcelain", "--untracked-files=no")
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return head.stdout.strip() + "+" * bool(changed.stdout.strip()) if head.returncode == 0 else ""
+    with suppress(OSError, subprocess.TimeoutExpired):
+        command = ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+"]
+        return subprocess.run(command, capture_output=True, text=True, timeout=30).stdout.strip()
+    return ""
+
+
+BLOCKS = (hashes,)

@@ -1,4 +1,4 @@
-"""How every chart looks. Colours mean the same on the whole page: green better, red worse, grey not known, else domains."""
+"""How charts look. One colour, one meaning: green better, red worse, grey not known, black a loss, others domains."""
 
 import io
 import warnings
@@ -12,21 +12,17 @@ from PIL import Image
 
 BETTER, WORSE, UNSURE, INK = "#0b7a4b", "#b3261e", "#8a8f98", "#1d2129"
 """The first two as in the pictures of student/evaluation/contact_sheet.py."""
-DOMAINS = ("#0072B2", "#E69F00", "#CC79A7", "#56B4E9", "#000000", "#8c6bb1")
+DOMAINS = ("#0072B2", "#E69F00", "#CC79A7", "#56B4E9", "#8c6bb1", "#9a6324")
 """Okabe & Ito (2008), told apart with every common kind of colour blindness, without their green and red."""
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+MARKERS = "os^DvPX*"
 STYLE = {
-    "font.size": 11,
     "axes.edgecolor": "#9aa0a8",
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
     "axes.axisbelow": True,
+    "font.size": 11,
     "grid.color": "#e6e8eb",
-    "text.color": INK,
-    "axes.labelcolor": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
     "legend.frameon": False,
     "text.parse_math": False,  # a name with two $ is no formula
 }
@@ -38,10 +34,10 @@ def colours(domains: Iterable[str]) -> dict[str, str]:
 
 
 def canvas(height: float, rows: int = 1, columns: int = 1, width: float = 5.6, **options) -> tuple[Figure, np.ndarray]:
-    """A figure (inches; 5.6 shown 350 px wide leave 10 px to a letter) and its axes `[rows, columns]`."""
+    """A figure (in inches) that needs no display and no pyplot, and its axes `[rows, columns]`."""
     matplotlib.rcParams.update(STYLE)
     figure = Figure(figsize=(width, height), layout="constrained", dpi=144)
-    FigureCanvasAgg(figure)  # needs no display and no pyplot
+    FigureCanvasAgg(figure)
     return figure, figure.subplots(rows, columns, squeeze=False, **options)
 
 

@@ -26,29 +26,18 @@ def losses(inputs: Inputs) -> Iterator[Block]:
     on = [key for key in LOSSES if any(row.get(key) is not None for row in rows)]
     height = -(-len(on) // 4)
     figure, axes = style.canvas(2.3 * height + 0.2, height, min(4, len(on)), width=11.6, sharex=True)
-    told = []
     for place, key in zip(axes.flat, on, strict=False):
-        steps, values = np.array([(r["step"], r[key]) for r in rows if r.get(key) is not None], dtype=float).T
-        smooth = _smooth(values)
+        steps, values = np.array([(row["step"], row[key]) for row in rows if row.get(key) is not None], dtype=float).T
         place.plot(steps, values, color=style.INK, alpha=0.3, linewidth=1)
-        place.plot(steps, smooth, color=style.INK, linewidth=2)
+        place.plot(steps, _smooth(values), color=style.INK, linewidth=2)
         place.set_title(LOSSES[key], fontsize=10, loc="left")
-        told.append(f"{key.removeprefix('loss_')} {smooth[0]:.3g} → {smooth[-1]:.3g}")
     for place in list(axes.flat)[len(on) :]:
         place.set_visible(False)
     figure.supxlabel("step", fontsize=11)
+    told = f"Steps {rows[0]['step']:,} to {rows[-1]['step']:,}; faint: as logged, strong: smoothed."
     speed = [row["images_per_second"] for row in rows if row.get("images_per_second")]
-    waits = [row["data_wait_fraction"] for row in rows if row.get("data_wait_fraction") is not None]
-    yield Figure(
-        "Losses",
-        f"From step {rows[0]['step']} to {rows[-1]['step']}, smoothed: {listed(told)}."
-        + (f" {np.median(speed):.3g} images a second (median)" if speed else "")
-        + (f", {np.mean(waits):.1%} of the time spent waiting for data." if speed and waits else ""),
-        style.png(figure),
-        "Curves of every loss over the steps; faint: as logged, strong: smoothed.",
-        "training-losses",
-        wide=True,
-    )
+    told += f" {np.median(speed):.3g} images a second (median)." if speed else ""
+    yield Figure("Losses", told, style.png(figure), "training-losses", wide=True)
 
 
 def validation(inputs: Inputs) -> Iterator[Block]:
@@ -58,23 +47,19 @@ def validation(inputs: Inputs) -> Iterator[Block]:
     if not names:
         return  # clean inputs have nothing to win
     domain_of = {row["dataset"]: row["domain"] for row in inputs.pairs}
+    colours = style.colours(set(domain_of.values()))
     figure, axes = style.canvas(3.4 + 0.14 * len(names))
     final = []
     for place, name in enumerate(names):
         points = [(row["step"], row["val"][name]["psnr_gain"]) for row in rows if name in row["val"]]
-        colour, marker = inputs.colours.get(domain_of.get(name), style.UNSURE), style.MARKERS[place % len(style.MARKERS)]
+        colour, marker = colours.get(domain_of.get(name), style.UNSURE), style.MARKERS[place % len(style.MARKERS)]
         axes[0, 0].plot(*zip(*points, strict=True), color=colour, marker=marker, markersize=5, label=pretty(name))
         final.append(f"{pretty(name)} {points[-1][1]:+.2f}")
     axes[0, 0].axhline(0, color=style.INK, linewidth=1)
     axes[0, 0].set(xlabel="step", ylabel="change in PSNR over the input (dB)")
     figure.legend(loc="outside lower center", ncols=2, fontsize=9)
-    yield Figure(
-        "Validation",
-        f"On a few images of each data set, at step {rows[-1]['step']}: {listed(final)} dB.",
-        style.png(figure),
-        "Curves: the change in PSNR of every data set over the steps.",
-        "training-validation",
-    )
+    told = f"On a few images of each data set, at step {rows[-1]['step']:,}: {listed(final)} dB."
+    yield Figure("Validation", told, style.png(figure), "training-validation")
 
 
 def _rows(inputs: Inputs, key: str) -> list[dict[str, Any]]:
