@@ -83,7 +83,7 @@ def change(row: dict[str, Any]) -> str:
 def _cells(row: dict[str, Any], papers: bool) -> list[str]:
     before, after = (_pair(row[f"psnr{of}"], row[f"ssim{of}"]) for of in ("_input", ""))
     least, paper = row.get("psnr_gain_least"), row.get("paper")
-    cells = [str(row["n"]), before, after, change(row), verdict(row), "" if least is None else _signed(least)]
+    cells = [str(row["n"]), before, after, change(row), verdict(row), "–" if least is None else _signed(least)]
     beside = f"{_pair(paper['psnr'], paper['ssim'])} ({paper['psnr_difference']:+.2f})" if paper else ""
     return cells + [beside] * papers
 
