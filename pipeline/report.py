@@ -3,18 +3,13 @@
 import argparse
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from pipeline.params import load_all
 from student.params import ParamsError, add_params_arguments
 
-if TYPE_CHECKING:
-    from pipeline.reporting.inputs import Inputs
-
 EXAMPLES = """examples:
   python -m pipeline.report                                     → artifacts/report/index.html, opens from disk
   python -m pipeline.report --set report.max_priors=500         a quicker map of the priors
-  python -m pipeline.report --params recipes/md-6t.yaml         of another run
 A missing input is named on the page, with the command that makes it.
 """
 LEAD = """A vision-language model described clean images once; its descriptions became priors, and one small network
@@ -37,38 +32,18 @@ def report(args: argparse.Namespace) -> str:
         ("Data", "What the student learned from, and what it is measured on.", data),
         ("Captions", "What the vision-language model said about the clean images.", captions),
         ("Training", "The losses, and the score on held-out images, over the steps.", training),
-        ("Provenance", "What this run was made of.", provenance),
     ):
         sections.append(Section(title, about))
         for block in module.BLOCKS:
             sections[-1].add(block, inputs)
-    sections[-1].add(provenance.parameters, Path(args.params))
-    html = page.render("Caption once, distil many times: report of a run", LEAD, facts(inputs), sections)
+    sections.append(Section("Provenance", "What this run was made of."))
+    sections[-1].add(provenance.made_of, inputs, Path(args.params))
+    html = page.render("Caption once, distil many times: report of a run", LEAD, results.facts(inputs), sections)
     folder = Path(params.paths.report)
     page.write(folder, html, sections)
     summary = f"report: {folder / 'index.html'}, {len(html) / 2**20:.1f} MiB, {time.perf_counter() - started:.1f} s"
     lacks = [lack for section in sections for lack in section.missing]
     return visible(summary + "".join(f"\n  not shown: {lack.what}; make it with {lack.command}" for lack in lacks))
-
-
-def facts(inputs: "Inputs") -> list[tuple[str, str]]:
-    """The run in a few numbers; those that are not there are left out: their section says what is missing."""
-    from pipeline.reporting.blocks import Missing
-    from pipeline.reporting.results import change, verdict
-
-    found = []
-    for name, value in (
-        ("", lambda: change(inputs.results["overall"])),
-        ("pairs", lambda: f"{len(inputs.pairs):,}"),
-        ("clean images", lambda: f"{len(inputs.clean):,}"),
-        ("training steps", lambda: f"{inputs.log[-1]['step']:,}"),
-    ):
-        try:
-            told = value()
-            found.append((name or f"change in PSNR, mean over tasks: {verdict(inputs.results['overall'])}", told))
-        except Missing:
-            continue
-    return found
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 
 class Missing(Exception):
@@ -12,22 +13,18 @@ class Missing(Exception):
         self.what, self.command = what, command
 
 
-@dataclass(frozen=True)
-class Figure:
-    """A picture and sentences, written from its numbers, that say what it shows."""
+class Figure(NamedTuple):
+    """A picture and sentences, written from its numbers, that say what it shows; without `name` it is no chart."""
 
     title: str
     takeaway: str
     png: bytes
     name: str = ""
-    """One of `page.FIGURES` for a chart, which is also written beside the page, for `dvc plots`."""
     wide: bool = False
     folded: bool = False
-    kind = "figure"
 
 
-@dataclass(frozen=True)
-class Table:
+class Table(NamedTuple):
     """Rows of text. `words`: the columns that stand left; numbers stand right."""
 
     title: str
@@ -35,27 +32,21 @@ class Table:
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
     words: Sequence[int] = (0,)
-    last_is_total: bool = False
-    kind = "table"
 
 
-@dataclass(frozen=True)
-class Pictures:
+class Pictures(NamedTuple):
     """Small pictures, each with a title and pairs of term and text: `[(png, title, [(term, text), ...]), ...]`."""
 
     title: str
     takeaway: str
     cards: Sequence[tuple[bytes, str, Sequence[tuple[str, str]]]]
-    kind = "pictures"
 
 
-@dataclass(frozen=True)
-class Listing:
+class Listing(NamedTuple):
     """Long text, folded away."""
 
     title: str
     text: str
-    kind = "listing"
 
 
 Block = Figure | Table | Pictures | Listing

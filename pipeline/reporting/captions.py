@@ -1,6 +1,5 @@
 """Section "Captions": what the teacher said about the clean images, and a map of it as vectors."""
 
-import warnings
 from collections import Counter
 from collections.abc import Iterator
 
@@ -13,7 +12,7 @@ from pipeline.reporting.inputs import EMBED, Inputs
 
 CARDS = 6
 FEWEST = 6
-"""Images below which a map of their priors says nothing."""
+"""Priors below which a map of them says nothing."""
 PERPLEXITY = 30
 """Neighbours that t-SNE looks at; of few images at most a third."""
 
@@ -47,9 +46,8 @@ def questions(inputs: Inputs) -> Iterator[Block]:
             failed = sum(asked.get(status, 0) for status in ("empty", "bad_image", "error"))
             cut = asked["cut_by_max_new_tokens"] + asked["cut_by_embedder"]
             usual = "".join(f"“{text}” ({times})" for text, times in texts.most_common(1))
-            rows.append(
-                [pretty(name), asked["prompt"], *map(str, (asked.get("ok", 0), failed, cut, len(texts))), usual]
-            )
+            numbers = map(str, (asked.get("ok", 0), failed, cut, len(texts)))
+            rows.append([pretty(name), asked["prompt"], *numbers, usual])
         told = f"{stats['rows']} of {stats['images']} images have captions that can be used."
     except (KeyError, TypeError, AttributeError) as error:
         raise Missing(f"{inputs.paths.caption_stats} has another form: {error!r}", EMBED) from None
@@ -61,13 +59,10 @@ def priors(inputs: Inputs) -> Iterator[Block]:
     """The captions as vectors on a plane, by domain."""
     sample = inputs.sample
     vectors, domains = sample.vectors, sorted(set(sample.domains))
-    if len(vectors) < FEWEST:
-        raise Missing(f"{len(vectors)} priors are too few for a map ({FEWEST} at least)", EMBED)
+    # Equal priors are one point, the larger the more images share it: t-SNE would lay them out as a ring.
     distinct, number = np.unique(vectors, axis=0, return_inverse=True)
-    told = f"{len(distinct)} of {len(vectors)} priors differ"
     if len(distinct) < FEWEST:
-        distinct, number = vectors, np.arange(len(vectors))
-    told += "; the more images share a point, the larger it is. " * (len(distinct) < len(vectors)) or ". "
+        raise Missing(f"{len(distinct)} different priors are too few for a map ({FEWEST} at least)", EMBED)
     places = _places(distinct)
     colours = style.colours({row["domain"] for row in inputs.pairs} | set(domains))
     figure, axes = style.canvas(4.6 + 0.15 * len(domains))
@@ -79,20 +74,19 @@ def priors(inputs: Inputs) -> Iterator[Block]:
     axes[0, 0].spines[:].set_visible(True)
     figure.legend(loc="outside lower center", ncols=2, fontsize=10)
     own = _own(vectors, sample.domains) if len(domains) > 1 else ""
-    told = f"{own}{told}Only neighbourhoods mean something on it (t-SNE). {sample.rule}"
+    told = f"{own}{len(distinct)} of {len(vectors)} priors differ; a point is as large as it is frequent. Only "
+    told += f"neighbourhoods mean something on such a map (t-SNE). {sample.rule}"
     yield Figure("Map of the priors", told, style.png(figure), "priors-map")
 
 
 def _places(vectors: np.ndarray) -> np.ndarray:
-    """`[n, 2]`, of priors that differ: t-SNE lays equal ones out as a ring. 50 components are its author's advice."""
+    """`[n, dim]` → `[n, 2]`; 50 components before t-SNE are its author's advice."""
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
 
     reduced = PCA(min(50, *vectors.shape), random_state=0).fit_transform(vectors)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # when all priors are equal
-        perplexity = min(PERPLEXITY, (len(vectors) - 1) / 3)
-        return TSNE(perplexity=perplexity, init="random", random_state=0).fit_transform(reduced)
+    perplexity = min(PERPLEXITY, (len(vectors) - 1) / 3)
+    return TSNE(perplexity=perplexity, init="random", random_state=0).fit_transform(reduced)
 
 
 def _own(vectors: np.ndarray, labels: np.ndarray) -> str:

@@ -2,10 +2,9 @@
 
 import json
 from collections import defaultdict
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -26,18 +25,17 @@ INDEX, EMBED, TRAIN, EVAL = (
 )
 
 
-@dataclass(frozen=True)
-class Sample:
-    """The images of the release that the report looks at, sorted by sha256; one place of each list an image."""
+class Sample(NamedTuple):
+    """The images of the release that the report looks at, sorted by sha256, and in `rule` how they were chosen.
+
+    `vectors`: their priors, float32 `[n, dim]` of unit length; `captions`: of each, perspective → text.
+    """
 
     sha256s: list[str]
     domains: np.ndarray
     vectors: np.ndarray
-    """Priors, float32 `[n, dim]` of unit length."""
     captions: list[dict[str, str]]
-    """Perspective → text."""
     rule: str
-    """How they were chosen, as a sentence."""
 
 
 class Inputs:
@@ -111,7 +109,7 @@ class Inputs:
         file = Path(self.paths.evaluation) / "results.json"
         results = self.json(file, EVAL)
         try:
-            _ = results["variant"], results["model"]["weights_sha256"]
+            _ = results["variant"]
             for row in (results["overall"], *results["datasets"].values()):
                 _ = [row[key] for key in SCORES]
         except (KeyError, TypeError, AttributeError) as error:

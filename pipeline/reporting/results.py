@@ -1,6 +1,7 @@
 """Section "Results": before and after, and by how much, from the evaluation's own files."""
 
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ from pipeline.reporting import style
 from pipeline.reporting.blocks import Block, Figure, Missing, Table, listed, pretty
 from pipeline.reporting.inputs import EVAL, Inputs
 
-SAID = {"gain": "Gain", "loss": "Loss", "not shown": "No change shown, because the interval holds 0"}
+SAID = {"gain": "Gain", "loss": "Loss", "not shown": "No change shown (the interval holds 0, or it is one image)"}
 
 
 def panels(inputs: Inputs) -> Iterator[Block]:
@@ -16,12 +17,10 @@ def panels(inputs: Inputs) -> Iterator[Block]:
     folder = Path(inputs.paths.evaluation) / "panels"
     if not (folder / "overview.png").is_file():
         raise Missing(f"{folder / 'overview.png'}: not there (eval.panels draws it)", EVAL)
-    told = "Neither the best nor the worst image of a task."
-    yield Figure("Before and after", told, (folder / "overview.png").read_bytes(), wide=True)
+    yield Figure("Before and after", "", (folder / "overview.png").read_bytes(), wide=True)
     for file in sorted(folder.glob("*.png")):
         if file.stem != "overview":
-            title = f"Best, median and worst image: {pretty(file.stem)}"
-            yield Figure(title, "", file.read_bytes(), wide=True, folded=True)
+            yield Figure(f"Best, median and worst image: {pretty(file.stem)}", "", file.read_bytes(), folded=True)
 
 
 def changes(inputs: Inputs) -> Iterator[Block]:
@@ -60,7 +59,6 @@ def scores(inputs: Inputs) -> Iterator[Block]:
         columns + ["paper (difference)"] * papers,
         rows,
         (0, 5),
-        last_is_total=len(rows) > 1,
     )
 
 
@@ -69,7 +67,7 @@ def verdict(row: dict[str, Any]) -> str:
     if row["psnr_gain"] is None:
         return "clean input"
     low, high = row["psnr_gain_ci95"]
-    return "not shown" if row["n"] < 2 or low <= 0 <= high else "gain" if low > 0 else "loss"
+    return "not shown" if low <= 0 <= high or low == high else "gain" if low > 0 else "loss"
 
 
 def change(row: dict[str, Any]) -> str:
@@ -78,6 +76,19 @@ def change(row: dict[str, Any]) -> str:
         return "–"
     low, high = map(_signed, row["psnr_gain_ci95"])
     return f"{_signed(row['psnr_gain'])} dB [{low}, {high}]"
+
+
+def facts(inputs: Inputs) -> list[tuple[str, str]]:
+    """The run in a few numbers; those that are not there are left out: their section says what is missing."""
+    found = []
+    with suppress(Missing):
+        overall = inputs.results["overall"]
+        found.append((f"change in PSNR, mean over tasks: {verdict(overall)}", change(overall)))
+    with suppress(Missing):
+        found += [("pairs", f"{len(inputs.pairs):,}"), ("clean images", f"{len(inputs.clean):,}")]
+    with suppress(Missing):
+        found.append(("training steps", f"{inputs.log[-1]['step']:,}"))
+    return found
 
 
 def _cells(row: dict[str, Any], papers: bool) -> list[str]:

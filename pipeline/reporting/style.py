@@ -30,7 +30,7 @@ STYLE = {
 
 def colours(domains: Iterable[str]) -> dict[str, str]:
     """A colour for each domain, by its place; the palette repeats after six, so pair it with `MARKERS`."""
-    return {name: DOMAINS[number % len(DOMAINS)] for number, name in enumerate(sorted(domains))}
+    return {name: DOMAINS[number % len(DOMAINS)] for number, name in enumerate(sorted(set(domains)))}
 
 
 def canvas(height: float, rows: int = 1, columns: int = 1, width: float = 5.6, **options) -> tuple[Figure, np.ndarray]:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.reporting import style
-from pipeline.reporting.blocks import Block, Figure, Missing, listed, pretty
+from pipeline.reporting.blocks import Block, Figure, Missing, pretty
 from pipeline.reporting.inputs import TRAIN, Inputs
 
 LOSSES = {
@@ -21,22 +21,22 @@ LOSSES = {
 
 
 def losses(inputs: Inputs) -> Iterator[Block]:
-    """Every loss that was on, un-weighted."""
+    """Every loss that was on, un-weighted, as logged and as a mean over a tenth of the run."""
     rows = _rows(inputs, "loss")
     on = [key for key in LOSSES if any(row.get(key) is not None for row in rows)]
     height = -(-len(on) // 4)
     figure, axes = style.canvas(2.3 * height + 0.2, height, min(4, len(on)), width=11.6, sharex=True)
     for place, key in zip(axes.flat, on, strict=False):
         steps, values = np.array([(row["step"], row[key]) for row in rows if row.get(key) is not None], dtype=float).T
+        half = max(1, len(values) // 20)
+        smooth = [values[max(0, i - half) : i + half + 1].mean() for i in range(len(values))]
         place.plot(steps, values, color=style.INK, alpha=0.3, linewidth=1)
-        place.plot(steps, _smooth(values), color=style.INK, linewidth=2)
+        place.plot(steps, smooth, color=style.INK, linewidth=2)
         place.set_title(LOSSES[key], fontsize=10, loc="left")
     for place in list(axes.flat)[len(on) :]:
         place.set_visible(False)
     figure.supxlabel("step", fontsize=11)
     told = f"Steps {rows[0]['step']:,} to {rows[-1]['step']:,}; faint: as logged, strong: smoothed."
-    speed = [row["images_per_second"] for row in rows if row.get("images_per_second")]
-    told += f" {np.median(speed):.3g} images a second (median)." if speed else ""
     yield Figure("Losses", told, style.png(figure), "training-losses", wide=True)
 
 
@@ -47,18 +47,16 @@ def validation(inputs: Inputs) -> Iterator[Block]:
     if not names:
         return  # clean inputs have nothing to win
     domain_of = {row["dataset"]: row["domain"] for row in inputs.pairs}
-    colours = style.colours(set(domain_of.values()))
+    colours = style.colours(domain_of.values())
     figure, axes = style.canvas(3.4 + 0.14 * len(names))
-    final = []
     for place, name in enumerate(names):
         points = [(row["step"], row["val"][name]["psnr_gain"]) for row in rows if name in row["val"]]
         colour, marker = colours.get(domain_of.get(name), style.UNSURE), style.MARKERS[place % len(style.MARKERS)]
         axes[0, 0].plot(*zip(*points, strict=True), color=colour, marker=marker, markersize=5, label=pretty(name))
-        final.append(f"{pretty(name)} {points[-1][1]:+.2f}")
     axes[0, 0].axhline(0, color=style.INK, linewidth=1)
     axes[0, 0].set(xlabel="step", ylabel="change in PSNR over the input (dB)")
     figure.legend(loc="outside lower center", ncols=2, fontsize=9)
-    told = f"On a few images of each data set, at step {rows[-1]['step']:,}: {listed(final)} dB."
+    told = "Measured during training on a few held-out images of each data set. A colour is a domain."
     yield Figure("Validation", told, style.png(figure), "training-validation")
 
 
@@ -67,12 +65,6 @@ def _rows(inputs: Inputs, key: str) -> list[dict[str, Any]]:
     if not rows:
         raise Missing(f"the training log has no row with “{key}” yet", TRAIN)
     return rows
-
-
-def _smooth(values: np.ndarray) -> np.ndarray:
-    """Mean over a window of a tenth of the run, narrower at its ends."""
-    half = max(1, len(values) // 20)
-    return np.array([values[max(0, i - half) : i + half + 1].mean() for i in range(len(values))])
 
 
 BLOCKS = (losses, validation)
