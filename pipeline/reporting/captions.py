@@ -74,8 +74,8 @@ def priors(inputs: Inputs) -> Iterator[Block]:
     axes[0, 0].spines[:].set_visible(True)
     figure.legend(loc="outside lower center", ncols=2, fontsize=10)
     own = _own(vectors, sample.domains) if len(domains) > 1 else ""
-    told = f"{own}{len(distinct)} of {len(vectors)} priors differ; a point is as large as it is frequent. Only "
-    told += f"neighbourhoods mean something on such a map (t-SNE). {sample.rule}"
+    told = f"{own}{len(distinct)} of {len(vectors)} priors differ; the more images share a point, the larger "
+    told += f"it is. Only neighbourhoods mean something on such a map (t-SNE). {sample.rule}"
     yield Figure("Map of the priors", told, style.png(figure), "priors-map")
 
 

@@ -56,7 +56,9 @@ def validation(inputs: Inputs) -> Iterator[Block]:
     axes[0, 0].axhline(0, color=style.INK, linewidth=1)
     axes[0, 0].set(xlabel="step", ylabel="change in PSNR over the input (dB)")
     figure.legend(loc="outside lower center", ncols=2, fontsize=9)
-    told = "Measured during training on a few held-out images of each data set. A colour is a domain."
+    told = "Measured during training on a few held-out images of each data set." + " A colour is a domain." * (
+        len(colours) > 1
+    )
     yield Figure("Validation", told, style.png(figure), "training-validation")
 
 
