@@ -16,10 +16,6 @@ from pipeline.ablation import queue as ablate_queue
 from pipeline.ablation.config import AblateConfig
 from pipeline.ablation.statistics import Interval, as_json, markdown, rows, verdict
 from pipeline.params import load_all
-from pipeline.reporting.ablation import differences
-from pipeline.reporting.blocks import Missing
-from pipeline.reporting.config import ReportConfig
-from pipeline.reporting.inputs import Inputs
 from student.params import ParamsError, Paths, load_section, read_params
 
 REPOSITORY = Path(__file__).parents[1]
@@ -74,20 +70,11 @@ def test_a_control_that_helps_is_an_alarm():
     assert verdict(Interval(-1, -1.5, -0.5, 3), control=False) == "hurts"
 
 
-def test_table_and_report_show_the_same_numbers(tmp_path):
+def test_the_table_shows_the_numbers():
     scores = {"both": {0: measured(a=1), 1: measured(a=2)}, "other": {0: measured(a=0.5), 1: measured(a=1.5)}}
     table = rows(config(other={"asks": "does it?"}), scores)
     assert "| other | +1.000 [" in markdown(table, [0, 1], "basicsr") and "does it?" in markdown(table, [0], "basicsr")
-    (tmp_path / "ablation").mkdir()
-    results = tmp_path / "ablation" / "results.json"
-    results.write_text(json.dumps(as_json(table, [0, 1], "basicsr", "c0ffee"), allow_nan=False))
-    inputs = Inputs(Paths(report=str(tmp_path / "report")), ReportConfig())
-    figure, shown = differences(inputs)
-    assert "Of 1 comparisons over 2 seeds 1 show a difference: other hurts." in figure.takeaway
-    assert shown.rows[1][:4] == ["other", "+1.00 [-5.35, +7.35]", "both", "-0.50 [-0.50, -0.50]"]
-    results.write_text("{}")
-    with pytest.raises(Missing, match="pipeline.ablate"):
-        list(differences(inputs))
+    json.dumps(as_json(table, [0, 1], "basicsr", "c0ffee"), allow_nan=False)
 
 
 def test_names_change_with_what_changes_numbers_and_with_nothing_else():

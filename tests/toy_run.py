@@ -99,30 +99,36 @@ def write_log(file: Path, steps: int = 300) -> None:
         rows.append(row | {"images_per_second": 20.0 + rng.normal(), "data_wait_fraction": 0.01})
         if step % 100 == 0:
             val = {t: {"psnr": 25 + step / 100, "psnr_input": 25.5, "psnr_gain": step / 100 - 0.5} for t in TASKS}
-            share = lambda n: rng.dirichlet(np.full(8, 0.4), n).round(6).tolist()  # noqa: E731
-            usage = {
-                "task": dict(zip(TASKS, share(6), strict=True)),
-                "domain": dict(zip(SUBJECTS, share(3), strict=True)),
-            }
-            rows += [{"step": step, "val": val}, {"step": step, "usage": usage}]
+            rows.append({"step": step, "val": val})
     file.write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 30')  # killed in mid-line
 
 
+CHANGES = (
+    (2.0, [1.0, 3.0]),
+    (0.1, [-0.2, 0.4]),
+    (-1.0, [-1.5, -0.5]),
+    (None, None),
+    (7.0, [6.0, 8.0]),
+    (0.003, [0.002, 0.004]),
+)
+"""Mean and interval of each of the `TASKS`: shown, not shown, a loss, clean inputs, and twice shown."""
+
+
 def write_evaluation(folder: Path) -> None:
-    """What student.eval leaves besides metrics.json."""
+    """What student.eval leaves, one data set a task."""
     (folder / "panels").mkdir(parents=True)
     for name in ("overview", *TASKS):
         Image.new("RGB", (120, 40), "navy").save(folder / "panels" / f"{name}.png")
-    lines = [f"{task},{gain}" for task in TASKS for gain in (-0.5, 1.0, 2.5)]
-    (folder / "per_image.csv").write_text("\n".join(["task,psnr_gain", *lines]) + "\n")
-    (folder / "results.json").write_text(json.dumps({"setting": None, "datasets": {}}))
+    score = {"psnr": 30.5, "psnr_input": 29.25, "ssim": 0.9, "ssim_input": None, "n": 8}
+    changes = [{"psnr_gain": mean, "psnr_gain_ci95": interval, "psnr_gain_least": mean} for mean, interval in CHANGES]
+    sets = {task: score | change for task, change in zip(TASKS, changes, strict=True)}
+    overall = score | {"psnr_gain": 1.62, "psnr_gain_ci95": [1.5, 1.75], "n": 48}
+    results = {"variant": "basicsr", "model": {"weights_sha256": "5eed"}, "datasets": sets, "overall": overall}
+    (folder / "results.json").write_text(json.dumps(results))
 
 
 def write_run(root: Path, per_task: int = 4) -> Path:
     """A whole run below `root`; returns its params.yaml. Paths inside are relative to `root`."""
-    from student.model import Student
-    from student.network.config import ModelConfig
-
     rng = np.random.default_rng(0)
     rows = write_images(root, per_task, rng)
     artifacts = root / "artifacts"
@@ -135,19 +141,8 @@ def write_run(root: Path, per_task: int = 4) -> Path:
     perspective |= {"cut_by_max_new_tokens": 2, "cut_by_embedder": 0}
     stats = {"images": len(good) + 1, "rows": len(good), "perspectives": {"content": perspective}}
     (artifacts / "caption_stats.json").write_text(json.dumps(stats))
-    model = ModelConfig(
-        width=8, encoder_blocks=(1, 1), decoder_blocks=(1, 1), latent_blocks=2, refinement_blocks=1, heads=(1, 1, 1),
-        prompt_dim=DIM, task_pool_size=8, domain_pool_size=8,
-    )  # fmt: skip
-    Student(model).save_pretrained(artifacts / "student")
+    (artifacts / "student").mkdir()
     write_log(artifacts / "student" / "log.jsonl")
-    scores = {
-        task: {"psnr": 30 + i, "psnr_input": 29.5, "psnr_gain": 0.5 + i, "ssim": 0.9, "ssim_input": 0.8, "n": 1}
-        for i, task in enumerate(TASKS)
-    }
-    overall = {"psnr": 32.5, "psnr_input": 29.5, "psnr_gain": 3.0, "ssim": 0.9, "ssim_input": 0.8, "n": 6}
-    metrics = {"variant": "basicsr", "tasks": scores, "overall": overall}
-    (artifacts / "metrics.json").write_text(json.dumps(metrics))
     write_evaluation(artifacts / "evaluation")
     params = root / "params.yaml"
     params.write_text("report: {max_priors: 200}\n")

@@ -1,146 +1,85 @@
-"""Section "data": what the student sees."""
+"""Section "Data": what the student sees."""
 
+import json
 import zlib
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
+from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image
 
-from pipeline.reporting import style as style
-from pipeline.reporting.blocks import Block, Figure, Missing, Table, listed, pretty
+from pipeline.reporting import style
+from pipeline.reporting.blocks import Block, Missing, Pictures, Table, listed, pretty
 from pipeline.reporting.inputs import INDEX, Inputs
-from student.images.files import read_8_bit
+from student.images.files import read_rgb
 from student.images.picture import ImageFileError, read_file
+from student.images.sample_values import given_range
 
-SIDE = 256
-"""Longest side of an example picture; larger ones are cut to their centre, never scaled, so that noise stays noise."""
+SIDE = 192
+"""Longest side of an example; larger ones are cut to their centre, never scaled, so that noise stays noise."""
+UNREADABLE = (ImageFileError, OSError, ValueError, KeyError)
 
 
 def counts(inputs: Inputs) -> Iterator[Block]:
     """Usable pairs per data set and split, and everything in the index that is not usable."""
-    pairs = inputs.pairs
-    names = sorted(set(zip(pairs["domain"].to_pylist(), pairs["dataset"].to_pylist(), strict=True)))
-    domains = sorted({domain for domain, _ in names})
-    splits = sorted(set(pairs["split"].to_pylist()), key=lambda split: ("train val test".find(split), split))
-    rows = Counter(zip(pairs["dataset"].to_pylist(), pairs["split"].to_pylist(), strict=True))
-    figure, axes = style.canvas(1.4 + 0.42 * len(names))
-    left = np.zeros(len(names))
-    color = style.colors(domains)
-    for split, shade in zip(splits, np.linspace(1, 0.35, len(splits)), strict=True):
-        widths = np.array([rows[dataset, split] for _, dataset in names], dtype=float)
-        labels = [pretty(dataset) for _, dataset in names]
-        bars = axes[0, 0].barh(labels, widths, left=left, color=[color[domain] for domain, _ in names], alpha=shade)
-        axes[0, 0].bar_label(
-            bars, [f"{int(w)} {split}" if w > widths.sum() / 50 else "" for w in widths], label_type="center",
-            color="white" if shade > 0.7 else style.INK, fontsize=9,
-        )  # fmt: skip
-        left += widths
-    axes[0, 0].invert_yaxis()
-    axes[0, 0].grid(axis="y", visible=False)
-    axes[0, 0].xaxis.get_major_locator().set_params(integer=True)
-    axes[0, 0].set_xlabel("pairs of a degraded and a clean image")
-    images = len(set(pairs["gt_sha256"].to_pylist()))
-    sides = np.array([pairs["width"].to_pylist(), pairs["height"].to_pylist()])
-    yield Figure(
-        "data-counts",
-        "Pairs by data set",
-        f"{len(pairs)} pairs of {len(set(pairs['task'].to_pylist()))} tasks in {len(domains)} domains "
-        f"({listed(map(pretty, domains))}) are made of {images} distinct clean images, "
-        f"{sides.min()} to {sides.max()} pixels a side.",
-        style.png(figure),
-        "Bars: the number of pairs of every data set, by split, coloured by domain.",
+    splits = sorted({row["split"] for row in inputs.pairs}, key=lambda split: ("train val test".find(split), split))
+    rows = Counter((row["dataset"], row["split"]) for row in inputs.pairs)
+    sets = {row["dataset"]: [pretty(row[key]) for key in ("dataset", "domain", "task")] for row in inputs.pairs}
+    sides = [row[side] for row in inputs.pairs for side in ("width", "height")]
+    bad = Counter(row["status"] for row in inputs.index if row["status"] != "ok")
+    told = (
+        f"{len(inputs.pairs):,} pairs of a degraded and a clean image, made of {len(inputs.clean):,} different clean "
     )
-    bad = Counter(
-        (row["dataset"], row["status"]) for row in inputs.index.select(["dataset", "status"]).to_pylist()
-        if row["status"] != "ok"
-    )  # fmt: skip
+    told += f"images of {min(sides)} to {max(sides)} pixels a side."
     if bad:
-        share = sum(bad.values()) / len(inputs.index)
-        yield Table(
-            "Rows that are not used",
-            f"{sum(bad.values())} of {len(inputs.index)} rows ({share:.1%}) are left out; {INDEX} --check lists them.",
-            ["data set", "reason", "rows"],
-            [[pretty(dataset), status, str(n)] for (dataset, status), n in sorted(bad.items())],
-        )
+        told += f" Left out: {listed(f'{n} {status}' for status, n in sorted(bad.items()))}; see {INDEX} --check."
+    table = [[*about, *(f"{rows[name, split]:,}" for split in splits)] for name, about in sets.items()]
+    yield Table("Pairs by data set", told, ["data set", "domain", "task", *splits], table, (0, 1, 2))
 
 
 def examples(inputs: Inputs) -> Iterator[Block]:
-    """One pair of every data set, degraded beside clean, a figure a domain."""
-    table = inputs.pairs.sort_by([("domain", "ascending"), ("dataset", "ascending"), ("gt_sha256", "ascending")])
-    first: dict[str, dict] = {}
-    for row in table.to_pylist():
-        held = first.get(row["dataset"])
-        if held is None or held["split"] == "train" != row["split"]:  # held-out images are what results are about
-            first[row["dataset"]] = row
-    shown = list(first.values())[: inputs.config.max_datasets]
-    unreadable = []
-    for domain in dict.fromkeys(row["domain"] for row in shown):
-        panels, names = [], []
-        for row in shown:
-            if row["domain"] == domain:
-                try:
-                    panels.append(pair_panel(row))
-                    names.append(pretty(row["dataset"]))
-                except (ImageFileError, OSError, ValueError) as error:
-                    unreadable.append(f"{row['gt_path']}: {error}")
-        if panels:
-            left_out = f" ({len(first) - len(shown)} more data sets are not shown.)" if len(first) > len(shown) else ""
-            yield Figure(
-                f"data-examples-{domain}",
-                f"Examples: {pretty(domain)}",
-                f"Left what the student gets, right the clean image: {listed(names)}, from top to bottom.{left_out}",
-                style.picture(stack(panels)),
-                f"Pairs of images of the domain {pretty(domain)}: {listed(names)}.",
-                pixelated=True,
+    """One pair of every data set, degraded beside clean."""
+    first = {row["dataset"]: row for row in reversed(inputs.pairs)}
+    shown, unreadable = [], []
+    for name, row in list(reversed(first.items()))[: inputs.config.max_datasets]:
+        try:
+            gt = pixels(row, row["gt_path"])
+            shown.append(
+                (png(pixels(row, row["lq_path"]) if row["lq_path"] else degraded(row, gt), gt), pretty(name), ())
             )
+        except UNREADABLE as error:
+            unreadable.append(f"{row['gt_path']}: {error}")
+    if shown:
+        told = f"{len(shown)} of {len(first)} data sets. " if len(shown) < len(first) else ""
+        yield Pictures("Examples", told + "Left what the student gets, right the clean image.", shown)
     if unreadable:
-        raise Missing(f"{len(unreadable)} example pictures cannot be read, the first is {unreadable[0]}", INDEX)
+        raise Missing(f"examples that cannot be read: {len(unreadable)}, the first {unreadable[0]}", INDEX)
 
 
-def pair_panel(row: dict) -> Image.Image:
-    """The degraded image beside the clean one; degradations made on the fly are seeded by the file's name."""
-    gt = read_8_bit(read_file(row["gt_path"]))
-    if row["lq_path"]:
-        lq = read_8_bit(read_file(row["lq_path"]))
-    else:
-        from student.data.degradations import DegradationSpec, degrade  # scipy: only where it is needed
-
-        spec = DegradationSpec.model_validate_json(row["degradation"])
-        rng = np.random.default_rng(zlib.crc32(Path(row["gt_path"]).name.encode()))
-        lq = degrade(np.asarray(gt, np.float32) / 255, spec, rng)
-        lq = Image.fromarray((np.clip(lq, 0, 1) * 255).round().astype(np.uint8))
-    lq, gt = centre(lq), centre(gt)
-    panel = Image.new("RGB", (lq.width + gt.width + 4, max(lq.height, gt.height)), "white")
-    panel.paste(lq, (0, 0))
-    panel.paste(gt, (lq.width + 4, 0))
-    return panel
+def pixels(row: dict[str, Any], path: str) -> np.ndarray:
+    """float32 `[H, W, 3]` in [0, 1], as training sees it: both images of a pair in the row's range."""
+    span = row.get("range")
+    return read_rgb(read_file(path), given_range(*json.loads(span)) if span else None).transpose(1, 2, 0)
 
 
-def centre(image: Image.Image, side: int = SIDE) -> Image.Image:
-    """The middle of an image, at most `side` x `side`."""
-    left, top = max(0, (image.width - side) // 2), max(0, (image.height - side) // 2)
-    return image.crop((left, top, left + min(side, image.width), top + min(side, image.height)))
+def degraded(row: dict[str, Any], gt: np.ndarray) -> np.ndarray:
+    """What training makes of a clean image on the fly, seeded by the file's name."""
+    from student.data.degradations import DegradationSpec, degrade  # scipy: only where it is needed
+
+    spec = DegradationSpec.model_validate_json(row["degradation"])
+    return degrade(gt, spec, np.random.default_rng(zlib.crc32(row["gt_path"].encode(errors="replace"))))
 
 
-def stack(panels: list[Image.Image]) -> Image.Image:
-    """Panels below each other, centred."""
-    width = max(panel.width for panel in panels)
-    sheet = Image.new("RGB", (width, sum(panel.height + 4 for panel in panels) - 4), "white")
-    top = 0
-    for panel in panels:
-        sheet.paste(panel, ((width - panel.width) // 2, top))
-        top += panel.height + 4
-    return sheet
-
-
-def captioned(image: Image.Image, text: str) -> Image.Image:
-    """The image with one line of text below it."""
-    sheet = Image.new("RGB", (image.width, image.height + 16), "white")
-    sheet.paste(image, (0, 0))
-    ImageDraw.Draw(sheet).text((image.width // 2, image.height + 2), text, fill=style.INK, anchor="ma", font_size=12)
-    return sheet
+def png(*images: np.ndarray) -> bytes:
+    """Images `[H, W, 3]` in [0, 1] beside each other, of each its centre."""
+    cut = []
+    for image in images:
+        top, left = (max(0, (size - SIDE) // 2) for size in image.shape[:2])
+        image = image[top : top + SIDE, left : left + SIDE]
+        cut.append(np.pad(image, ((0, SIDE - image.shape[0]), (0, 4), (0, 0)), constant_values=1))
+    sheet = np.concatenate(cut, axis=1)[: max(image.shape[0] for image in images), :-4]
+    return style.picture(Image.fromarray((sheet.clip(0, 1) * 255).round().astype(np.uint8)))
 
 
 BLOCKS = (counts, examples)

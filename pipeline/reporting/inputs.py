@@ -1,16 +1,13 @@
 """What the report reads, each file once and only when a section asks; what is not there raises `Missing`."""
 
-import csv
 import json
 from collections import defaultdict
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 import shards
@@ -18,7 +15,8 @@ from pipeline.reporting.blocks import Missing
 from pipeline.reporting.config import ReportConfig
 from student.params import Paths
 
-INDEX_COLUMNS = "dataset domain task split gt_path lq_path degradation gt_sha256 width height status".split()
+COLUMNS = "dataset domain task split gt_path lq_path degradation range gt_sha256 width height status".split()
+SCORES = "n psnr psnr_input psnr_gain ssim ssim_input psnr_gain_ci95".split()
 INDEX, EMBED, TRAIN, EVAL = (
     "python -m pipeline.index",
     "python -m pipeline.embed",
@@ -27,88 +25,70 @@ INDEX, EMBED, TRAIN, EVAL = (
 )
 
 
-@dataclass(frozen=True)
-class Sample:
-    """The images whose priors and captions the report looks at, sorted by sha256."""
+class Sample(NamedTuple):
+    """The images of the release that the report looks at, sorted by sha256, and in `rule` how they were chosen.
+
+    `vectors`: their priors, float32 `[n, dim]` of unit length; `captions`: of each, perspective → text.
+    """
 
     sha256s: list[str]
     domains: np.ndarray
-    datasets: np.ndarray
-    """An image of several data sets has their names joined by " + "."""
-    of: int
-    """Images in the release."""
-
-    @property
-    def rule(self) -> str:
-        """How they were chosen, as a sentence."""
-        if len(self.sha256s) == self.of:
-            return f"All {self.of} images of the release."
-        return (
-            f"{len(self.sha256s)} of {self.of} images: the same number from each data set (all of a smaller one), "
-            "those of the smallest sha256."
-        )
+    vectors: np.ndarray
+    captions: list[dict[str, str]]
+    rule: str
 
 
 class Inputs:
     """Lazy, cached access to every artifact."""
 
-    def __init__(self, paths: Paths, config: ReportConfig, batch_size: int | None = None):
-        self.paths, self.config, self.batch_size = paths, config, batch_size
+    def __init__(self, paths: Paths, config: ReportConfig):
+        self.paths, self.config = paths, config
 
     @cached_property
-    def index(self) -> pa.Table:
+    def index(self) -> list[dict[str, Any]]:
         """All rows of the index."""
-        return self._parquet(self.paths.index, INDEX_COLUMNS, INDEX)
-
-    @cached_property
-    def pairs(self) -> pa.Table:
-        """The rows that training and evaluation use; there is at least one."""
-        pairs = self.index.filter(pc.equal(self.index["status"], "ok"))
-        if not len(pairs):
-            raise Missing(f"{self.paths.index} has no usable row", f"{INDEX} --check")
-        return pairs
-
-    @cached_property
-    def image_paths(self) -> dict[str, str]:
-        """One path of every clean image, by sha256."""
-        return dict(zip(self.pairs["gt_sha256"].to_pylist(), self.pairs["gt_path"].to_pylist(), strict=True))
-
-    @cached_property
-    def release(self) -> shards.Release:
-        """The caption release."""
+        file = self.paths.index
         try:
-            return shards.open_release(self.paths.release)
-        except (shards.ReleaseError, OSError) as error:
-            raise Missing(f"no usable caption release: {error}", EMBED) from None
+            there = pq.read_schema(file).names  # an index of version 0.1 has no `range`
+            columns = [name for name in COLUMNS if name in there or name != "range"]
+            return pq.read_table(file, columns=columns, partitioning=None, page_checksum_verification=True).to_pylist()
+        except (OSError, pa.ArrowException) as error:
+            raise Missing(f"{file}: {_reason(error)}", INDEX) from None
+
+    @cached_property
+    def pairs(self) -> list[dict[str, Any]]:
+        """The rows that training and evaluation use, by domain and data set; there is at least one."""
+        pairs = [row for row in self.index if row["status"] == "ok"]
+        if not pairs:
+            raise Missing(f"{self.paths.index} has no usable row", f"{INDEX} --check")
+        return sorted(pairs, key=lambda row: (row["domain"], row["dataset"], row["gt_sha256"]))
+
+    @cached_property
+    def clean(self) -> dict[str, dict[str, Any]]:
+        """One row of every clean image, by sha256."""
+        return {row["gt_sha256"]: row for row in self.pairs}
 
     @cached_property
     def sample(self) -> Sample:
-        """At most `report.max_priors` images of the release."""
+        """At most `report.max_priors` images of the release, an equal share of each data set."""
         groups: dict[str, set[str]] = defaultdict(set)
-        domains: dict[str, str] = {}
-        aliases = self.release.aliases().select(["dataset", "domain", "image_sha256"])
-        for dataset, domain, sha256 in zip(*(column.to_pylist() for column in aliases.columns), strict=True):
-            groups[dataset].add(sha256)
-            domains[sha256] = min(domain, domains.get(sha256, domain))
-        if not domains:
-            raise Missing(f"{self.paths.release} does not say where its images come from", EMBED)
-        chosen = choose({name: sorted(members) for name, members in groups.items()}, self.config.max_priors)
-        labels = [" + ".join(name for name in sorted(groups) if sha256 in groups[name]) for sha256 in chosen]
-        return Sample(chosen, np.array([domains[s] for s in chosen]), np.array(labels), len(self.release))
-
-    @cached_property
-    def vectors(self) -> np.ndarray:
-        """The sample's priors, float32 `[n, dim]` of unit length."""
-        return self.release.lookup(self.sample.sha256s)[0]
-
-    @cached_property
-    def captions(self) -> list[dict[str, str]]:
-        """The sample's captions, perspective → text."""
-        return [self.release.captions(sha256) for sha256 in self.sample.sha256s]
-
-    @cached_property
-    def caption_stats(self) -> dict[str, Any]:
-        return self._json(self.paths.caption_stats, EMBED)
+        of: dict[str, str] = {}
+        try:
+            release = shards.open_release(self.paths.release)
+            for row in release.aliases().to_pylist():
+                groups[row["dataset"]].add(row["image_sha256"])
+                of[row["image_sha256"]] = min(row["domain"], of.get(row["image_sha256"], row["domain"]))
+            if not of:
+                raise Missing(f"{self.paths.release} does not say where its images come from", EMBED)
+            limit, chosen, rule = self.config.max_priors, sorted(of), f"All {len(of)} images of the release."
+            if len(of) > limit:
+                share = max(1, limit // len(groups))
+                chosen = sorted({sha256 for group in groups.values() for sha256 in sorted(group)[:share]})[:limit]
+                rule = f"{len(chosen)} of {len(of)} images: {share} of each data set, those of the smallest sha256."
+            captions, vectors = [release.captions(sha256) for sha256 in chosen], release.lookup(chosen)[0]
+        except (shards.ReleaseError, KeyError, OSError) as error:
+            raise Missing(f"no usable caption release: {error}", EMBED) from None
+        return Sample(chosen, np.array([of[sha256] for sha256 in chosen]), vectors, captions, rule)
 
     @cached_property
     def log(self) -> list[dict[str, Any]]:
@@ -124,72 +104,24 @@ class Inputs:
         return rows
 
     @cached_property
-    def student_config(self) -> dict[str, Any]:
-        return self._json(Path(self.paths.student) / "config.json", TRAIN)
-
-    @cached_property
-    def weights(self) -> dict[str, np.ndarray]:
-        """Keys of the pools and gates of the blocks; the rest of the weights stays on disk."""
-        import safetensors
-
-        file = Path(self.paths.student) / "model.safetensors"
-        try:
-            with safetensors.safe_open(file, framework="numpy") as tensors:
-                wanted = [name for name in tensors.keys() if name.endswith(("keys_ND", "fusion.gate"))]  # noqa: SIM118
-                return {name: tensors.get_tensor(name) for name in wanted}
-        except (OSError, safetensors.SafetensorError) as error:
-            raise Missing(f"{file}: {_reason(error)}", TRAIN) from None
-
-    @cached_property
-    def metrics(self) -> dict[str, Any]:
-        return self._json(self.paths.metrics, EVAL)
-
-    @cached_property
     def results(self) -> dict[str, Any]:
-        """The evaluation's full account."""
-        results = self._json(Path(self.paths.evaluation) / "results.json", EVAL)
-        if not isinstance(results, dict) or not isinstance(results.get("datasets"), dict):
-            raise Missing(f"{self.paths.evaluation}/results.json has another form", EVAL)
+        """The evaluation's full account; all that is shown of it is there."""
+        file = Path(self.paths.evaluation) / "results.json"
+        results = self.json(file, EVAL)
+        try:
+            _ = results["variant"]
+            for row in (results["overall"], *results["datasets"].values()):
+                _ = [row[key] for key in SCORES]
+        except (KeyError, TypeError, AttributeError) as error:
+            raise Missing(f"{file} has another form: {error!r}", EVAL) from None
         return results
 
-    @cached_property
-    def image_gains(self) -> dict[str, list[float]]:
-        """PSNR gain of every evaluated image, by task."""
-        file = Path(self.paths.evaluation) / "per_image.csv"
-        gains: dict[str, list[float]] = defaultdict(list)
-        try:
-            with file.open(encoding="utf-8", newline="") as lines:
-                for row in csv.DictReader(lines):
-                    gains[row["task"]].append(float(row["psnr_gain"]))
-        except (OSError, KeyError, ValueError, TypeError) as error:
-            raise Missing(f"{file}: {_reason(error)}", EVAL) from None
-        if not gains:
-            raise Missing(f"{file} has no row", EVAL)
-        return gains
-
-    def _json(self, file: str | Path, command: str) -> Any:
+    def json(self, file: str | Path, command: str) -> Any:
+        """The content of a JSON file that `command` makes."""
         try:
             return json.loads(Path(file).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise Missing(f"{file}: {_reason(error)}", command) from None
-
-    def _parquet(self, file: str | Path, columns: list[str], command: str) -> pa.Table:
-        try:
-            return pq.read_table(file, columns=columns, partitioning=None, page_checksum_verification=True)
-        except (OSError, pa.ArrowException) as error:
-            raise Missing(f"{file}: {_reason(error)}", command) from None
-
-
-def choose(groups: dict[str, list[str]], limit: int) -> list[str]:
-    """At most `limit` distinct members, sorted: the same number of the smallest of each sorted group, or all of it."""
-    low, high = 0, max(map(len, groups.values()), default=0)
-    while low < high:  # the largest share with which all groups fit
-        share = (low + high + 1) // 2
-        fits = sum(min(share, len(members)) for members in groups.values()) <= limit
-        low, high = (share, high) if fits else (low, share - 1)
-    # More groups than `limit`: one member of each of the first ones.
-    chosen = {member for members in groups.values() for member in members[: max(low, 1)]}
-    return sorted(sorted(chosen)[:limit])
 
 
 def _reason(error: Exception) -> str:

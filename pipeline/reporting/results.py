@@ -1,170 +1,110 @@
-"""Section "results": scores beside the degraded input and the paper, and before | after panels."""
+"""Section "Results": before and after, and by how much, from the evaluation's own files."""
 
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-
-from pipeline.reporting import style as style
-from pipeline.reporting.blocks import Block, Figure, Missing, Table, decibel, pretty
+from pipeline.reporting import style
+from pipeline.reporting.blocks import Block, Figure, Missing, Table, listed, pretty
 from pipeline.reporting.inputs import EVAL, Inputs
 
-PAPER = {
-    "natural_sr_x4": ("DIV2K-Val", 28.98, 0.8191),
-    "natural_deraining": ("Rain100L", 39.56, 0.9865),
-    "medical_sr_x4": ("IXI MRI", 27.88, 0.9053),
-    "medical_denoising": ("AAPM-Mayo CT", 33.80, 0.9278),
-    "remote_sensing_sr_x4": ("UCMerced", 28.29, 0.7917),
-    "remote_sensing_cloud_removal": ("CUHK-CR1", 26.12, 0.7612),
-}
-"""[paper] MD-6T, the setting that the sample tasks imitate: data set, PSNR, SSIM."""
-
-
-def gains(inputs: Inputs) -> Iterator[Block]:
-    """Gain per task."""
-    names, tasks, overall, variant = _scores(inputs)
-    values = np.array([tasks[name]["psnr_gain"] for name in names])
-    figure, axes = style.canvas(1.2 + 0.42 * len(names))
-    bars = axes[0, 0].barh(
-        [pretty(name) for name in names], values, color=[style.GOOD if gain > 0 else style.BAD for gain in values]
-    )
-    for bar, gain in zip(bars, values, strict=True):  # right of the axis always: left of it stand the names
-        beside = (max(gain, 0), bar.get_y() + bar.get_height() / 2)
-        axes[0, 0].annotate(f"{gain:+.2f}", beside, (4, 0), textcoords="offset points", va="center")
-    axes[0, 0].axvline(0, color=style.INK, linewidth=1)
-    axes[0, 0].margins(x=0.18)
-    axes[0, 0].grid(axis="y", visible=False)
-    axes[0, 0].set_xlabel("PSNR gain over the degraded input (dB)")
-    better = int((values > 0).sum())
-    yield Figure(
-        "results-gain",
-        "What restoration gains",
-        f"{f'All {better}' if better == len(values) else f'{better} of {len(values)}'} tasks gain (metric variant "
-        f"{variant}): from {decibel(values[0])} ({pretty(names[0])}) to {decibel(values[-1])} ({pretty(names[-1])}), "
-        f"{decibel(overall['psnr_gain'])} on average.",
-        style.png(figure),
-        "Bars: PSNR gain over the degraded input for each task.",
-    )
-
-
-def table(inputs: Inputs) -> Iterator[Block]:
-    """Every score, beside the paper's."""
-    names, tasks, overall, variant = _scores(inputs)
-    rows = [*(_row(name, tasks[name]) for name in reversed(names)), _row("mean over tasks", overall)]
-    known = any(name in PAPER for name in tasks)
-    yield Table(
-        "Scores by task",
-        f"Metric variant {variant}; a task's score is the mean over its images. "
-        + (
-            "The paper's column is its own model on its own data sets (MD-6T, 53 M parameters, a million steps): a "
-            "yardstick, not a comparison."
-            if known
-            else ""
-        ),
-        ["task", "PSNR", "input", "gain", "SSIM", "input", "images", *(["paper (its data)"] if known else [])],
-        [row if known else row[:-1] for row in rows],
-        last_is_total=True,
-    )
-
-
-def _scores(inputs: Inputs) -> tuple[list[str], dict, dict, str]:
-    """Task names, least gain first; their scores; the mean's; the metric variant. All that is drawn is there."""
-    metrics = inputs.metrics
-    try:
-        tasks, overall, variant = metrics["tasks"], metrics["overall"], metrics["variant"]
-        names = sorted(tasks, key=lambda name: tasks[name]["psnr_gain"])
-        for values in (overall, *tasks.values()):
-            _row("", values)
-    except (KeyError, TypeError) as error:
-        raise Missing(f"{inputs.paths.metrics} has another form: {error!r}", EVAL) from None
-    return names, tasks, overall, variant
-
-
-def against_paper(inputs: Inputs) -> Iterator[Block]:
-    """The paper's own test sets, where the evaluation found them."""
-    found = {name: values for name, values in inputs.results["datasets"].items() if "paper" in values}
-    if not found:
-        return
-    rows = [
-        [
-            f"{name} ({values['paper']['test_set']})",
-            f"{values['psnr']:.2f} / {_ssim(values['ssim'])}",
-            f"{values['paper']['psnr']:.2f} / {values['paper']['ssim']:.4f}",
-            f"{values['paper']['psnr_difference']:+.2f}",
-        ]
-        for name, values in found.items()
-    ]
-    ahead = sum(values["paper"]["psnr_difference"] >= 0 for values in found.values())
-    yield Table(
-        "Against the paper",
-        f"PSNR / SSIM of this run beside the paper's ({inputs.results['setting']}): level or ahead on {ahead} of "
-        f"{len(found)} test sets.",
-        ["test set", "this run", "paper", "difference (dB)"],
-        rows,
-    )
-
-
-def spread(inputs: Inputs) -> Iterator[Block]:
-    """The gain of every image, by task."""
-    of_task = inputs.image_gains
-    names = sorted(of_task, key=lambda name: np.mean(of_task[name]))
-    figure, axes = style.canvas(1.2 + 0.45 * len(names))
-    rng = np.random.default_rng(0)
-    for place, name in enumerate(names):
-        values = np.array(of_task[name])
-        heights = place + rng.uniform(-0.22, 0.22, len(values))
-        colors = np.where(values > 0, style.GOOD, style.BAD)
-        axes[0, 0].scatter(values, heights, s=16, c=colors, alpha=0.6 if len(values) < 500 else 0.1, linewidths=0)
-        axes[0, 0].plot([values.mean()] * 2, [place - 0.36, place + 0.36], color=style.INK, linewidth=2)
-    axes[0, 0].axvline(0, color=style.INK, linewidth=1)
-    axes[0, 0].set_yticks(range(len(names)), [pretty(name) for name in names])
-    axes[0, 0].grid(axis="y", visible=False)
-    axes[0, 0].set_xlabel("PSNR gain of one image (dB); line: mean")
-    everyone = np.concatenate([of_task[name] for name in names])
-    worse = int((everyone <= 0).sum())
-    yield Figure(
-        "results-spread",
-        "Gain of every image",
-        f"{len(everyone) - worse} of {len(everyone)} held-out images get better"
-        + (
-            f"; {worse} {'does' if worse == 1 else 'do'} not, the worst loses {-everyone.min():.2f} dB."
-            if worse
-            else ", none gets worse."
-        ),
-        style.png(figure),
-        "Points: the PSNR gain of every image, by task, with the mean of the task.",
-    )
+SAID = {"gain": "Gain", "loss": "Loss", "not shown": "No change shown (the interval holds 0, or it is one image)"}
 
 
 def panels(inputs: Inputs) -> Iterator[Block]:
-    """The sheets that the evaluation drew: the median image of every task, then best, median and worst by task."""
+    """The evaluation's sheets: the median image of every task; best, median and worst of each task are folded away."""
     folder = Path(inputs.paths.evaluation) / "panels"
-    files = sorted(folder.glob("*.png"), key=lambda file: (file.stem != "overview", file.stem))
-    if not files:
-        raise Missing(f"{folder}: no pictures", EVAL)
-    of_task = inputs.image_gains
-    for file in files:
-        values = of_task.get(file.stem)
-        if file.stem == "overview":
-            title, told = "Before and after", "The median image of every task, by gain: neither the best nor the worst."
-        elif values:
-            title = f"Best, median and worst: {pretty(file.stem)}"
-            told = f"Of {len(values)} images the best gains {decibel(max(values))}, the worst {decibel(min(values))}."
-        else:
-            title, told = pretty(file.stem), "This task is not among the per-image results of the last evaluation."
-        alt = f"{title}: degraded, restored and clean images beside each other."
-        yield Figure(f"results-{file.stem}", title, told, file.read_bytes(), alt, wide=True)
+    if not (folder / "overview.png").is_file():
+        raise Missing(f"{folder / 'overview.png'}: not there (eval.panels draws it)", EVAL)
+    yield Figure("Before and after", "", (folder / "overview.png").read_bytes(), wide=True)
+    for file in sorted(folder.glob("*.png")):
+        if file.stem != "overview":
+            yield Figure(f"Best, median and worst image: {pretty(file.stem)}", "", file.read_bytes(), folded=True)
 
 
-def _row(name: str, values: dict) -> list[str]:
-    paper = f"{PAPER[name][1]:.2f} / {PAPER[name][2]:.4f} ({PAPER[name][0]})" if name in PAPER else "–"
-    numbers = [f"{values['psnr']:.2f}", f"{values['psnr_input']:.2f}", f"{values['psnr_gain']:+.2f}"]
-    numbers += [_ssim(values["ssim"]), _ssim(values["ssim_input"]), str(values.get("n", ""))]
-    return [pretty(name), *numbers, paper]
+def changes(inputs: Inputs) -> Iterator[Block]:
+    """Change in PSNR of every data set with its interval."""
+    rows = {name: row for name, row in inputs.results["datasets"].items() if row["psnr_gain"] is not None}
+    names = sorted(rows, key=lambda name: rows[name]["psnr_gain"])
+    if not names:
+        return  # only clean inputs, which have nothing to win: the table shows them
+    figure, axes = style.canvas(1.2 + 0.45 * len(names))
+    for place, name in enumerate(names):
+        colour = {"gain": style.BETTER, "loss": style.WORSE}.get(verdict(rows[name]), style.UNSURE)
+        axes[0, 0].plot(rows[name]["psnr_gain_ci95"], [place] * 2, color=colour, linewidth=3, solid_capstyle="round")
+        axes[0, 0].plot(rows[name]["psnr_gain"], place, "o", color=colour, markersize=8)
+    axes[0, 0].axvline(0, color=style.INK, linewidth=1)
+    axes[0, 0].set_yticks(range(len(names)), [pretty(name) for name in names])
+    axes[0, 0].set_xlabel("change in PSNR over the input (dB)")
+    found = {kind: [pretty(name) for name in reversed(names) if verdict(rows[name]) == kind] for kind in SAID}
+    told = [f"{SAID[kind]}: {listed(found[kind])}." for kind in SAID if found[kind]]
+    told.append("Dot: mean over the images. Bar: its 95 % interval, from drawing other images of the same kind.")
+    yield Figure("How much restoring changes", " ".join(told), style.png(figure), "results-changes")
 
 
-def _ssim(value: float | None) -> str:
-    return "–" if value is None else f"{value:.4f}"
+def scores(inputs: Inputs) -> Iterator[Block]:
+    """Every score, beside the paper's where it is for the same images."""
+    results = inputs.results
+    sets = results["datasets"]
+    papers = any("paper" in row for row in sets.values())
+    rows = [[pretty(name), *_cells(row, papers)] for name, row in sets.items()]
+    if len(rows) > 1:
+        rows.append(["mean over tasks", *_cells(results["overall"], papers)])
+    columns = ["data set", "images", "input", "restored", "change [95 %]", "", "worst image"]
+    yield Table(
+        "Scores",
+        f"PSNR (dB) / SSIM, metric variant {results['variant']}, mean over the images of a data set. A change is "
+        "a gain or a loss only where its interval excludes 0. " + " ".join(map(str, results.get("notes", []))),
+        columns + ["paper (difference)"] * papers,
+        rows,
+        (0, 5),
+    )
 
 
-BLOCKS = (gains, spread, table, against_paper, panels)
+def verdict(row: dict[str, Any]) -> str:
+    """What may be said of a change; one image has no interval, and a clean input nothing to win."""
+    if row["psnr_gain"] is None:
+        return "clean input"
+    low, high = row["psnr_gain_ci95"]
+    return "not shown" if low <= 0 <= high or low == high else "gain" if low > 0 else "loss"
+
+
+def change(row: dict[str, Any]) -> str:
+    """`+1.35 dB [+1.24, +1.46]`."""
+    if row["psnr_gain"] is None:
+        return "–"
+    low, high = map(_signed, row["psnr_gain_ci95"])
+    return f"{_signed(row['psnr_gain'])} dB [{low}, {high}]"
+
+
+def facts(inputs: Inputs) -> list[tuple[str, str]]:
+    """The run in a few numbers; those that are not there are left out: their section says what is missing."""
+    found = []
+    with suppress(Missing):
+        overall = inputs.results["overall"]
+        found.append((f"change in PSNR, mean over tasks: {verdict(overall)}", change(overall)))
+    with suppress(Missing):
+        found += [("pairs", f"{len(inputs.pairs):,}"), ("clean images", f"{len(inputs.clean):,}")]
+    with suppress(Missing):
+        found.append(("training steps", f"{inputs.log[-1]['step']:,}"))
+    return found
+
+
+def _cells(row: dict[str, Any], papers: bool) -> list[str]:
+    before, after = (_pair(row[f"psnr{of}"], row[f"ssim{of}"]) for of in ("_input", ""))
+    least, paper = row.get("psnr_gain_least"), row.get("paper")
+    cells = [str(row["n"]), before, after, change(row), verdict(row), "–" if least is None else _signed(least)]
+    beside = f"{_pair(paper['psnr'], paper['ssim'])} ({paper['psnr_difference']:+.2f})" if paper else ""
+    return cells + [beside] * papers
+
+
+def _signed(decibel: float) -> str:
+    return f"{decibel:+.2f}" if abs(decibel) >= 0.005 or not decibel else f"{decibel:+.1g}"  # no +0.00 that excludes 0
+
+
+def _pair(psnr: float, ssim: float | None) -> str:
+    return f"{psnr:.2f} / " + ("–" if ssim is None else f"{ssim:.4f}")
+
+
+BLOCKS = (panels, changes, scores)
