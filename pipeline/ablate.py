@@ -140,7 +140,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--table", action="store_true", help="only print the table of what is finished")
     try:
         print(ablate(parser.parse_args(arguments)))
-    except (ParamsError, queue.QueueError) as error:
+    except (ParamsError, queue.QueueError, OSError) as error:
         raise SystemExit(f"ablate: {error}") from None
 
 

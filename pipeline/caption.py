@@ -105,7 +105,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     try:
         print(caption(args))
-    except (ParamsError, IndexUnusable, StoreError, CaptionError, FileNotFoundError, ValueError) as error:
+    except (ParamsError, IndexUnusable, StoreError, CaptionError, OSError, ValueError) as error:
         raise SystemExit(f"caption: {error}") from None
 
 

@@ -187,7 +187,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     try:
         print(embed(args))
-    except (ParamsError, IndexUnusable, StoreError, EmbedError, ReleaseError, FileNotFoundError, ValueError) as error:
+    except (ParamsError, IndexUnusable, StoreError, EmbedError, ReleaseError, OSError, ValueError) as error:
         raise SystemExit(f"embed: {error}") from None
 
 

@@ -1,5 +1,6 @@
 """A file is written whole or not at all. `shards` keeps its own way, so that it needs nothing of ours."""
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -26,7 +27,8 @@ def write_file(file: Path, content: bytes | str) -> None:
     except OSError as error:
         raise NotWritten(error.errno, error.strerror or str(error), str(file)) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # where its folder is a file, say
+            temporary.unlink(missing_ok=True)
 
 
 def publish(temporary: Path, file: Path) -> None:

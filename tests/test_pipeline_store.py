@@ -12,7 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.captioning import store as caption_store
-from pipeline.captioning.store import SCHEMA, STATUSES, PerspectiveStore, StoreError, hash_ranges
+from pipeline.captioning.store import SCHEMA, STATUSES, PerspectiveStore, hash_ranges
+from student import files
+from student.files import NotWritten
 
 IDENTITY = {"model": {"sha256": "0" * 64}, "perspective": "content", "prompt": "What is it?"}
 
@@ -102,7 +104,7 @@ def test_a_crash_before_the_rename_leaves_nothing_that_counts(tmp_path, monkeypa
     def crash(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(caption_store.os, "fsync", crash)
+    monkeypatch.setattr(files.os, "fsync", crash)
     with pytest.raises(KeyboardInterrupt):
         store.append([row(2)], "r", {})
     monkeypatch.undo()
@@ -160,7 +162,7 @@ def test_rows_by_ranges_equal_all_rows(tmp_path):
 
 def test_a_store_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "store").write_text("")
-    with pytest.raises(StoreError, match="fingerprint.json: cannot be written: Not a directory"):
+    with pytest.raises(NotWritten, match="fingerprint.json: cannot be written: Not a directory"):
         store_with(tmp_path / "store", [row(1)])
 
 
@@ -170,8 +172,8 @@ def test_a_full_disk_keeps_what_was_written(tmp_path, monkeypatch):
     def full(_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(caption_store.os, "fsync", full)
-    with pytest.raises(StoreError, match="cannot be written: No space left on device; what was written before is kept"):
+    monkeypatch.setattr(files.os, "fsync", full)
+    with pytest.raises(NotWritten, match="cannot be written: No space left on device; what was written before is kept"):
         store.append([row(2)], "r", {})
     assert reopened(tmp_path).statuses() == {sha256(1): "ok"}
     assert not list(store.directory.glob(".*"))
