@@ -1,5 +1,6 @@
 """Section "Data": what the student sees."""
 
+import io
 import json
 import zlib
 from collections import Counter
@@ -9,7 +10,6 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from pipeline.reporting import style
 from pipeline.reporting.blocks import Block, Missing, Pictures, Table, listed, pretty
 from pipeline.reporting.inputs import INDEX, Inputs
 from student.images.files import read_rgb
@@ -79,7 +79,9 @@ def png(*images: np.ndarray) -> bytes:
         image = image[top : top + SIDE, left : left + SIDE]
         cut.append(np.pad(image, ((0, SIDE - image.shape[0]), (0, 4), (0, 0)), constant_values=1))
     sheet = np.concatenate(cut, axis=1)[: max(image.shape[0] for image in images), :-4]
-    return style.picture(Image.fromarray((sheet.clip(0, 1) * 255).round().astype(np.uint8)))
+    buffer = io.BytesIO()
+    Image.fromarray((sheet.clip(0, 1) * 255).round().astype(np.uint8)).save(buffer, format="PNG")
+    return buffer.getvalue()
 
 
 BLOCKS = (counts, examples)
