@@ -54,7 +54,8 @@ def make_data(folder: Path, images: int, side: int, dim: int) -> None:
         table.set_column(position, "degradation", pa.nulls(images, pa.string())), folder / "index.parquet"
     )
     write_release(
-        folder / "release", releases, [], teacher={"model": "none"}, embedder={"model": "none"},
+        folder / "release", sorted(releases, key=lambda row: row["image_sha256"]), [],
+        teacher={"model": "none"}, embedder={"model": "none"},
         fingerprints={"content": "0" * 64}, teacher_fingerprint="0" * 64, dim=dim,
     )  # fmt: skip
 

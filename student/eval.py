@@ -49,7 +49,11 @@ def main(argv: list[str] | None = None) -> int:
         params = read_params(args.params, args.overrides)
         given = {key: value for key in ("model", "split") if (value := getattr(args, key)) is not None}
         if args.baselines:
-            given["baselines"] = "tv nlm bm3d lanczos back_projection".split()
+            from student.evaluation.baselines import BASELINES, missing_package
+
+            given["baselines"] = [name for name in BASELINES if not missing_package(name)]
+            for name in set(BASELINES) - set(given["baselines"]):
+                print(f"eval: without the baseline {name}: {missing_package(name)}", file=sys.stderr)
         params["eval"] = (params.get("eval") or {}) | given
         paths, config = load_section(Paths, "paths", params), load_section(EvalConfig, "eval", params)
         paths = place(paths, config, read_params(args.params), args.out)

@@ -20,8 +20,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from student.params import ParamsError, add_params_arguments, read_params
-from student.training.config import TrainConfig
+# Run as a script, Python puts `student/` first on the path, and `import student` would find whatever checkout is
+# installed: a worktree, a second clone or a queued experiment would train other code than it says.
+if Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from student.params import ParamsError, add_params_arguments, read_params  # noqa: E402
+from student.training.config import TrainConfig  # noqa: E402
 
 
 def main(argv: list[str] | None = None) -> int:

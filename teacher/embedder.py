@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from teacher.identity import Source, library_versions, resolve_model
+from teacher.identity import Source, assert_complete, library_versions, resolve_model
 
 CLIP_TYPES = ("clip", "clip_text_model")
 
@@ -89,9 +89,10 @@ class Embedder:
             from transformers import AutoTokenizer, CLIPTextModelWithProjection
 
             self._tokenizer = AutoTokenizer.from_pretrained(source.path, revision=source.revision)
-            tower = CLIPTextModelWithProjection.from_pretrained(
-                source.path, revision=source.revision, dtype=torch.float32
+            tower, loaded = CLIPTextModelWithProjection.from_pretrained(
+                source.path, revision=source.revision, dtype=torch.float32, output_loading_info=True
             )
+            assert_complete(str(source.path), loaded["missing_keys"])
             self._tower = tower.to(self.device).eval()
             self.max_seq_length: int = self._identity["max_seq_length"]
         else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib import metadata, util
 from pathlib import Path
@@ -132,3 +132,12 @@ def _hub_commit(name: str, revision: str) -> str:
             f"model {name!r} at revision {revision!r}: neither a directory, nor in the local hub cache, nor reachable "
             f"on the hub ({reason}); download it once or give a local directory"
         ) from None
+
+
+def assert_complete(model: str, missing: Iterable[str]) -> None:
+    """Raises `ValueError` for weights that a checkpoint lacks, which transformers would draw at random."""
+    if names := sorted(missing):
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        raise ValueError(
+            f"{model}: the checkpoint lacks weights: {', '.join(names[:3])}{more}; take a complete copy of it"
+        )

@@ -181,3 +181,32 @@ def test_files_that_went_missing_or_bad_are_named_with_the_remedy(pairs, tmp_pat
         read_pairs(tmp_path / "none.parquet", "train")
     with pytest.raises(TrainDataError, match="pipeline.embed"):
         read_release(tmp_path / "none")
+
+
+def test_a_crop_is_degraded_as_the_image_around_it_would_be(pairs):
+    """An enlarged crop equals the same place of the enlarged image: nothing is mirrored at the crop's own border."""
+    row = row_of(pairs, "natural_denoising")
+    degradations = pairs.degradation.copy()
+    degradations[row] = DegradationSpec(kind="bicubic", scale=2).model_dump_json()
+    dataset = PairDataset(replace(pairs, degradation=degradations), None, 16, seed=0, augment=False)
+    whole_lq, whole_gt = dataset.whole_image(row)
+    places = 0
+    for epoch in range(40):
+        lq, gt = dataset.crop(Draw(row, epoch))
+        for top in range(0, whole_gt.shape[1] - 15, 2):  # even places: there both are halved in the same pairs
+            for left in range(0, whole_gt.shape[2] - 15, 2):
+                if np.array_equal(whole_gt[:, top : top + 16, left : left + 16], gt):
+                    np.testing.assert_allclose(lq, whole_lq[:, top : top + 16, left : left + 16], atol=1e-6)
+                    places += 1
+    assert places
+
+
+def test_another_tone_keeps_a_clean_pair_clean(pairs):
+    row = row_of(pairs, "natural_denoising")
+    degradations = pairs.degradation.copy()
+    degradations[row] = DegradationSpec(kind="identity", tone=1.0).model_dump_json()
+    dataset = PairDataset(replace(pairs, degradation=degradations), None, 16, seed=0)
+    crops = [dataset.crop(Draw(row, epoch)) for epoch in range(6)]
+    assert all(np.array_equal(lq, gt) and 0 <= gt.min() <= gt.max() <= 1 for lq, gt in crops)
+    assert np.std([gt.mean() for _, gt in crops]) > 0.02, "the brightness varies"
+    np.testing.assert_array_equal(dataset.whole_image(row)[1], PairDataset(pairs, None, 16, 0).whole_image(row)[1])

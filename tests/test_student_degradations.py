@@ -109,3 +109,32 @@ def test_wrong_specs_and_shapes_are_refused():
         load_section(DegradationSpec, "degradation", {"degradation": {"kind": "snow"}})
     with pytest.raises(ValueError, match=r"must be \[H, W, 3\], not \[8, 8\]"):
         degrade(np.zeros((8, 8)), DegradationSpec(kind="rain"), np.random.default_rng(0))
+
+
+def test_a_range_is_drawn_from_anew_and_seeded():
+    gt, spec = image(), DegradationSpec(kind="gaussian_noise", sigma=(5, 50), quantize=False)
+    strengths = [float((degrade(gt, spec, np.random.default_rng(seed)) - gt).std()) * 255 for seed in range(40)]
+    assert min(strengths) < 15 and max(strengths) > 38
+    assert strengths[3] == float((degrade(gt, spec, np.random.default_rng(3)) - gt).std()) * 255
+    with pytest.raises(ParamsError, match="smaller end"):
+        load_section(DegradationSpec, "d", {"d": {"kind": "rain", "amount": [0.9, 0.1]}})
+
+
+def test_gray_stays_gray_under_every_kind():
+    gt = image().mean(2, keepdims=True).repeat(3, 2)
+    for kind in set(get_args(Kind)) - {"haze"}:  # haze has a tint of its own
+        lq = degrade(gt, DegradationSpec(kind=kind), np.random.default_rng(0))
+        assert np.abs(lq - lq[..., :1]).max() < 1e-6, kind
+
+
+def test_jpeg_loses_more_at_lower_quality_and_rain_and_haze_only_add_light():
+    gt = image(96, 96)
+    errors = []
+    for quality in (10, 40, 95):
+        lq = degrade(gt, DegradationSpec(kind="jpeg", quality=quality), np.random.default_rng(0))
+        errors.append(np.abs(lq - gt).mean())
+    assert errors[0] > errors[1] > errors[2]
+    rain = degrade(gt, DegradationSpec(kind="rain", amount=0.5), np.random.default_rng(0))
+    assert (rain >= gt - 1e-6).all() and (rain > gt + 0.02).any()
+    hazy = degrade(gt * 0.5, DegradationSpec(kind="haze", amount=0.6), np.random.default_rng(0))
+    assert hazy.mean() > gt.mean() * 0.5 and hazy.std() < (gt * 0.5).std()

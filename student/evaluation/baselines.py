@@ -89,7 +89,7 @@ ENLARGED_ONLY = ("lanczos", "back_projection")
 
 def missing_package(name: str) -> str | None:
     """What to install for this baseline, or None."""
-    return "pip install bm3d" if name == "bm3d" and find_spec("bm3d") is None else None
+    return "pip install bm3d (for research only)" if name == "bm3d" and find_spec("bm3d") is None else None
 
 
 def applies(name: str, spec: DegradationSpec | None) -> bool:

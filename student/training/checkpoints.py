@@ -158,9 +158,14 @@ class Checkpoints:
 def read_meta(path: Path) -> dict[str, Any]:
     """step, identity, val_psnr, bad_steps of a checkpoint; raises `CheckpointError`."""
     try:
-        return json.loads((path / META).read_text(encoding="utf-8"))
+        meta = json.loads((path / META).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path / META}: {error}; delete {path} to go on from an older checkpoint") from None
+    if "sha256" not in meta:
+        raise CheckpointError(
+            f"{path}: written by an earlier version, without hashes of its files; delete it to begin anew"
+        )
+    return meta
 
 
 def check_files(folder: Path, digests: dict[str, str]) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from teacher.identity import IMAGE_PROCESSOR, QUANTIZATIONS, Source, _require, fingerprint
+from teacher.identity import IMAGE_PROCESSOR, QUANTIZATIONS, Source, _require, assert_complete, fingerprint
 
 # transformers 5 anchors these patterns at the start of the module's full name: "vision_tower" alone is silently
 # ignored. The vision tower and projector stay in `dtype` because their errors reach every word of every caption.
@@ -60,9 +60,9 @@ def load_llava(
         origin, revision = str(cached), None  # carries its own quantization_config
     elif kind != "none":
         options["quantization_config"] = bitsandbytes_config(kind, dtype)
-    model = LlavaForConditionalGeneration.from_pretrained(
-        origin, revision=revision, dtype=dtype, device_map={"": device}, **options
-    )
+    options |= {"revision": revision, "dtype": dtype, "device_map": {"": device}, "output_loading_info": True}
+    model, loaded = LlavaForConditionalGeneration.from_pretrained(origin, **options)
+    assert_complete(origin, loaded["missing_keys"])
     assert_precision(model, kind)
     if cached is not None and not cached.is_dir():
         _save(model, cached)
