@@ -6,8 +6,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from pipeline.reporting import style
-from pipeline.reporting.blocks import Block, Figure, Missing, Pictures, Table, pretty
-from pipeline.reporting.data import UNREADABLE, pixels, png
+from pipeline.reporting.blocks import Block, Figure, Missing, Table, pretty
+from pipeline.reporting.data import clean, pictures
 from pipeline.reporting.inputs import EMBED, Inputs
 
 CARDS = 6
@@ -19,22 +19,15 @@ PERPLEXITY = 30
 
 def answers(inputs: Inputs) -> Iterator[Block]:
     """Some images of every domain with all that was said about them."""
-    sample, cards, unreadable = inputs.sample, [], []
+    sample, cards = inputs.sample, []
     domains = sorted(set(sample.domains))[: inputs.config.max_datasets]
     for domain in domains:
         members = np.flatnonzero(sample.domains == domain)
         for place in np.unique(np.linspace(0, len(members) - 1, max(1, CARDS // len(domains)), dtype=int)):
-            number = members[place]
-            said = [(pretty(name), text) for name, text in sample.captions[number].items()]
-            try:
-                row = inputs.clean[sample.sha256s[number]]
-                cards.append((png(pixels(row, row["gt_path"])), pretty(domain), said))
-            except UNREADABLE as error:
-                unreadable.append(f"{sample.sha256s[number][:12]}: {error}")
-    if cards:
-        yield Pictures("Images and what was said", "", cards)
-    if unreadable:
-        raise Missing(f"captioned images not in the index or on disk: {len(unreadable)} ({unreadable[0]})", EMBED)
+            sha256, said = sample.sha256s[members[place]], sample.captions[members[place]]
+            texts = [(pretty(name), text) for name, text in said.items()]
+            cards.append((lambda sha256=sha256: clean(inputs.clean[sha256]), pretty(domain), texts))
+    yield from pictures("Images and what was said", "", cards)
 
 
 def questions(inputs: Inputs) -> Iterator[Block]:

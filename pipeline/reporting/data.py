@@ -1,15 +1,15 @@
 """Section "Data": what the student sees."""
 
+import io
 import json
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from pipeline.reporting import style
 from pipeline.reporting.blocks import Block, Missing, Pictures, Table, listed, pretty
 from pipeline.reporting.inputs import INDEX, Inputs
 from student.images.files import read_rgb
@@ -18,7 +18,6 @@ from student.images.sample_values import given_range
 
 SIDE = 192
 """Longest side of an example; larger ones are cut to their centre, never scaled, so that noise stays noise."""
-UNREADABLE = (ImageFileError, OSError, ValueError, KeyError)
 
 
 def counts(inputs: Inputs) -> Iterator[Block]:
@@ -41,34 +40,48 @@ def counts(inputs: Inputs) -> Iterator[Block]:
 def examples(inputs: Inputs) -> Iterator[Block]:
     """One pair of every data set, degraded beside clean."""
     first = {row["dataset"]: row for row in reversed(inputs.pairs)}
+    shown = list(reversed(first.items()))[: inputs.config.max_datasets]
+    told = f"{len(shown)} of {len(first)} data sets. " if len(shown) < len(first) else ""
+    told += "Left what the student gets, right the clean image."
+    yield from pictures("Examples", told, [(lambda row=row: pair(row), pretty(name), ()) for name, row in shown])
+
+
+def pictures(title: str, told: str, wanted: list[tuple[Callable[[], bytes], str, Sequence]]) -> Iterator[Block]:
+    """The pictures that can be drawn, each with its title and texts; the others are named as missing."""
     shown, unreadable = [], []
-    for name, row in list(reversed(first.items()))[: inputs.config.max_datasets]:
+    for draw, name, texts in wanted:
         try:
-            gt = pixels(row, row["gt_path"])
-            shown.append(
-                (png(pixels(row, row["lq_path"]) if row["lq_path"] else degraded(row, gt), gt), pretty(name), ())
-            )
-        except UNREADABLE as error:
-            unreadable.append(f"{row['gt_path']}: {error}")
+            shown.append((draw(), name, texts))
+        except (ImageFileError, OSError, ValueError, KeyError) as error:
+            unreadable.append(f"{name}: {error}")
     if shown:
-        told = f"{len(shown)} of {len(first)} data sets. " if len(shown) < len(first) else ""
-        yield Pictures("Examples", told + "Left what the student gets, right the clean image.", shown)
+        yield Pictures(title, told, shown)
     if unreadable:
-        raise Missing(f"examples that cannot be read: {len(unreadable)}, the first {unreadable[0]}", INDEX)
+        raise Missing(
+            f"{title}: {len(unreadable)} picture(s) not on disk or in the index, first {unreadable[0]}", INDEX
+        )
+
+
+def clean(row: dict[str, Any]) -> bytes:
+    """The clean image alone."""
+    return png(pixels(row, row["gt_path"]))
+
+
+def pair(row: dict[str, Any]) -> bytes:
+    """The degraded image beside the clean one; a degradation made on the fly is seeded by the file's name."""
+    gt = pixels(row, row["gt_path"])
+    if row["lq_path"]:
+        return png(pixels(row, row["lq_path"]), gt)
+    from student.data.degradations import DegradationSpec, degrade  # scipy: only where it is needed
+
+    spec = DegradationSpec.model_validate_json(row["degradation"])
+    return png(degrade(gt, spec, np.random.default_rng(zlib.crc32(row["gt_path"].encode(errors="replace")))), gt)
 
 
 def pixels(row: dict[str, Any], path: str) -> np.ndarray:
     """float32 `[H, W, 3]` in [0, 1], as training sees it: both images of a pair in the row's range."""
     span = row.get("range")
     return read_rgb(read_file(path), given_range(*json.loads(span)) if span else None).transpose(1, 2, 0)
-
-
-def degraded(row: dict[str, Any], gt: np.ndarray) -> np.ndarray:
-    """What training makes of a clean image on the fly, seeded by the file's name."""
-    from student.data.degradations import DegradationSpec, degrade  # scipy: only where it is needed
-
-    spec = DegradationSpec.model_validate_json(row["degradation"])
-    return degrade(gt, spec, np.random.default_rng(zlib.crc32(row["gt_path"].encode(errors="replace"))))
 
 
 def png(*images: np.ndarray) -> bytes:
@@ -79,7 +92,9 @@ def png(*images: np.ndarray) -> bytes:
         image = image[top : top + SIDE, left : left + SIDE]
         cut.append(np.pad(image, ((0, SIDE - image.shape[0]), (0, 4), (0, 0)), constant_values=1))
     sheet = np.concatenate(cut, axis=1)[: max(image.shape[0] for image in images), :-4]
-    return style.picture(Image.fromarray((sheet.clip(0, 1) * 255).round().astype(np.uint8)))
+    buffer = io.BytesIO()
+    Image.fromarray((sheet.clip(0, 1) * 255).round().astype(np.uint8)).save(buffer, format="PNG")
+    return buffer.getvalue()
 
 
 BLOCKS = (counts, examples)

@@ -125,6 +125,4 @@ class Inputs:
 
 
 def _reason(error: Exception) -> str:
-    if isinstance(error, FileNotFoundError):
-        return "not there yet"
     return " ".join(str(getattr(error, "strerror", None) or error).split())[:300]

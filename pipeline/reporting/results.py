@@ -50,7 +50,7 @@ def scores(inputs: Inputs) -> Iterator[Block]:
     papers = any("paper" in row for row in sets.values())
     rows = [[pretty(name), *_cells(row, papers)] for name, row in sets.items()]
     if len(rows) > 1:
-        rows.append(["mean over tasks", *_cells(results["overall"], papers)])
+        rows.append(["mean over tasks", *_cells(results["overall"] | {"paper": None}, papers)])
     columns = ["data set", "images", "input", "restored", "change [95 %]", "", "worst image"]
     yield Table(
         "Scores",

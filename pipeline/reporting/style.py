@@ -8,7 +8,6 @@ import matplotlib
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from PIL import Image
 
 BETTER, WORSE, UNSURE, INK = "#0b7a4b", "#b3261e", "#8a8f98", "#1d2129"
 """The first two as in the pictures of student/evaluation/contact_sheet.py."""
@@ -42,16 +41,9 @@ def canvas(height: float, rows: int = 1, columns: int = 1, width: float = 5.6, *
 
 
 def png(figure: Figure) -> bytes:
-    """The chart as PNG with a palette, a third of the bytes; the same numbers give the same bytes."""
+    """The chart's bytes; the same numbers give the same bytes."""
     buffer = io.BytesIO()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph")  # names in scripts that the font lacks are drawn as boxes
         figure.savefig(buffer, format="png", metadata={"Software": None})
-    return picture(Image.open(buffer).convert("RGB").quantize(255, dither=Image.Dither.NONE))
-
-
-def picture(image: Image.Image) -> bytes:
-    """An image's PNG bytes."""
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG")
     return buffer.getvalue()
