@@ -8,6 +8,7 @@ from pipeline.captioning.config import CaptionConfig
 from pipeline.captioning.decode import Decoded, DecodePool, Job
 from pipeline.captioning.run_report import RunReport, new_run_id, save
 from pipeline.captioning.store import PerspectiveStore
+from pipeline.image_workers import ImageWorkers
 from pipeline.processes import process_of_many
 from pipeline.progress import progress
 from pipeline.stopping import Stop, Stopped
@@ -86,7 +87,7 @@ def caption_jobs(jobs: list[Job], pool: DecodePool, captioner, buffer: RowBuffer
         advance(len(batch))
         batch.clear()
 
-    decoded = pool.run(jobs, captioner.preprocess, ahead=2 * captioner.batch_size + len(pool.decoders))
+    decoded = pool.run(jobs, captioner.preprocess, ahead=2 * captioner.batch_size + pool.workers.workers)
     while True:
         started = time.perf_counter()
         with stop.interruptible():
@@ -136,25 +137,23 @@ def run(config: CaptionConfig, store_root: Path, stores: dict[str, PerspectiveSt
     report = RunReport(new_run_id(), rank, world_size)
     for name in {name for job in jobs for name in job.perspectives}:
         stores[name].prepare()  # a folder that cannot be written shows before the model is loaded
-    pool = DecodePool(config.workers, config.image_timeout_s, config.max_pixels)
     try:
-        with stop.interruptible():
-            captioner = load_captioner(config)
-        report.load_seconds = report.seconds
-        provenance = captioner.provenance()
-        buffer = RowBuffer(stores, config, report, provenance)
-        try:
-            with progress("captioning", len(jobs), rank) as advance:
-                caption_jobs(jobs, pool, captioner, buffer, stop, advance)
-        finally:
-            buffer.flush()
-            summary = report.as_dict(captioner.statistics, provenance, config)
-            save(summary, store_root)
+        with ImageWorkers(config.workers, config.image_timeout_s) as workers:
+            with stop.interruptible():
+                captioner = load_captioner(config)
+            report.load_seconds = report.seconds
+            provenance = captioner.provenance()
+            buffer = RowBuffer(stores, config, report, provenance)
+            try:
+                with progress("captioning", len(jobs), rank) as advance:
+                    caption_jobs(jobs, DecodePool(workers, config.max_pixels), captioner, buffer, stop, advance)
+            finally:
+                buffer.flush()
+                summary = report.as_dict(captioner.statistics, provenance, config)
+                save(summary, store_root)
     except Stopped:
         done = report.images
         raise CaptionError(
             f"stopped by {stop.signal.name}: {done} of {len(jobs)} images done and kept; run again to go on"
         ) from None
-    finally:
-        pool.close()
     return report, summary
