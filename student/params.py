@@ -6,6 +6,7 @@ Every section class derives from `Section` and lives beside its owner. Only entr
 import argparse
 import difflib
 import io
+import sys
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -45,7 +46,13 @@ AnySection = TypeVar("AnySection", bound=Section)
 
 
 def add_params_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add `--params FILE` and `--set section.key=value` (repeatable) to an entry point."""
+    """Add `--params FILE` and `--set section.key=value` (repeatable) to an entry point.
+
+    From here on its output never fails on a locale that lacks a letter of a file name, or an arrow: hours of work
+    must not end with exit code 1 at their last line.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     parser.add_argument("--params", type=Path, default=Path("params.yaml"), metavar="FILE", help="default: params.yaml")
     parser.add_argument(
         "--set",

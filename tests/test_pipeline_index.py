@@ -129,6 +129,13 @@ def test_the_command_ends_without_a_traceback(project):
     assert len(done.stderr.splitlines()) == 1
 
 
+def test_a_terminal_that_lacks_the_letters_ends_no_stage(project):
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "PYTHONIOENCODING": "ascii"}
+    command = [sys.executable, "-m", "pipeline.index", "--set", "paths.index=caf\u00e9.parquet"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0 and r"\u2192 caf\xe9.parquet" in done.stdout, done.stderr
+
+
 def test_a_folder_that_does_not_exist_is_named_with_what_is_there(project, capsys):
     (project / "data/lq").rename(project / "data/input")
     assert index.main([]) == 1
