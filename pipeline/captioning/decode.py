@@ -12,7 +12,7 @@ from PIL import Image
 
 from pipeline.image_workers import FileGivenUp, ImageWorkers
 from student.images.files import read_8_bit
-from student.images.picture import ImageFileError, read_file
+from student.images.picture import ImageFileError, TooLittleMemory, read_file
 
 
 @dataclass(frozen=True)
@@ -50,10 +50,10 @@ def decode(sha256: str, paths: Iterable[str], max_pixels: int) -> tuple[str, str
             continue
         try:
             return path, "ok", read_8_bit(content, max_pixels)
+        except (TooLittleMemory, MemoryError) as error:
+            return path, "error", str(error) or "not enough memory to decode it"
         except ImageFileError as error:
             return path, "bad_image", str(error)
-        except MemoryError:
-            return path, "bad_image", "not enough memory to decode it"
     return path, "error", reason
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pipeline.captioning.config import CaptionConfig
 from pipeline.captioning.decode import Decoded, DecodePool, Job
+from pipeline.captioning.plan import decoding
 from pipeline.captioning.run_report import RunReport, new_run_id, save
 from pipeline.captioning.store import PerspectiveStore
 from pipeline.image_workers import ImageWorkers
@@ -32,6 +33,7 @@ class RowBuffer:
             caption = captions[name] if captions else None
             row_status = status if caption is None or caption.text else "empty"
             self.report.rows[row_status] += 1
+            self.report.cut += caption is not None and caption.finish_reason == "length"
             self.rows[name].append(
                 {
                     "image_sha256": decoded.job.sha256,
@@ -142,7 +144,7 @@ def run(config: CaptionConfig, store_root: Path, stores: dict[str, PerspectiveSt
             with stop.interruptible():
                 captioner = load_captioner(config)
             report.load_seconds = report.seconds
-            provenance = captioner.provenance()
+            provenance = captioner.provenance() | {"decoding": decoding(config)}
             buffer = RowBuffer(stores, config, report, provenance)
             try:
                 with progress("captioning", len(jobs), rank) as advance:
