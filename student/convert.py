@@ -10,6 +10,7 @@ published one. Only tensors are loaded: a checkpoint with pickled code in it is 
 """
 
 import argparse
+import contextlib
 import hashlib
 import os
 import pickle
@@ -18,6 +19,9 @@ import zipfile
 from pathlib import Path
 
 from pydantic import ValidationError
+
+PREFIXES = ("module.", "net.", "_orig_mod.")
+"""What wrappers of training put before each name: data-parallel, Lightning, torch.compile; in any order."""
 
 
 class ConvertError(ValueError):
@@ -31,6 +35,7 @@ def load_published(file: Path) -> dict:
     """
     import torch
 
+    _refuse_text(file)
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError:
@@ -49,10 +54,23 @@ def load_published(file: Path) -> dict:
             break
     if not isinstance(content, dict) or not content or not all(torch.is_tensor(t) for t in content.values()):
         raise ConvertError(f"{file}: has no tensors under params_ema, params or state_dict, nor at its top")
-    for prefix in ("module.", "net."):
-        if all(name.startswith(prefix) for name in content):
-            content = {name.removeprefix(prefix): tensor for name, tensor in content.items()}
+    while prefix := next((p for p in PREFIXES if all(name.startswith(p) for name in content)), None):
+        content = {name.removeprefix(prefix): tensor for name, tensor in content.items()}
+    if broken := [name for name, tensor in content.items() if not torch.isfinite(tensor).all()]:
+        raise ConvertError(f"{file}: {broken[0]} holds numbers that are not finite (of {len(broken)} tensors): damaged")
     return content
+
+
+def _refuse_text(file: Path) -> None:
+    """Raises `ConvertError` for what often lies in place of weights: a Git LFS pointer, a web page, nothing at all."""
+    with contextlib.suppress(OSError):  # told by whoever loads it
+        begin = file.open("rb").read(200).lstrip()
+        if not begin:
+            raise ConvertError(f"{file}: empty file; download it again")
+        if begin.startswith(b"version https://git-lfs"):
+            raise ConvertError(f"{file}: a Git LFS pointer, not the weights; run git lfs pull")
+        if begin[:1] == b"<":
+            raise ConvertError(f"{file}: a web page, not the weights; download the file itself")
 
 
 def import_published(file: Path, task_top_k: int | None = None, domain_top_k: int | None = None):

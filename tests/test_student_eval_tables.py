@@ -6,6 +6,7 @@ import json
 import pytest
 
 from student.evaluation.config import EvalConfig
+from student.evaluation.panels import file_name
 from student.evaluation.summary import markdown
 from student.evaluation.tables import metrics_json, per_set_csv, results_json, to_json
 
@@ -84,3 +85,10 @@ def test_a_further_metric_is_a_mean_over_the_images_that_have_it():
 def test_the_table_names_the_net_of_a_perceptual_distance():
     _, rows, table, _ = tables([record("a_denoising", lpips=0.1, lpips_input=0.2)], extra_metrics=["lpips"])
     assert rows["test set"][-1] == "lpips (alex)" and "lpips (alex)" in table.splitlines()[0]
+
+
+def test_a_task_never_leaves_the_folder_of_panels():
+    assert file_name("natural_sr_x4") == "natural_sr_x4"
+    for hostile in ("../../escape", "/etc/passwd", "a/b", "..", "x\x1b[31m", ""):
+        name = file_name(hostile)
+        assert name and "/" not in name and not name.startswith(".") and name.isprintable()

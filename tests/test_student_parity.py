@@ -6,6 +6,7 @@ tests/reference holds inputs, outputs and weights recorded from the published de
 import hashlib
 import json
 import pickle
+import re
 import sys
 from pathlib import Path
 
@@ -96,13 +97,14 @@ def test_dead_tensors_are_dead():
         torch.testing.assert_close(plain(lq), expected, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("wrapping", ["params_ema", "lightning", "module", "bare"])
+@pytest.mark.parametrize("wrapping", ["params_ema", "lightning", "module", "compiled", "bare"])
 def test_every_published_wrapping_is_read(wrapping, tmp_path):
     weights = load_published(REFERENCE / "nafnet_dual.pth")
     content = {
         "params_ema": {"params": {"wrong": torch.zeros(1)}, "params_ema": weights},
         "lightning": {"state_dict": {f"net.{n}": t for n, t in weights.items()}, "epoch": 3},
         "module": {"params": {f"module.{n}": t for n, t in weights.items()}},
+        "compiled": {"state_dict": {f"net.module._orig_mod.{n}": t for n, t in weights.items()}},
         "bare": weights,
     }[wrapping]
     torch.save(content, tmp_path / "file.pth")
@@ -115,7 +117,26 @@ class Code:
         return print, ("code in the checkpoint ran",)
 
 
-@pytest.mark.parametrize("damage", ["missing", "extra", "shape", "truncated", "code", "foreign", "absent", "top_k"])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "missing",
+        "extra",
+        "shape",
+        "truncated",
+        "code",
+        "foreign",
+        "absent",
+        "top_k",
+        "no top_k",
+        "transposed",
+        "nan",
+        "numbered",
+        "empty",
+        "pointer",
+        "page",
+    ],
+)
 def test_anything_unexpected_is_refused_by_name(damage, tmp_path, capfd):
     weights, top_k, file = load_published(REFERENCE / "restormer_dual.pth"), 2, tmp_path / "file.pth"
     names = {
@@ -127,6 +148,13 @@ def test_anything_unexpected_is_refused_by_name(damage, tmp_path, capfd):
         "truncated": "no readable PyTorch checkpoint",
         "absent": "no such file",
         "top_k": "--task-top-k",
+        "no top_k": "--task-top-k",
+        "transposed": "latent_blocks.0.ffn.project_in.weight",
+        "nan": "output.weight",
+        "numbered": "latent_blocks.*: numbered up to 1000000000",
+        "empty": "empty file",
+        "pointer": "git lfs pull",
+        "page": "a web page",
     }
     if damage == "missing":
         del weights[names[damage]]
@@ -134,7 +162,22 @@ def test_anything_unexpected_is_refused_by_name(damage, tmp_path, capfd):
         weights[names[damage]] = torch.zeros(5)
     if damage == "foreign":
         weights = {names[damage]: torch.zeros(1)}
+    if damage == "transposed":
+        weights[names[damage]] = weights[names[damage]].transpose(0, 1).contiguous()
+    if damage == "nan":
+        weights[names[damage]][0] = torch.nan
+    if damage == "numbered":
+        weights["latent_blocks.1000000000.norm1.body.weight"] = torch.zeros(1)
     torch.save({"params": weights}, file)
+    if damage == "no top_k":
+        top_k = 0
+    texts = {
+        "empty": b"",
+        "pointer": b"version https://git-lfs.github.com/spec/v1\noid sha256:0",
+        "page": b"<!DOCTYPE html>",
+    }
+    if damage in texts:
+        file.write_bytes(texts[damage])
     if damage == "top_k":
         top_k = 6
     if damage == "code":
@@ -143,7 +186,7 @@ def test_anything_unexpected_is_refused_by_name(damage, tmp_path, capfd):
         file.write_bytes(file.read_bytes()[:5000])
     if damage == "absent":
         file.unlink()
-    with pytest.raises(ConvertError, match=names[damage].replace(".", r"\.")) as error:
+    with pytest.raises(ConvertError, match=re.escape(names[damage])) as error:
         import_published(file, top_k, 3)
     assert str(file) in str(error.value)
     assert "ran" not in capfd.readouterr().out

@@ -1,5 +1,6 @@
 """Which images `student.eval` draws: the best, the median and the worst of each task, by gain over the input."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -38,11 +39,16 @@ def write_panels(
             rows.append(row)
             if label in ("median", "only"):
                 medians.append(_row_titled(row, task))
-        draw_sheet(f"{task}   (PSNR / SSIM, variant {variant})", rows, folder / f"{task}.png")
+        draw_sheet(f"{task}   (PSNR / SSIM, variant {variant})", rows, folder / f"{file_name(task)}.png")
         if len(group) == 2:
             medians.append(_row_titled(rows[0], task))
     heading = f"The median image of every task   (PSNR / SSIM, variant {variant})"
     draw_sheet(heading, medians, folder / "overview.png", errors=False, across=2)
+
+
+def file_name(task: str) -> str:
+    """A task's name as part of a file's: an index may come from a stranger, and its tasks hold slashes."""
+    return re.sub(r"[^\w.-]+", "_", task).lstrip(".") or "task"
 
 
 def _row(record: dict, load: Callable, restore: Callable, title: str) -> Row:

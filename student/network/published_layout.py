@@ -122,7 +122,8 @@ def from_published(theirs: Weights, shapes: dict[str, torch.Size], config: Model
         tensor = torch.cat([rest.pop(key).reshape(-1) for key in sources]) if len(sources) > 1 else rest.pop(source)
         if ".in_proj_" in source:
             tensor = tensor.chunk(3)[2]
-        if tensor.numel() != shape.numel():
+        # Sides of 1 come and go (a 1×1 convolution is a matrix here); a transposed weight has as many numbers, though.
+        if [side for side in tensor.shape if side > 1] != [side for side in shape if side > 1]:
             raise NotPublished(f"{source}: {list(theirs[source].shape)} does not fit {list(shape)}")
         ours[name] = tensor.reshape(shape).contiguous()
     dead = [name for name in rest if _DEAD.search(name)]
@@ -212,7 +213,7 @@ def infer_config(theirs: Weights, task_top_k: int | None, domain_top_k: int | No
             if shape.setdefault("prompt_len", length) != length or shape.setdefault("prompt_dim", dim) != dim:
                 raise NotPublished(f"the two pools' values differ in length or dimension: {list(values.shape)} is new")
             shape[f"{pool}_pool_size"] = size
-            shape[f"{pool}_top_k"] = top_k or (5 if restormer and pool == "domain" else 3)
+            shape[f"{pool}_top_k"] = top_k if top_k is not None else 5 if restormer and pool == "domain" else 3
     if shape["task_pool"] and shape["domain_pool"] and "prompt_cross_attention.in_proj_weight" not in theirs:
         shape["pool_fusion"] = "concat"
     if f"{latent}.0.prompt_mlp.0.weight" in theirs:
@@ -239,7 +240,9 @@ def _count(theirs: Weights, stack: str) -> int:
     found = {int(m[1]) for name in theirs if (m := re.match(rf"{re.escape(stack)}\.(\d+)\.", name))}
     if not found:
         raise NotPublished(f"missing tensors: {stack}.0.*")
-    return max(found) + 1
+    if found != set(range(len(found))):
+        raise NotPublished(f"{stack}.*: numbered up to {max(found)}, but only {len(found)} are there")
+    return len(found)
 
 
 def _some(names: Iterable[str]) -> str:
