@@ -20,8 +20,9 @@ from pipeline.indexing.pairs import Candidate, candidates
 from pipeline.indexing.probe_cache import Probe, ProbeCache, probe_all
 from pipeline.indexing.table import write_index
 from pipeline.indexing.tally import Tally
+from pipeline.params import load_all
 from pipeline.progress import progress
-from student.params import ParamsError, Paths, add_params_arguments, load_section, read_params
+from student.params import ParamsError, Paths, add_params_arguments
 
 SAVE_SECONDS = 60.0
 
@@ -90,9 +91,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--rehash", action="store_true", help="read every file again, also those that look unchanged")
     args = parser.parse_args(argv)
     try:
-        params = read_params(args.params, args.overrides)
-        config, paths = load_section(IndexConfig, "index", params), load_section(Paths, "paths", params)
-        return _run(config, paths, args.check, args.rehash)
+        params = load_all(args.params, args.overrides)
+        if params.index is None:
+            raise ParamsError(f"{args.params}: no section index; docs/datasets.md shows one")
+        return _run(params.index, params.paths, args.check, args.rehash)
     except (ParamsError, OSError) as error:
         print(f"index: {error}", file=sys.stderr)
         return 1

@@ -25,7 +25,8 @@ from typing import Any
 from student.evaluation.config import EvalConfig
 from student.evaluation.output_folder import place
 from student.files import write_file
-from student.params import ParamsError, Paths, add_params_arguments, load_section, read_params
+from student.params import ParamsError, Paths, add_params_arguments, load_sections, read_params
+from student.sections import StudentParams
 
 
 class EvalError(ValueError):
@@ -55,8 +56,9 @@ def main(argv: list[str] | None = None) -> int:
             for name in set(BASELINES) - set(given["baselines"]):
                 print(f"eval: without the baseline {name}: {missing_package(name)}", file=sys.stderr)
         params["eval"] = (params.get("eval") or {}) | given
-        paths, config = load_section(Paths, "paths", params), load_section(EvalConfig, "eval", params)
-        paths = place(paths, config, read_params(args.params), args.out)
+        checked = load_sections(StudentParams, params)
+        config = checked.eval
+        paths = place(checked.paths, config, read_params(args.params), args.out)
     except ParamsError as error:
         print(f"eval: {error}", file=sys.stderr)
         return 1

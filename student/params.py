@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
@@ -101,18 +101,23 @@ def read_params(file: Path, overrides: list[str] | tuple[str, ...] = ()) -> dict
     return params
 
 
+def load_sections(cls: type[AnySection], params: dict[str, Any]) -> AnySection:
+    """Validate the sections of `params` that `cls` has as fields (missing = all defaults); raises `ParamsError`."""
+    try:
+        return cls.model_validate({key: params[key] for key in cls.model_fields if params.get(key) is not None})
+    except ValidationError as error:
+        raise ParamsError("\n".join(_explain(cls, detail) for detail in error.errors())) from None
+
+
 def load_section(cls: type[AnySection], name: str, params: dict[str, Any]) -> AnySection:
     """Validate section `name` of `params` as `cls` (missing section = all defaults); raises `ParamsError`."""
-    values = params.get(name)
-    try:
-        return cls.model_validate({} if values is None else values)
-    except ValidationError as error:
-        raise ParamsError("\n".join(_explain(cls, name, detail) for detail in error.errors())) from None
+    whole = create_model("Sections", __base__=Section, **{name: (cls, ...)})
+    return getattr(load_sections(whole, {name: params.get(name) or {}}), name)
 
 
-def _explain(cls: type[BaseModel], section: str, detail: Any) -> str:
+def _explain(cls: type[BaseModel], detail: Any) -> str:
     location = [str(part) for part in detail["loc"]]
-    where = ".".join([section, *location])
+    where = ".".join(location)
     if detail["type"] == "extra_forbidden":
         nearest = _nearest(location[-1], _keys_at(cls, location[:-1]))
         return f"params: unknown key {where} = {detail['input']!r}{nearest}"
