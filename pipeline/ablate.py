@@ -16,9 +16,9 @@ from pipeline.ablation import queue as queue
 from pipeline.ablation.config import AblateConfig
 from pipeline.ablation.statistics import as_json, markdown, rows
 from pipeline.params import load_all
-from pipeline.progress import progress
 from student.files import write_file
 from student.params import ParamsError, add_params_arguments, read_params
+from student.progress import progress
 
 EXAMPLES = """examples:
   cp recipes/ablation.yaml params.yaml && git commit -am "ablation"     the setting, as DVC wants it

@@ -21,8 +21,8 @@ from pipeline.indexing.probe_cache import Probe, ProbeCache, probe_all
 from pipeline.indexing.table import write_index
 from pipeline.indexing.tally import Tally
 from pipeline.params import load_all
-from pipeline.progress import progress
 from student.params import ParamsError, Paths, add_params_arguments
+from student.progress import progress
 
 SAVE_SECONDS = 60.0
 

@@ -20,13 +20,13 @@ import numpy as np
 from pipeline.params import load_all
 from pipeline.preparing.config import PrepareConfig
 from pipeline.preparing.volumes import VOLUMES, VolumeError, slices_of
-from pipeline.progress import progress
 from student.data.degradations import DegradationSpec, degrade
 from student.images import png16
 from student.images.files import read_still
 from student.images.formats import STILLS
 from student.images.picture import ImageFileError, read_file, upright
 from student.params import ParamsError, add_params_arguments
+from student.progress import progress
 
 EXAMPLES = """examples:
   python -m pipeline.prepare bicubic DF2K/train DF2K/train_x4_bicubic

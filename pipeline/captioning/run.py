@@ -11,8 +11,8 @@ from pipeline.captioning.run_report import RunReport, new_run_id, save
 from pipeline.captioning.store import PerspectiveStore
 from pipeline.image_workers import ImageWorkers
 from pipeline.processes import process_of_many
-from pipeline.progress import progress
 from pipeline.stopping import Stop, Stopped
+from student.progress import progress
 
 
 class CaptionError(ValueError):
@@ -147,7 +147,7 @@ def run(config: CaptionConfig, store_root: Path, stores: dict[str, PerspectiveSt
             provenance = captioner.provenance() | {"decoding": decoding(config)}
             buffer = RowBuffer(stores, config, report, provenance)
             try:
-                with progress("captioning", len(jobs), rank) as advance:
+                with progress("captioning", len(jobs), rank=rank) as advance:
                     caption_jobs(jobs, DecodePool(workers, config.max_pixels), captioner, buffer, stop, advance)
             finally:
                 buffer.flush()
