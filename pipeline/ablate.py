@@ -16,9 +16,9 @@ from pipeline.ablation import queue as queue
 from pipeline.ablation.config import AblateConfig
 from pipeline.ablation.statistics import as_json, markdown, rows
 from pipeline.params import load_all
-from pipeline.progress import progress
 from student.files import write_file
-from student.params import ParamsError, add_params_arguments, load_section, read_params
+from student.params import ParamsError, add_params_arguments, read_params
+from student.progress import progress
 
 EXAMPLES = """examples:
   cp recipes/ablation.yaml params.yaml && git commit -am "ablation"     the setting, as DVC wants it
@@ -38,14 +38,14 @@ ATTEMPTS = 2
 def ablate(args: argparse.Namespace) -> str:
     """The command; returns what it prints. Raises `ParamsError` and `queue.QueueError`."""
     params = read_params(args.params, args.overrides)
-    config = load_section(AblateConfig, "ablate", params)
+    checked = load_all(args.params, args.overrides)
+    config, paths = checked.ablate, checked.paths
     if not config.variants:
         raise ParamsError(f"{args.params} has no ablate.variants; cp recipes/ablation.yaml params.yaml")
     if Path(args.params) != Path("params.yaml") or args.overrides:
         raise ParamsError("experiments read params.yaml as it stands: copy the file there instead of --params or --set")
     for variant in config.variants.values():  # a typo must not cost the night that all others take
         load_all(args.params, variant.set)
-    paths = load_all(args.params).paths
     if not (args.plan or args.table):
         prepare(config)
     wanted = queue.experiments(config, params, queue.data_hash(paths))

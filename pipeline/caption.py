@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from pipeline.captioning.config import CaptionConfig
-from pipeline.captioning.plan import Plan, earlier_rate, identities, make_plan
+from pipeline.captioning.plan import Plan, earlier_rate, identities, in_share, make_plan
 from pipeline.captioning.run import CaptionError, run
 from pipeline.captioning.run_report import speed_line
 from pipeline.captioning.store import StoreError, open_stores
@@ -56,11 +56,11 @@ def caption(args: argparse.Namespace) -> str:
     config, store_root = params.caption, Path(params.paths.caption_store)
     images = images_of(read_index(params.paths.index))
     stores = open_stores(store_root, identities(config))
-    plan = make_plan(images, stores, args.retry_errors)
-    if args.plan:
-        return describe_plan(plan, config, store_root)
+    plan = make_plan(images, stores, config, args.retry_errors)
     for path in (path for store in stores.values() for path in store.set_aside):
         print(f"caption: set aside {path}: damaged or not ours; its images are captioned again", file=sys.stderr)
+    if args.plan:
+        return describe_plan(plan, config, store_root)
     rank, world_size = process_of_many()
     jobs, detail, report = plan.share(rank, world_size), "no model loaded", None
     if jobs:
@@ -70,21 +70,30 @@ def caption(args: argparse.Namespace) -> str:
         finally:
             stop.restore()
         detail = speed_line(summary)
-    bad = sum(report.failures.values()) if report else 0
-    if report and report.errors > config.max_error_fraction * len(jobs):
-        raise CaptionError(
-            f"{report.errors} of {len(jobs)} images ended with an error, more than caption.max_error_fraction = "
-            f"{config.max_error_fraction:g} (python -m pipeline.caption --retry-errors tries them again): "
-            + "; ".join(report.failed_paths)
-        )
     share = f" (process {rank} of {world_size})" if world_size > 1 else ""
-    found = plan.n_images - len(plan.jobs)
+    held = [images[sha256][0] for sha256 in sorted(plan.errors) if in_share(sha256, rank, world_size)]
+    errors, named = len(held) + (report.errors if report else 0), [*(report.failed_paths if report else ()), *held]
+    n_share = sum(in_share(sha256, rank, world_size) for sha256 in images)
+    if errors > config.max_error_fraction * n_share:
+        raise CaptionError(
+            f"{errors} of {n_share} images{share} have no caption but an error, more than caption.max_error_fraction = "
+            f"{config.max_error_fraction:g} (python -m pipeline.caption --retry-errors tries them again): "
+            + "; ".join(named[:10])
+        )
+    failed = ", ".join(f"{count} {status}" for status, count in sorted(plan.failed.items()))
     line = (
         f"caption: {len(jobs)} new of {plan.n_images} images × {len(stores)} perspectives{share}, "
-        f"{found} found in the store, {bad} bad, {time.perf_counter() - started:.1f} s ({detail})"
+        f"{plan.n_images - len(plan.jobs)} found in the store{failed and f' (captions that failed: {failed})'}, "
+        f"{sum(report.failures.values()) if report else 0} bad, {time.perf_counter() - started:.1f} s ({detail})"
     )
     for reason, count in report.failures.most_common(10) if report else ():
         line += f"\n  {count} × {reason}"
+    if report and report.cut > (made := report.rows["ok"] + report.rows["empty"]) / 2:
+        line += (
+            f"\n  warning: {report.cut} of {made} captions were cut at caption.max_new_tokens = "
+            f"{config.max_new_tokens}: raise it; or does the model never say its end token (eos_token_id in its "
+            "generation_config.json and tokenizer)?"
+        )
     return line
 
 

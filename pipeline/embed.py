@@ -20,12 +20,12 @@ from pipeline.embedding.rows import EmbedError, ImageCaptions, Tally, caption_ra
 from pipeline.indexing.table import IndexUnusable, aliases_of, images_of, labels_of, read_index, sizes_of
 from pipeline.params import load_all
 from pipeline.processes import process_of_many, wait_for_all
-from pipeline.progress import progress
 from pipeline.stopping import Stop, Stopped
 from shards import ReleaseError, write_release
 from shards.verify import verify
 from student.files import write_file
 from student.params import ParamsError, add_params_arguments
+from student.progress import progress
 from teacher.embedder import embedder_identity
 from teacher.identity import fingerprint as fingerprint_of
 
@@ -136,7 +136,7 @@ def embed(args: argparse.Namespace) -> str:
 
     (rank, world_size), stop, tally = process_of_many(), Stop(), Tally()
     try:
-        with progress("embedding", len(images), rank) as advance:
+        with progress("embedding", len(images), rank=rank) as advance:
             n_new = embed_missing(ranges(tally, advance), cache, config, apart, stop)
     except Stopped:
         raise EmbedError(f"stopped by {stop.signal.name}: what was embedded is kept; run again to go on") from None

@@ -1,11 +1,12 @@
 """Stage `index`: data set folders → one row per pair in `paths.index`, with the sha256 of the clean image.
 
 Broken, missing, mis-sized and unpaired files are rows with a status; they are counted, and the stage fails above
-`index.max_bad_fraction`. Hashes are remembered by (path, size, mtime): an unchanged file is read once.
+`index.max_bad_fraction`. Hashes are remembered by path, size, times and inode: an unchanged file is read once.
 """
 
 import argparse
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -13,13 +14,15 @@ from contextlib import closing
 from itertools import islice
 from pathlib import Path
 
+from pipeline.image_workers import ImageWorkers
 from pipeline.indexing.config import IndexConfig
 from pipeline.indexing.pairs import Candidate, candidates
 from pipeline.indexing.probe_cache import Probe, ProbeCache, probe_all
 from pipeline.indexing.table import write_index
 from pipeline.indexing.tally import Tally
-from pipeline.progress import progress
-from student.params import ParamsError, Paths, add_params_arguments, load_section, read_params
+from pipeline.params import load_all
+from student.params import ParamsError, Paths, add_params_arguments
+from student.progress import progress
 
 SAVE_SECONDS = 60.0
 
@@ -37,13 +40,15 @@ def index_rows(config: IndexConfig, cache: ProbeCache) -> Iterator[tuple[dict, P
 
     Raises `ParamsError` for folders and lists that do not exist.
     """
-    for dataset in config.datasets:
-        for split, spec in dataset.splits.items():
+    splits = [(dataset, split) for dataset in config.datasets for split in dataset.splits]
+    with ImageWorkers(config.workers or os.cpu_count() or 1, config.image_timeout_s) as workers:
+        for dataset, split in splits:
+            degradation = dataset.splits[split].degradation
             fixed = {"dataset": dataset.name, "domain": dataset.domain, "task": dataset.task, "split": split}
-            fixed["degradation"] = spec.degradation and spec.degradation.model_dump_json()
+            fixed["degradation"] = degradation and degradation.model_dump_json()
             pairs = list(candidates(config, dataset, split))
             files = (path for pair in pairs for path in (pair.gt, pair.lq) if path and pair.status == "ok")
-            with closing(probe_all(files, cache, config.workers, config.max_pixels)) as probes:
+            with closing(probe_all(files, cache, workers, config.max_pixels)) as probes:
                 for pair in pairs:
                     gt, lq = (*_take(pair, probes), None, None)[:2]
                     yield fixed | _row(pair, gt, lq, dataset.range), lq
@@ -83,11 +88,13 @@ def main(argv: list[str] | None = None) -> int:
     )
     add_params_arguments(parser)
     parser.add_argument("--check", action="store_true", help="report on every data set instead of writing the index")
+    parser.add_argument("--rehash", action="store_true", help="read every file again, also those that look unchanged")
     args = parser.parse_args(argv)
     try:
-        params = read_params(args.params, args.overrides)
-        config, paths = load_section(IndexConfig, "index", params), load_section(Paths, "paths", params)
-        return _run(config, paths, args.check)
+        params = load_all(args.params, args.overrides)
+        if params.index is None:
+            raise ParamsError(f"{args.params}: no section index; docs/datasets.md shows one")
+        return _run(params.index, params.paths, args.check, args.rehash)
     except (ParamsError, OSError) as error:
         print(f"index: {error}", file=sys.stderr)
         return 1
@@ -96,8 +103,8 @@ def main(argv: list[str] | None = None) -> int:
         return 130
 
 
-def _run(config: IndexConfig, paths: Paths, check: bool) -> int:
-    begun, cache = time.monotonic(), ProbeCache(Path(paths.hash_cache))
+def _run(config: IndexConfig, paths: Paths, check: bool, rehash: bool) -> int:
+    begun, cache = time.monotonic(), ProbeCache(Path(paths.hash_cache), rehash)
     tally, total = Tally(), count_candidates(config)
     try:
         with progress("index", total) as advance:

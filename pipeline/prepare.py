@@ -17,15 +17,16 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline.params import load_all
 from pipeline.preparing.config import PrepareConfig
 from pipeline.preparing.volumes import VOLUMES, VolumeError, slices_of
-from pipeline.progress import progress
 from student.data.degradations import DegradationSpec, degrade
 from student.images import png16
 from student.images.files import read_still
 from student.images.formats import STILLS
 from student.images.picture import ImageFileError, read_file, upright
-from student.params import ParamsError, add_params_arguments, load_section, read_params
+from student.params import ParamsError, add_params_arguments
+from student.progress import progress
 
 EXAMPLES = """examples:
   python -m pipeline.prepare bicubic DF2K/train DF2K/train_x4_bicubic
@@ -183,7 +184,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     started = time.monotonic()
     try:
-        config = load_section(PrepareConfig, "prepare", read_params(args.params, args.overrides))
+        config = load_all(args.params, args.overrides).prepare
         done, found, faults = prepare(args.command, args.source, args.target, config)
     except (ParamsError, OSError) as error:
         print(f"prepare: {error}", file=sys.stderr)

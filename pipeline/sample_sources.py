@@ -11,6 +11,17 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from pydantic import PositiveInt
+
+from student.params import Section
+
+
+class SamplesConfig(Section):
+    """How many sample pairs of each task, and the seed of crops and degradations."""
+
+    seed: int = 0
+    train_pairs: PositiveInt = 32
+    val_pairs: PositiveInt = 8
 
 
 @dataclass(frozen=True)

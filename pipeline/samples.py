@@ -9,17 +9,18 @@ import argparse
 import hashlib
 import io
 import json
-import os
 import sys
 import time
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from pydantic import PositiveInt
 
+from pipeline.params import load_all
+from pipeline.sample_sources import SamplesConfig, crops
 from student.data.degradations import DegradationSpec, degrade
-from student.params import ParamsError, Paths, Section, add_params_arguments, load_section, read_params
+from student.files import write_file
+from student.params import ParamsError, add_params_arguments
 
 # Strengths that people meet in practice; a range is drawn from per image.
 TASKS = {
@@ -32,18 +33,8 @@ TASKS = {
 }
 
 
-class SamplesConfig(Section):
-    """How many sample pairs of each task, and the seed of crops and degradations."""
-
-    seed: int = 0
-    train_pairs: PositiveInt = 32
-    val_pairs: PositiveInt = 8
-
-
 def make_samples(config: SamplesConfig, out: Path) -> list[str]:
     """Write the sample tree under `out`; returns one line per task. Raises FileNotFoundError for a missing package."""
-    from pipeline.sample_sources import crops
-
     lines, provenance, known = [], {}, {}
     for task, (domain, degradation) in TASKS.items():
         counts = {}
@@ -96,15 +87,8 @@ def _write_png(path: Path, pixels: np.ndarray) -> None:
 
 
 def _write(path: Path, content: bytes) -> None:
-    if path.is_file() and path.read_bytes() == content:
-        return  # keeps the modification time, and with it every cached hash
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    if not path.is_file() or path.read_bytes() != content:  # else time and cached hash stay
+        write_file(path, content)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -117,9 +101,9 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     started = time.monotonic()
     try:
-        params = read_params(args.params, args.overrides)
-        out = Path(load_section(Paths, "paths", params).samples)
-        lines = make_samples(load_section(SamplesConfig, "samples", params), out)
+        params = load_all(args.params, args.overrides)
+        out = Path(params.paths.samples)
+        lines = make_samples(params.samples, out)
     except (ParamsError, OSError) as error:
         print(f"samples: {error}" if not str(error).startswith("samples") else error, file=sys.stderr)
         return 1

@@ -16,6 +16,7 @@ from shards.schema import SHA256, ReleaseError
 from shards.writer import write_release
 
 _SAME = ("teacher_fingerprint", "embedding_fingerprint", "fingerprints", "dim", "apart", "teacher", "embedder")
+_NAMED = ("teacher", "embedder")
 _CHUNK = 4096
 
 
@@ -27,14 +28,20 @@ def merge(sources: Sequence[str | Path], out_dir: str | Path, progress: Callable
     sources are read in strict mode. `out_dir` may be one of them.
     """
     releases = [open_release(source, strict=True) for source in sources]
-    first = releases[0].manifest
-    for release in releases[1:]:
+    # Two copies of one model may have two names, and what they are is in the fingerprints: the first in order stays.
+    first = min(
+        releases, key=lambda release: [str(release.manifest[key].get("name")) for key in ("teacher", "embedder")]
+    )
+    for release in releases:
         for key in _SAME:
-            if release.manifest[key] != first[key]:
+            ours, theirs = _parts(first.manifest[key]), _parts(release.manifest[key])
+            if differs := [part for part in sorted({*ours, *theirs}) if ours.get(part) != theirs.get(part)]:
+                one, other = (_short(value.get(differs[0])) for value in (ours, theirs))
                 raise ReleaseError(
-                    f"{release.path}: {key} differs from that of {releases[0].path}; only releases of one teacher and "
-                    f"embedder can be merged ({_short(first[key])} and {_short(release.manifest[key])})"
+                    f"{release.path}: {key}{differs[0]} differs from that of {first.path}; only releases of one "
+                    f"teacher and embedder can be merged ({other} and {one})"
                 )
+    first = first.manifest
     return write_release(
         out_dir,
         heapq.merge(*map(_rows, releases), key=itemgetter("image_sha256")),
@@ -43,6 +50,13 @@ def merge(sources: Sequence[str | Path], out_dir: str | Path, progress: Callable
         created_by=first["created_by"],
         progress=progress,
     )
+
+
+def _parts(value: object) -> dict[str, object]:
+    """What must agree: a value under no name, or the entries of a dictionary but for its `name`."""
+    if not isinstance(value, dict):
+        return {"": value}
+    return {f".{key}": part for key, part in value.items() if key != "name"}
 
 
 def _rows(release: Release) -> Iterator[dict]:

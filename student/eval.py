@@ -25,7 +25,9 @@ from typing import Any
 from student.evaluation.config import EvalConfig
 from student.evaluation.output_folder import place
 from student.files import write_file
-from student.params import ParamsError, Paths, add_params_arguments, load_section, read_params
+from student.params import ParamsError, Paths, add_params_arguments, load_sections, read_params
+from student.progress import progress
+from student.sections import StudentParams
 
 
 class EvalError(ValueError):
@@ -55,8 +57,9 @@ def main(argv: list[str] | None = None) -> int:
             for name in set(BASELINES) - set(given["baselines"]):
                 print(f"eval: without the baseline {name}: {missing_package(name)}", file=sys.stderr)
         params["eval"] = (params.get("eval") or {}) | given
-        paths, config = load_section(Paths, "paths", params), load_section(EvalConfig, "eval", params)
-        paths = place(paths, config, read_params(args.params), args.out)
+        checked = load_sections(StudentParams, params)
+        config = checked.eval
+        paths = place(checked.paths, config, read_params(args.params), args.out)
     except ParamsError as error:
         print(f"eval: {error}", file=sys.stderr)
         return 1
@@ -171,17 +174,13 @@ def _measure(
     dataset: Any, rows: list[int], model: _Model, config: EvalConfig, known: dict, folder: Path, state: Any
 ) -> list[dict]:
     """One record an image; every finished one is on disk before the next begins."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
     folder = folder / "finished"
     folder.mkdir(parents=True, exist_ok=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
     records = []
     with (
         open(folder / f"{model.identity}-{state.process_index}.jsonl", "a", encoding="utf-8") as log,
-        Progress(*columns, TimeRemainingColumn(), transient=True, disable=not state.is_main_process) as progress,
+        progress("evaluating", len(rows), shown=state.is_main_process) as advance,
     ):
-        bar, begun = progress.add_task("evaluating", total=len(rows), rate=""), time.perf_counter()
         for row in rows:
             lq, gt = load_pair(dataset, row, config)
             key = hashlib.sha256(lq.tobytes() + gt.tobytes()).hexdigest()
@@ -195,8 +194,7 @@ def _measure(
             names = {column: str(getattr(pairs, column)[row]) for column in ("dataset", "task", "domain")}
             image = str(pairs.lq_path[row] or pairs.gt_path[row])
             records.append({"row": row, **names, "image": image, **record})
-            rate = len(records) / (time.perf_counter() - begun)
-            progress.update(bar, advance=1, rate=f"{rate:.1f} images/s")
+            advance()
     return records
 
 

@@ -35,7 +35,8 @@ def publish(temporary: Path, file: Path) -> None:
     """Make a finished temporary file the real one; the rename itself survives a power cut."""
     flush(temporary)
     os.replace(temporary, file)
-    flush(file.parent)
+    with contextlib.suppress(OSError):  # some network disks refuse to flush a folder; the file is there all the same
+        flush(file.parent)
 
 
 def flush(path: Path) -> None:

@@ -22,6 +22,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
+from student.progress import progress
 from student.restoration.paths import Job, Plan, RestorePathError, check_writable, explanation_of, plan_jobs
 from student.restore_arguments import arguments
 
@@ -114,27 +115,14 @@ class _Run:
         return explainer
 
     def _restore_all(self, restorer: Any) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}"),
-        )
-        console = Console(stderr=True)  # standard output may be the picture
-        with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as progress:
-            bar = progress.add_task("restoring", total=len(self.pending), rate="")
-            begun = time.perf_counter()
-            for number, job in enumerate(self.pending):
-                within = lambda share, number=number: progress.update(bar, completed=number + share)  # noqa: E731
-                reason = self._restore_one(restorer, job, within)
+        begun = time.perf_counter()
+        with progress("restoring", len(self.pending)) as advance:
+            for job in self.pending:
+                reason = self._restore_one(restorer, job, lambda share: advance(0, within=share))
                 if reason is not None:
                     self.failed.append(job.name)
-                    progress.console.print(f"restore: {job.name}: {reason}", markup=False, soft_wrap=True)
-                speed = self.pixels / 1e6 / (time.perf_counter() - begun)
-                progress.update(bar, completed=number + 1, rate=f"{speed:.2f} Mpx/s")
+                    print(f"restore: {job.name}: {reason}", file=sys.stderr)
+                advance(1, f"{self.pixels / 1e6 / (time.perf_counter() - begun):.2f} Mpx/s")
 
     def _restore_one(self, restorer: Any, job: Job, within: Any) -> str | None:
         """Restore one image; returns the reason when it cannot be, and raises `RestoreError` when none can be."""

@@ -26,6 +26,7 @@ if Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from student.params import ParamsError, add_params_arguments, read_params  # noqa: E402
+from student.progress import progress  # noqa: E402
 from student.training.config import TrainConfig  # noqa: E402
 
 
@@ -82,14 +83,14 @@ def lr_at(step: int, config: TrainConfig) -> float:
     """Learning rate of the update that follows `step` updates: linear warm-up, then a cosine to `min_lr`."""
     if step < config.warmup_steps:
         return config.lr * (step + 1) / config.warmup_steps
-    progress = (step - config.warmup_steps) / (config.max_steps - config.warmup_steps)
-    return config.min_lr + (config.lr - config.min_lr) * (1 + math.cos(math.pi * progress)) / 2
+    share = (step - config.warmup_steps) / (config.max_steps - config.warmup_steps)
+    return config.min_lr + (config.lr - config.min_lr) * (1 + math.cos(math.pi * share)) / 2
 
 
 def train(job: Any, begun: float) -> int:
     """Train to the last step, or until asked to stop; returns the exit code."""
     from student.training.cuda_graph import Recorded
-    from student.training.log import Progress
+    from student.training.log import words
     from student.training.run import Run
     from student.training.stopping import suspects
 
@@ -119,7 +120,7 @@ def train(job: Any, begun: float) -> int:
     if config.cuda_graph:
         gradients, update = Recorded(gradients), Recorded(update)
 
-    with run.stop, Progress(run.start, run.last, run.main).running() as progress:
+    with run.stop, progress("train", run.last, run.start, shown=run.main) as advance:
         for step in range(run.start, run.last):
             # ---- one step: one update, from grad_accumulation micro-batches ----
             lapse, lr = time.monotonic(), lr_at(step, config)
@@ -141,7 +142,7 @@ def train(job: Any, begun: float) -> int:
                 run.save(done)  # the best so far
             if done % config.save_every == 0:
                 run.save(done)
-            progress.advance(done, row)
+            advance(1, words(row) if row else "")
             if stop:
                 break
 

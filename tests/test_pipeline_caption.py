@@ -135,8 +135,9 @@ def test_a_vanished_or_changed_file_is_an_error_that_can_be_retried(project, cap
     content = first.read_bytes()
     first.unlink()
     second.write_bytes(content)
-    with pytest.raises(SystemExit, match="2 of 6 images ended with an error.*max_error_fraction.*--retry-errors"):
-        caption()
+    for _ in range(2):  # the second run has nothing to do, and the store still lacks them
+        with pytest.raises(SystemExit, match="2 of 6 images have no caption but an error.*--retry-errors.*00000.png"):
+            caption()
     errors = {row[4].split(": ", 1)[1] for row in project.captions().values() if row[3] == "error"}
     assert errors == {"No such file or directory", "changed since it was indexed; run python -m pipeline.index"}
     first.write_bytes(content)
@@ -147,7 +148,38 @@ def test_a_vanished_or_changed_file_is_an_error_that_can_be_retried(project, cap
         ["empty", "error"],
     )
     no_model()
-    assert "0 new of 6" in caption(), "errors are retried only when asked"
+    out = caption("--set", "caption.max_error_fraction=0.2")
+    assert "0 new of 6" in out and "(captions that failed: 2 error)" in out, "errors are retried only when asked"
+
+
+def test_a_verdict_by_limits_is_given_anew_when_they_change(project, caption, no_model):
+    small = ["--set", "caption.max_pixels=100"]
+    large = sum(row["width"] * row["height"] > 100 for row in project.rows)
+    assert f"{large} bad" in caption(*small) and large > 1
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(caption_run, "load_captioner", None)
+        assert "0 new of 6" in caption(*small), "the same limits, the same verdict"
+    assert f"{large} new of 6 images" in caption()
+    rows = project.store_rows().values()
+    assert all({row["status"] for row in group} & {"ok", "empty"} for group in rows)
+    no_model()
+    assert "0 new of 6" in caption() and "0 new of 6" in caption(*small), "a caption outlives any limit"
+
+
+def test_captions_that_are_cut_are_said(project, caption):
+    out = caption("--set", "caption.max_new_tokens=1")
+    assert "warning: 12 of 12 captions were cut at caption.max_new_tokens = 1" in out and "eos_token_id" in out
+
+
+def test_plan_says_what_is_damaged_and_survives_odd_run_reports(project, caption, capsys):
+    caption()
+    part = next(project.root.glob("store/*/part-*"))
+    part.write_bytes(part.read_bytes()[:-1])
+    for name, content in {"zz1": "", "zz2": "{}", "zz3": "[1]", "zz4": '{"model": "x"}'}.items():
+        (project.root / f"store/runs/{name}.json").write_text(content)
+    stage.main(["--plan"])
+    said = capsys.readouterr()
+    assert f"set aside {part.relative_to(project.root)}.bad: damaged" in said.err and "captions/s as last" in said.out
 
 
 def test_out_of_memory_keeps_what_is_finished(project, monkeypatch):

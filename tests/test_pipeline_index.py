@@ -4,6 +4,7 @@ import hashlib
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,9 @@ import pytest
 from PIL import Image
 
 from pipeline import index
+from pipeline.image_workers import ImageWorkers
 from pipeline.indexing.config import IndexConfig, PairRule
-from pipeline.indexing.probe_cache import ProbeCache, file_key, probe_all
+from pipeline.indexing.probe_cache import ProbeCache, probe_all, stamp_of
 from pipeline.indexing.table import SCHEMA
 from student.params import ParamsError, load_section
 
@@ -127,6 +129,13 @@ def test_the_command_ends_without_a_traceback(project):
     assert len(done.stderr.splitlines()) == 1
 
 
+def test_a_terminal_that_lacks_the_letters_ends_no_stage(project):
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "PYTHONIOENCODING": "ascii"}
+    command = [sys.executable, "-m", "pipeline.index", "--set", "paths.index=caf\u00e9.parquet"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0 and r"\u2192 caf\xe9.parquet" in done.stdout, done.stderr
+
+
 def test_a_folder_that_does_not_exist_is_named_with_what_is_there(project, capsys):
     (project / "data/lq").rename(project / "data/input")
     assert index.main([]) == 1
@@ -139,45 +148,99 @@ def test_an_unchanged_file_is_read_once(project, monkeypatch):
     before = Path("index.parquet").read_bytes()
     changed = picture(project / "data/gt/2.png", 55)
     opened = []
-    real = index.probe_all.__globals__["probe"]
-    monkeypatch.setitem(
-        index.probe_all.__globals__, "probe", lambda path, most: opened.append(path) or real(path, most)
-    )
+    call = ImageWorkers.call
+    monkeypatch.setattr(ImageWorkers, "call", lambda self, *asked: opened.append(asked[1]) or call(self, *asked))
     assert index.main([]) == 0
-    assert opened == ["data/gt/2.png"]
+    assert opened == [["data/gt/2.png"]]
     assert rows()[2]["gt_sha256"] == hashlib.sha256(changed.read_bytes()).hexdigest()
     picture(changed, 2)
     assert index.main([]) == 0
     assert Path("index.parquet").read_bytes() == before, "equal data give equal bytes"
 
 
-def test_bad_files_and_larger_limits_are_never_taken_from_the_cache(tmp_path):
+@pytest.mark.parametrize("way", ["written over", "renamed", "rehash"])
+def test_another_picture_of_the_same_size_and_time_is_noticed(project, way):
+    """As `cp -p` and `rsync -t` leave it, of formats that are not compressed."""
+    old, new = (picture(project / f"{name}.bmp", seed) for seed, name in enumerate(["data/gt/0", "new"]))
+    (project / "data/gt/0.png").unlink()
+    os.utime(old, (1, 1))
+    assert index.main([]) == 0
+    wanted = hashlib.sha256(new.read_bytes()).hexdigest()
+    if way == "rehash":  # a disk that lies about everything
+        table = pq.read_table("cache.parquet")
+        table = table.set_column(table.schema.get_field_index("sha256"), "sha256", [[wanted] * len(table)])
+        pq.write_table(table, "cache.parquet")
+        assert index.main([]) == 0 and rows()[0]["gt_sha256"] == wanted, "it came from the cache"
+        wanted = hashlib.sha256(old.read_bytes()).hexdigest()
+    elif way == "renamed":
+        os.utime(new, (1, 1))
+        new.rename(old)
+    else:
+        old.write_bytes(new.read_bytes())
+        os.utime(old, (1, 1))
+    assert index.main(["--rehash"] if way == "rehash" else []) == 0
+    assert rows()[0]["gt_sha256"] == wanted
+
+
+@pytest.fixture(scope="module")
+def workers():
+    with ImageWorkers(2, 60) as workers:
+        yield workers
+
+
+def test_bad_files_and_larger_limits_are_never_taken_from_the_cache(tmp_path, workers):
     good, bad = picture(tmp_path / "good.png", 1), tmp_path / "bad.png"
     bad.write_bytes(b"no image")
     cache = ProbeCache(tmp_path / "cache.parquet")
     paths = [str(good), str(bad)]
-    first = list(probe_all(paths, cache, 1, 10**6))
+    first = list(probe_all(paths, cache, workers, 10**6))
     cache.save()
     again = ProbeCache(tmp_path / "cache.parquet")
-    assert again.get(file_key(str(good))) == first[0] and again.get(file_key(str(bad))) is None
-    assert "more than 50 pixels; index.max_pixels = 50" in list(probe_all(paths, again, 1, 50))[0].error
+    assert again.get(paths, [*map(stamp_of, paths)]) == [first[0], None]
+    assert "more than 50 pixels; index.max_pixels = 50" in list(probe_all(paths, again, workers, 50))[0].error
 
 
 def test_a_damaged_cache_is_started_anew(project):
     assert index.main([]) == 0
     Path("cache.parquet").write_bytes(b"garbage")
     assert index.main([]) == 0
-    assert ProbeCache(Path("cache.parquet")).get(file_key("data/gt/0.png")).width == 12
+    path = "data/gt/0.png"
+    assert ProbeCache(Path("cache.parquet")).get([path], [stamp_of(path)])[0].width == 12
 
 
-def test_many_new_files_go_through_processes_in_order(tmp_path, monkeypatch):
-    monkeypatch.setattr("pipeline.indexing.probe_cache.FEW", 8)
+def test_files_go_through_processes_in_order(tmp_path, workers):
     paths = [str(picture(tmp_path / f"{n:03}.png", n, (4 + n % 5, 4))) for n in range(70)]
     paths.insert(33, str(tmp_path / "absent.png"))
-    found = list(probe_all(paths, ProbeCache(tmp_path / "c"), 2, 10**6))
+    found = list(probe_all(paths, ProbeCache(tmp_path / "c"), workers, 10**6))
     expected = [None if "absent" in p else hashlib.sha256(Path(p).read_bytes()).hexdigest() for p in paths]
     assert [probe.sha256 for probe in found] == expected
     assert found[33].error == f"{paths[33]}: No such file or directory"
+
+
+def test_a_file_that_hangs_costs_only_itself(tmp_path, monkeypatch):
+    paths = [str(picture(tmp_path / f"{n}.png", n)) for n in range(5)]
+    with ImageWorkers(2, 1.0) as workers:
+        call = workers.call
+
+        def hang(function, chunk, *rest):  # as a decoder in C would
+            return call(time.sleep, 60) if paths[2] in chunk else call(function, chunk, *rest)
+
+        monkeypatch.setattr(workers, "call", hang)
+        found = list(probe_all(paths, ProbeCache(tmp_path / "c"), workers, 10**6))
+    assert [probe.error for probe in found] == [
+        None,
+        None,
+        f"{paths[2]}: took longer than 1 s to read and decode",
+        None,
+        None,
+    ]
+
+
+def test_a_pipe_that_is_called_like_a_picture_is_a_row(project, capsys):
+    (project / "data/gt/1.png").unlink()
+    os.mkfifo(project / "data/gt/1.png")
+    assert index.main([]) == 1
+    assert "data/gt/1.png: no file but a pipe or device" in capsys.readouterr().err
 
 
 def config(**split) -> IndexConfig:

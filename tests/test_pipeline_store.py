@@ -3,6 +3,7 @@
 import errno
 import os
 import random
+import subprocess
 import time
 from pathlib import Path
 
@@ -113,13 +114,56 @@ def test_a_crash_before_the_rename_leaves_nothing_that_counts(tmp_path, monkeypa
 
 
 def test_leftovers_of_killed_processes_go_after_a_day(tmp_path):
-    directory = store_with(tmp_path, [row(1)]).directory
-    old, young = directory / ".part-a.tmp", directory / ".part-b.tmp"
+    store = store_with(tmp_path, [row(1)])
+    old, young = store.directory / ".part-a.tmp", store.directory / ".part-b.tmp"
     for path in (old, young):
         path.write_bytes(b"half")
     os.utime(old, (time.time() - 2 * 86400,) * 2)
     reopened(tmp_path)
     assert not old.exists() and young.exists()
+
+
+def test_a_clock_that_is_ahead_deletes_nothing_that_is_being_written(tmp_path, monkeypatch):
+    store = store_with(tmp_path, [row(1)])
+    (store.directory / ".part-b.tmp").write_bytes(b"half")
+    monkeypatch.setattr(time, "time", lambda: 9e9)
+    reopened(tmp_path)
+    assert (store.directory / ".part-b.tmp").exists()
+
+
+def test_a_temporary_file_that_vanishes_ends_nobody(tmp_path):
+    store = store_with(tmp_path, [row(1)])
+    (store.directory / ".part-a.tmp").symlink_to("gone")  # listed, and no more there when it is looked at
+    assert reopened(tmp_path).statuses() == {sha256(1): "ok"}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounts a disk")
+def test_a_store_on_a_disk_that_may_only_be_read_is_read(tmp_path):
+    store = store_with(tmp_path, [row(1)], [row(2)])
+    damaged = store.parts[0].path
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    (store.directory / ".part-a.tmp").write_bytes(b"half")
+    os.utime(store.directory / ".part-a.tmp", (1, 1))
+    if subprocess.run(["mount", "--bind", tmp_path, tmp_path]).returncode:
+        pytest.skip("no right to mount")
+    try:
+        subprocess.run(["mount", "-o", "remount,bind,ro", tmp_path], check=True)
+        store = reopened(tmp_path)
+        assert len(store.statuses()) == 1 and store.set_aside == [damaged]
+    finally:
+        subprocess.run(["umount", tmp_path], check=True)
+
+
+def test_a_network_disk_that_refuses_to_flush_folders_keeps_what_is_written(tmp_path, monkeypatch):
+    fsync = os.fsync
+
+    def refuse_folders(descriptor):
+        if os.path.isdir(f"/proc/self/fd/{descriptor}"):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        fsync(descriptor)
+
+    monkeypatch.setattr(files.os, "fsync", refuse_folders)
+    assert reopened(store_with(tmp_path, [row(1)]).directory.parent).statuses() == {sha256(1): "ok"}
 
 
 def test_page_checksums_are_written(tmp_path):

@@ -57,6 +57,19 @@ def test_merge_refuses_other_teachers_and_conflicts(tmp_path, capsys):
     assert code == 2 and sha_of(39) in text and not (tmp_path / "ac").exists()
 
 
+def test_one_model_under_two_names_can_be_merged(tmp_path, capsys):
+    """A copy in another folder is the same teacher: the fingerprints say what it is."""
+    for folder, first, name in (("a", 0, "zoo/llava"), ("b", 30, "mine")):
+        make_release(tmp_path / folder, first, first + 30, teacher=IDENTITY["teacher"] | {"name": name})
+    for order in (["a", "b"], ["b", "a"]):
+        code, text = run(capsys, "merge", *(tmp_path / name for name in order), tmp_path / "ab")
+        assert code == 0 and "60 images" in text
+        assert open_release(tmp_path / "ab").manifest["teacher"]["name"] == "mine", "whatever the order"
+    make_release(tmp_path / "c", 60, 70, teacher=IDENTITY["teacher"] | {"padding": "crop"})
+    code, text = run(capsys, "merge", tmp_path / "a", tmp_path / "c", tmp_path / "ac")
+    assert code == 2 and "teacher.padding differs" in text and "(None and crop)" in text
+
+
 def test_diff_counts_what_changed(tmp_path, capsys):
     make_release(tmp_path / "a", 0, 40)
     rows = make_rows(10, 50)

@@ -1,5 +1,8 @@
 """Sharing the prefix changes nothing but the time; a failure costs only the image that caused it."""
 
+import json
+import shutil
+
 import pytest
 import torch
 from random_llava import QUESTIONS, random_pictures, save_random_llava, separate_call
@@ -79,6 +82,17 @@ def test_finish_reason_tells_a_cut_caption_from_an_ended_one(checkpoint):
     assert (
         ended.text == captioner.processor.tokenizer.decode(tokens[: ended.n_tokens], skip_special_tokens=True).strip()
     )
+
+
+def test_the_end_token_is_taken_from_the_tokenizer_too(checkpoint, tmp_path):
+    """Fine-tuned models often name it in one place only; each caption would be cut, and nothing said."""
+    model = shutil.copytree(checkpoint, tmp_path / "model")
+    generation = json.loads((model / "generation_config.json").read_text())
+    end = generation.pop("eos_token_id")
+    (model / "generation_config.json").write_text(json.dumps(generation))
+    assert captioner_of(model).answer.end_ids == {end}
+    (model / "generation_config.json").write_text(json.dumps(generation | {"eos_token_id": [end + 5]}))
+    assert captioner_of(model).answer.end_ids == {end, end + 5}
 
 
 def test_rows_that_end_leave_the_batch_and_disturb_no_other(checkpoint):

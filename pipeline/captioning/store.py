@@ -12,8 +12,8 @@ import hashlib
 import io
 import json
 import re
-import time
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -82,9 +82,13 @@ class PerspectiveStore:
                 self.parts.append(Part.of(path))
             else:
                 self.set_aside.append(_set_aside(path))
-        for leftover in self.directory.glob(".part-*.tmp"):  # of a killed process; a living one's is younger than a day
-            if time.time() - leftover.stat().st_mtime > _STALE_SECONDS:
-                leftover.unlink(missing_ok=True)
+        # Leftovers of killed processes: a day older than what was written last, by the clock of the disk itself, so
+        # that no machine whose clock is ahead deletes what another is writing. They may vanish; the disk, be read-only.
+        with suppress(OSError):
+            written = max((part.path.stat().st_mtime for part in self.parts), default=0)
+            for leftover in self.directory.glob(".part-*.tmp"):
+                if written - leftover.stat().st_mtime > _STALE_SECONDS:
+                    leftover.unlink()
 
     def _belongs(self, path: Path) -> bool:
         """Whether `path` is a part, unchanged since it was written, and made under this fingerprint."""
@@ -124,13 +128,18 @@ class PerspectiveStore:
         self.parts.append(Part.of(path))
         return path
 
-    def statuses(self) -> dict[str, str]:
-        """Status of every image held (sha256 -> the best status among its rows)."""
+    def statuses(self, decoding: Mapping | None = None) -> dict[str, str]:
+        """Status of every image held (sha256 -> the best status among its rows).
+
+        With `decoding`, today's limits and versions, a `bad_image` of a run that had others does not count.
+        """
         held: dict[str, str] = {}
         for part in self.parts:
             table = _read(part.path, ["image_sha256", "status"])
+            made = json.loads((table.schema.metadata or {}).get(b"provenance", b"{}")).get("decoding")
             for sha256, status in zip(*(column.to_pylist() for column in table.columns), strict=True):
-                if _at_least_as_good(status, held.get(sha256)):
+                outdated = decoding is not None and status == "bad_image" and made != decoding
+                if not outdated and _at_least_as_good(status, held.get(sha256)):
                     held[sha256] = status
         return held
 
@@ -179,6 +188,8 @@ def _set_aside(path: Path) -> Path:
         path.rename(target)
     except FileNotFoundError:  # another process of this run was faster
         pass
+    except OSError:  # a disk that may only be read: it counts no more than if it were away
+        return path
     return target
 
 

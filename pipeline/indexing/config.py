@@ -155,6 +155,8 @@ class IndexConfig(Section):
     """The stage fails when a larger share of the rows is broken, missing or unpaired; below it they are left out."""
     max_pixels: PositiveInt = 200_000_000
     """An image with more pixels is not decoded: a decompression bomb, or one to cut up first (pipeline.prepare)."""
+    image_timeout_s: Annotated[float, Field(gt=0)] = 60.0
+    """A file that takes longer to read and decode is unreadable: no file can stop the stage."""
     extracted: str = "artifacts/extracted"
     """Where images out of Hugging Face tables are written."""
     workers: Annotated[int, Field(ge=0)] = 0

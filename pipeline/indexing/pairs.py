@@ -2,12 +2,14 @@
 
 import csv
 import os
+import unicodedata
+from collections import Counter
 from collections.abc import Iterator
-from glob import glob, has_magic
 from pathlib import Path
 from typing import NamedTuple
 
 from pipeline.indexing.config import DatasetSpec, IndexConfig, SplitSpec
+from pipeline.indexing.folders import places, printable, walk
 from student.images.formats import STILLS
 from student.params import ParamsError
 
@@ -22,7 +24,19 @@ class Candidate(NamedTuple):
 
 
 def candidates(config: IndexConfig, dataset: DatasetSpec, split: str) -> Iterator[Candidate]:
-    """All pairs of one split, sorted by path. Raises `ParamsError` for a folder or list that does not exist."""
+    """All pairs of one split, sorted by path; raises `ParamsError` for a folder or list that cannot be read.
+
+    A name that is no UTF-8 fits in no table: it is told in another spelling, as a fault.
+    """
+    for pair in _found(config, dataset, split):
+        paths = [path and printable(path) for path in pair[:2]]
+        if changed := [path for path, before in zip(paths, pair[:2], strict=True) if path != before]:
+            yield Candidate(*paths, "unreadable", f"{changed[0]}: its name is not UTF-8; rename it, e.g. with convmv")
+        else:
+            yield pair
+
+
+def _found(config: IndexConfig, dataset: DatasetSpec, split: str) -> Iterator[Candidate]:
     root, spec, where = Path(config.root), dataset.splits[split], f"index.datasets[{dataset.name}].splits.{split}"
     if spec.csv:
         yield from _from_csv(root, spec, where)
@@ -51,17 +65,20 @@ def _from_folders(root: Path, spec: SplitSpec, where: str) -> Iterator[Candidate
     if spec.degradation:
         yield from (Candidate(path, None) for paths in gts.values() for path in paths)
         return
+    alike = Counter(unicodedata.normalize("NFC", key) for key in gts.keys() ^ lqs.keys())
     for key in sorted(gts.keys() | lqs.keys()):
-        yield from _match(gts.get(key, []), lqs.get(key, []))
+        twin = alike[unicodedata.normalize("NFC", key)] > 1
+        hint = ", only one that is spelled alike in other Unicode (NFC and NFD); rename one" if twin else ""
+        yield from _match(gts.get(key, []), lqs.get(key, []), hint)
 
 
-def _match(gts: list[str], lqs: list[str]) -> Iterator[Candidate]:
+def _match(gts: list[str], lqs: list[str], hint: str) -> Iterator[Candidate]:
     if len(gts) > 1:
         yield Candidate(gts[0], None, "ambiguous", f"{gts[0]}: {gts[1]} has the same id; an lq cannot choose")
     elif not gts:
-        yield from (Candidate(None, lq, "unpaired", f"{lq}: no gt with this id") for lq in lqs)
+        yield from (Candidate(None, lq, "unpaired", f"{lq}: no gt with this id{hint}") for lq in lqs)
     elif not lqs:
-        yield Candidate(gts[0], None, "unpaired", f"{gts[0]}: no lq with this id")
+        yield Candidate(gts[0], None, "unpaired", f"{gts[0]}: no lq with this id{hint}")
     else:
         yield from (Candidate(gts[0], lq) for lq in lqs)
 
@@ -73,10 +90,10 @@ def _keyed(root: Path, spec: SplitSpec, side: str, where: str) -> tuple[dict[str
     patterns = getattr(spec, side)
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
         full = os.path.join(root, pattern)
-        places = sorted(glob(full, recursive=True)) if has_magic(pattern) else [full] if os.path.exists(full) else []
-        if not places:
+        found = places(str(root), pattern)
+        if not found:
             raise ParamsError(f"{where}.{side}: {full} does not exist; {_remedy(root, pattern)}")
-        for path, stem in (found for place in places for found in _images(place)):
+        for path, stem in (image for place in found for image in _images(place)):
             key = spec.pair.key(side, stem)
             if key is None:
                 strangers.append(path)
@@ -108,12 +125,11 @@ def _images(place: str) -> Iterator[tuple[str, str]]:
         if os.path.splitext(place)[1].lower() in STILLS:
             yield place, Path(place).stem
         return
-    for folder, subfolders, names in os.walk(place, followlinks=True):
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+    for folder, names in walk(place):
         relative = os.path.relpath(folder, place)
-        for name in sorted(names):
+        for name in names:
             stem, extension = os.path.splitext(name)
-            if extension.lower() in STILLS and not name.startswith("."):
+            if extension.lower() in STILLS:
                 yield os.path.join(folder, name), stem if relative == "." else f"{relative}/{stem}"
 
 

@@ -17,6 +17,10 @@ class ImageFileError(ValueError):
     """A file that cannot be read, or not written as asked; the message is one line and names the remedy."""
 
 
+class TooLittleMemory(ImageFileError):
+    """A file that another machine, or this one at another time, can read."""
+
+
 @dataclass(frozen=True)
 class Picture:
     """A decoded file. `rgb` is `[n, H, W, 3]` float32 in [0, 1]: n = 1, or the slices of a medical volume.
@@ -57,4 +61,4 @@ def check_size(width: int, height: int, max_pixels: int | None = None, sample_by
         raise ImageFileError(f"{width}x{height} has more than {max_pixels} pixels")
     needed = sample_bytes * width * height
     if needed > 2**29 and needed > (free := free_bytes()):
-        raise ImageFileError(f"{width}x{height} pixels take {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free")
+        raise TooLittleMemory(f"{width}x{height} pixels take {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free")

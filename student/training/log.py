@@ -1,20 +1,14 @@
-"""What a run shows: log.jsonl, curves that `dvc plots` reads, trackers, and the progress on the terminal."""
+"""What a run shows: log.jsonl, curves that `dvc plots` reads, trackers, and words for the terminal."""
 
 import csv
 import io
 import json
-import sys
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from student.files import write_file
 from student.training.losses import TERMS
-
-PLAIN_SECONDS = 30
-"""Seconds between progress lines where the output is no terminal."""
 
 
 class RunLog:
@@ -74,41 +68,8 @@ class RunLog:
         return [line for line in self.file.read_text(encoding="utf-8").splitlines(True) if line.endswith("}\n")]
 
 
-class Progress:
-    """One live line (rich) on a terminal, a plain line now and then elsewhere, nothing on other processes."""
-
-    def __init__(self, start: int, end: int, shown: bool):
-        self.start, self.end, self.step = start, end, start
-        self.shown, self.begun, self.printed = shown, time.monotonic(), time.monotonic()
-        self.live = None
-
-    @contextmanager
-    def running(self) -> Iterator["Progress"]:
-        if not (self.shown and sys.stderr.isatty()):
-            yield self
-            return
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-        from rich.progress import Progress as Bars
-
-        columns = [BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}")]
-        with Bars(*columns, console=Console(stderr=True)) as self.live:
-            self.live.add_task("", total=self.end, completed=self.start)
-            yield self
-
-    def advance(self, step: int, row: dict[str, Any] | None) -> None:
-        self.step = step
-        if self.live is not None:
-            self.live.update(0, completed=step, **({"description": _words(row)} if row else {}))
-        elif self.shown and row and time.monotonic() - self.printed >= PLAIN_SECONDS:
-            self.printed = time.monotonic()
-            left = (self.printed - self.begun) / (step - self.start) * (self.end - step)
-            print(
-                f"train: step {step}/{self.end}, {left / 60:.1f} min left, {_words(row)}", file=sys.stderr, flush=True
-            )
-
-
-def _words(row: dict[str, Any]) -> str:
+def words(row: dict[str, Any]) -> str:
+    """A row of the log for people who watch."""
     terms = " ".join(f"{term} {row[f'loss_{term}']:.3f}" for term in TERMS if row[f"loss_{term}"] is not None)
     memory = f" · {row['gpu_gib']:.1f} GiB" if row.get("gpu_gib") else ""
     rate = f"{row['images_per_second']:.1f} img/s · data {row['data_wait_fraction']:.0%}"

@@ -19,7 +19,8 @@ from student.data.pairs import Pairs, TrainDataError, data_fingerprint, read_pai
 from student.files import flush
 from student.model import WEIGHTS, Student
 from student.network.config import ModelConfig
-from student.params import ParamsError, Paths, load_section
+from student.params import ParamsError, Paths, load_section, load_sections
+from student.sections import StudentParams
 from student.training.checkpoints import CheckpointError
 from student.training.config import TrainConfig, check_losses, run_identity
 from student.training.kmeans import kmeans
@@ -83,8 +84,8 @@ def open_job(params: dict[str, Any], init_from: str | None = None) -> Job:
     """Validate the sections and read index and release; raises `ParamsError` or `TrainDataError`, one line each."""
     if init_from is not None:
         params = params | {"train": (params.get("train") or {}) | {"init_from": init_from}}
-    paths = load_section(Paths, "paths", params)
-    config = load_section(TrainConfig, "train", params)
+    checked = load_sections(StudentParams, params)
+    paths, config = checked.paths, checked.train
     section = dict(params.get("model") or {})
     follows_release = section.get("prompt_dim", ...) is None
     needs_release = bool(config.losses.align) or section.get("domain_init") == "kmeans" or follows_release

@@ -74,7 +74,11 @@ class SharedPrefixGenerator:
             if model.config.image_token_id not in ids:
                 raise ValueError(f"the model's chat template drops the image from the question {name!r}")
         end = model.generation_config.eos_token_id
-        self.end_ids = set(end if isinstance(end, list) else [end])
+        # The tokenizer's too: a fine-tuned model's files may name the end in one place and teach another.
+        ends = {*(end if isinstance(end, list) else [end]), processor.tokenizer.eos_token_id}
+        self.end_ids = ends - {None}
+        if not self.end_ids:
+            raise ValueError("neither generation_config.json nor the tokenizer names an end token (eos_token_id)")
         pad = processor.tokenizer.pad_token_id
         self.pad_id = min(self.end_ids) if pad is None else pad
         self.max_new_tokens, self.min_new_tokens = max_new_tokens, min_new_tokens

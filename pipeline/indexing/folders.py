@@ -1,0 +1,72 @@
+"""What lies below a folder of data: complete, or an error; never less than is there, and no picture twice by a loop."""
+
+import os
+import sys
+from collections.abc import Iterator
+from fnmatch import fnmatchcase
+from functools import lru_cache
+
+from student.params import ParamsError
+
+
+def places(root: str, pattern: str) -> list[str]:
+    """Folders and files that `pattern` names below `root`, sorted; what exists is taken as it is, brackets and all.
+
+    Elsewhere `*`, `?` and `[...]` stand for a part of a name and `**` for any folders. Raises `ParamsError` for a
+    folder that cannot be listed.
+    """
+    if os.path.isabs(pattern):
+        root, pattern = os.path.abspath(os.sep), pattern.lstrip(os.sep)
+    return sorted(set(_expand(root, [part for part in pattern.split("/") if part not in ("", ".")])))
+
+
+def _expand(folder: str, parts: list[str]) -> Iterator[str]:
+    if not parts:
+        yield folder
+    elif os.path.lexists(os.path.join(folder, parts[0])):
+        yield from _expand(os.path.join(folder, parts[0]), parts[1:])
+    elif parts[0] == "**":
+        for below, _ in walk(folder):
+            yield from _expand(below, parts[1:])
+    elif os.path.isdir(folder):
+        for name in _listed(folder):
+            if fnmatchcase(name, parts[0]) and name[0] != ".":
+                yield from _expand(os.path.join(folder, name), parts[1:])
+
+
+def walk(folder: str, above: tuple[str, ...] = ()) -> Iterator[tuple[str, list[str]]]:
+    """(folder, names of its files) of `folder` and everything below, sorted, links followed, hidden things left out.
+
+    A link to a folder that it lies in itself would go round for ever, so it is passed over, and said. Raises
+    `ParamsError` for a folder that cannot be listed: a data set would be smaller than everybody believes.
+    """
+    names = [name for name in _listed(folder) if not name.startswith(".")]
+    folders = [name for name in names if os.path.isdir(os.path.join(folder, name))]
+    yield folder, sorted(set(names) - set(folders))
+    above = (*above, os.path.realpath(folder))
+    for path in (os.path.join(folder, name) for name in folders):
+        real = os.path.realpath(path)
+        if os.path.islink(path) and any(os.path.join(one, "").startswith(os.path.join(real, "")) for one in above):
+            _say_once(f"  {printable(path)}: passed over: a link to a folder that it lies in")
+        else:
+            yield from walk(path, above)
+
+
+def _listed(folder: str) -> list[str]:
+    try:
+        names = sorted(os.listdir(folder))
+        os.stat(os.path.join(folder, "."))  # a folder may show names and not let anybody in
+        return names
+    except OSError as error:
+        remedy = "allow it to be read, or name the folders beside it instead of the one above"
+        raise ParamsError(f"{printable(folder)}: cannot be listed: {error.strerror}; {remedy}") from None
+
+
+@lru_cache
+def _say_once(text: str) -> None:  # folders are listed twice: to count, and to read
+    print(text, file=sys.stderr)
+
+
+def printable(path: str) -> str:
+    """`path` as text that every file can hold: bytes that are no UTF-8 become `\\xe9` and the like."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")

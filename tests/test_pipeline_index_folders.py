@@ -1,0 +1,102 @@
+"""Odd folders: what is below them is complete or an error, and no loop of links multiplies or hides a picture."""
+
+import os
+import tempfile
+from pathlib import Path
+
+import pytest
+from test_pipeline_index import picture
+
+from pipeline.indexing.config import SplitSpec
+from pipeline.indexing.folders import places, walk
+from pipeline.indexing.pairs import candidates
+from student.params import ParamsError
+
+
+def below(folder: Path) -> list[str]:
+    return [os.path.relpath(os.path.join(place, name), folder) for place, names in walk(str(folder)) for name in names]
+
+
+@pytest.mark.parametrize("target", [".", "..", "../.."])
+def test_links_back_are_passed_over_and_said(tmp_path, capsys, target):
+    picture(tmp_path / "data/gt/0.png", 0)
+    picture(tmp_path / "data/lq/0.png", 1)
+    for name in ("latest", "current"):
+        (tmp_path / "data/gt" / name).symlink_to(target)
+    assert below(tmp_path / "data/gt") == ["0.png"]
+    assert "gt/latest: passed over: a link to a folder that it lies in" in capsys.readouterr().err
+
+
+def test_two_folders_that_lead_to_each_other_end(tmp_path):
+    for one, other in (("a", "b"), ("b", "a")):
+        picture(tmp_path / one / f"{one}.png", 0)
+        (tmp_path / one / "other").symlink_to(tmp_path / other)
+    assert below(tmp_path / "a") == ["a.png", "other/b.png"]
+
+
+def test_a_link_to_another_folder_is_followed_each_time(tmp_path):
+    """The same clean images under two names, for two kinds of input, are meant."""
+    picture(tmp_path / "clean/0.png", 0)
+    (tmp_path / "gt").mkdir()
+    for name in ("haze", "rain"):
+        (tmp_path / "gt" / name).symlink_to(tmp_path / "clean")
+    assert below(tmp_path / "gt") == ["haze/0.png", "rain/0.png"]
+
+
+@pytest.fixture
+def nobody():
+    """A folder of somebody who is not root, and this process as that user."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o777)
+        is_root = os.geteuid() == 0
+        if is_root:
+            os.seteuid(65534)
+        yield Path(folder)
+        for locked in [*Path(folder).glob("**/locked")]:
+            locked.chmod(0o700)
+        if is_root:
+            os.seteuid(0)
+
+
+@pytest.mark.parametrize("mode", [0o000, 0o444, 0o333])
+@pytest.mark.parametrize("pattern", ["gt", "gt/l*", "**/locked/*.png", "g*/*/*.png"])
+def test_a_folder_that_cannot_be_listed_is_an_error(nobody, mode, pattern):
+    for name in ("open/0.png", "locked/1.png"):
+        picture(nobody / "gt" / name, 0)
+    (nobody / "gt/locked").chmod(mode)
+    with pytest.raises(ParamsError, match="gt/locked: cannot be listed: Permission denied; allow it"):
+        [[*walk(place)] for place in places(str(nobody), pattern)]
+
+
+def test_brackets_in_names_are_names(tmp_path):
+    for name in ("[lab] data/part1/0.png", "[lab] data/part2/1.png", "l data/part3/2.png"):
+        picture(tmp_path / name, 0)
+    root = str(tmp_path / "[lab] data")
+    assert places(root, "part*") == [f"{root}/part1", f"{root}/part2"]
+    assert places(str(tmp_path), "[lab] data/part[12]/*.png") == [f"{root}/part1/0.png", f"{root}/part2/1.png"]
+    assert places(str(tmp_path), f"{root}/part1") == [f"{root}/part1"]
+    assert places(str(tmp_path), "**/*.png")[0] == f"{root}/part1/0.png" and places(str(tmp_path), "gone*") == []
+
+
+def found(root: Path, **split):
+    from pipeline.indexing.config import DatasetSpec, IndexConfig
+
+    dataset = DatasetSpec(name="x", domain="d", task="t", splits={"train": SplitSpec(**split)})
+    return list(candidates(IndexConfig(root=str(root), datasets=[dataset]), dataset, "train"))
+
+
+def test_a_name_that_is_no_utf8_is_a_fault_that_every_table_can_hold(tmp_path):
+    picture(tmp_path / "gt" / os.fsdecode(b"caf\xe9.png"), 0)
+    picture(tmp_path / "gt/plain.png", 0)
+    bad, good = found(tmp_path, gt="gt", degradation={"kind": "rain"})
+    assert (bad.status, good.status) == ("unreadable", "ok")
+    assert bad.gt.endswith(r"caf\xe9.png") and "its name is not UTF-8; rename it" in bad.error
+    bad.error.encode("utf-8")
+
+
+def test_names_that_only_look_equal_are_told_apart(tmp_path):
+    picture(tmp_path / "gt/caf\u00e9.png", 0)
+    picture(tmp_path / "lq/cafe\u0301.png", 0)
+    pairs = found(tmp_path, gt="gt", lq="lq")
+    assert [pair.status for pair in pairs] == ["unpaired", "unpaired"]
+    assert all("spelled alike in other Unicode (NFC and NFD)" in pair.error for pair in pairs)
