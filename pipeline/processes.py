@@ -12,7 +12,9 @@ def process_of_many() -> tuple[int, int]:
 
 
 def wait_for_all() -> None:
-    """Return when every process of this launch has come here."""
+    """Return when every process of this launch has come here, for the only time: none can wait for the others again."""
     from accelerate import PartialState
 
-    PartialState().wait_for_everyone()
+    state = PartialState()
+    state.wait_for_everyone()
+    state.destroy_process_group()  # left open, its threads can abort a process at its very end

@@ -64,12 +64,16 @@ def main(argv: list[str] | None = None) -> int:
         print(f"eval: {error}", file=sys.stderr)
         return 1
     # Heavy imports wait until --help and a typo have been answered.
+    from accelerate import PartialState
+
     from student.data.pairs import TrainDataError
     from student.evaluation.metrics import MetricError
     from student.restoration.restorer import RestoreError
 
     try:
         evaluate(paths, config, args.device, started)
+        # The threads of a process group that is left open can abort the process at its very end, after its work.
+        PartialState().destroy_process_group()
     except (EvalError, TrainDataError, MetricError, RestoreError) as error:
         print(f"eval: {error}", file=sys.stderr)
         return 1
