@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from student.network.config import ModelConfig
 from student.network.fusion import Condition, FoldedFusions
-from student.network.global_statistics import Statistics
 from student.network.model_card import model_card
 from student.network.nafnet import NAFNet
 from student.network.prompts import PromptBranch, PromptPool, Prompts
@@ -53,24 +52,19 @@ class Student(
                 nn.init.zeros_(parameter)
 
     def forward(
-        self,
-        lq: Tensor,
-        prompts: Prompts | None = None,
-        return_prompts: bool = False,
-        statistics: Statistics | None = None,
+        self, lq: Tensor, prompts: Prompts | None = None, return_prompts: bool = False
     ) -> Tensor | tuple[Tensor, Prompts]:
         """Restore `lq` [B, 3, H, W], float RGB in [0, 1], any H, W ≥ 8. The result is not clamped.
 
         `prompts`: use these, from `encode_prompts` (of the whole image, when `lq` is a tile of it), instead of this
-        input's own. `return_prompts`: return them too, for the losses that look at them. `statistics`: an empty
-        one keeps what the blocks compute from all pixels, a filled one is used instead (for tiles too).
-        Raises ValueError on another shape.
+        input's own. `return_prompts`: return them too, for the losses that look at them. Raises ValueError on
+        another shape. `student.restoration.restorer.Restorer` runs the same function faster and in less memory.
         """
         first_BHWC, height, width = self._embed(lq)
-        deepest_BHWC, skips = self.backbone.encode(first_BHWC, statistics)
+        deepest_BHWC, skips = self.backbone.encode(first_BHWC)
         if prompts is None:
             prompts = self._prompts(first_BHWC, deepest_BHWC)
-        residual_BHWC = self.backbone.decode(deepest_BHWC, skips, self._conditions(prompts), statistics)
+        residual_BHWC = self.backbone.decode(deepest_BHWC, skips, self._conditions(prompts))
         restored = lq + residual_BHWC.permute(0, 3, 1, 2)[..., :height, :width]
         return (restored, prompts) if return_prompts else restored
 

@@ -13,7 +13,7 @@ from toy_student import CONFIGURATIONS, NAF, TINY, alive, make_student
 from student.model import Student
 from student.network.blocks import ChannelAttention
 from student.network.config import ModelConfig
-from student.network.global_statistics import Statistics
+from student.restoration.blocks import restoring, sums_of
 
 VARIANTS = {
     "published": {},
@@ -84,20 +84,21 @@ def test_given_prompts_replace_the_inputs_own(variant):
 @torch.no_grad()
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])  # in strips, and whole
 def test_sums_over_an_images_parts_are_the_images_statistics(variant, dtype):
-    model, lq = alive(make_student(**variant)).eval(), torch.rand(1, 3, 24, 32)
-    prompts, statistics = model.encode_prompts(lq), Statistics()
+    (model, statistics), lq = restoring(alive(make_student(**variant)).eval()), torch.rand(1, 3, 24, 32)
+    prompts = model.encode_prompts(lq)
+    statistics.start()
     with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
-        model(lq, prompts=prompts, statistics=statistics)
+        model(lq, prompts=prompts)
         before = {block: tensor.clone() for block, tensor in statistics.known.items()}
         # What is known is used, and each block's input is the same: the sums over all parts give it again.
         for rows, columns in [(slice(0, 8), slice(0, 32)), (slice(8, 24), slice(0, 16)), (slice(8, 24), slice(16, 32))]:
             statistics.window = 24, rows, columns
-            model(lq, prompts=prompts, statistics=statistics)
+            model(lq, prompts=prompts)
         assert statistics.known.keys() == before.keys()
         statistics.settle()
         settled, statistics.known = statistics.known, before
         statistics.window = 24, slice(0, 8), slice(0, 32)
-        model(lq, prompts=prompts, statistics=statistics)
+        model(lq, prompts=prompts)
         statistics.settle()
     near = {"atol": 1e-5, "rtol": 1e-4} if dtype == torch.float32 else {"atol": 0.02, "rtol": 0.02}
     for block, expected in before.items():
@@ -110,7 +111,7 @@ def test_sums_over_an_images_parts_are_the_images_statistics(variant, dtype):
 def test_sums_over_pixels_stay_in_fp32_under_autocast():
     attention, pixels = ChannelAttention(4, 2), torch.full((1, 4096, 4), 10.0)
     with torch.autocast("cpu", torch.float16):
-        sums = attention._sums(pixels, pixels)
+        sums = sums_of(attention, pixels, pixels)
     for found in sums:  # more than fp16 holds
         assert torch.equal(found, torch.full_like(found, 409_600.0)) and found.dtype == torch.float32
 
@@ -118,21 +119,37 @@ def test_sums_over_pixels_stay_in_fp32_under_autocast():
 @torch.no_grad()
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])  # in strips, and whole
 def test_given_statistics_replace_the_inputs_own(variant, dtype):
-    model, lq, other = alive(make_student(**variant)).eval(), torch.rand(1, 3, 16, 24), torch.rand(1, 3, 24, 24) ** 3
-    prompts, of_lq, of_other = model.encode_prompts(lq), Statistics(), Statistics()
+    student, lq, other = alive(make_student(**variant)).eval(), torch.rand(1, 3, 16, 24), torch.rand(1, 3, 24, 24) ** 3
+    model, statistics = restoring(student)
+    prompts, tiles = model.encode_prompts(lq), torch.rand(3, 3, 16, 16)
     with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
-        restored = model(lq, prompts=prompts, statistics=of_lq)
-        assert torch.equal(model(lq, prompts=prompts), restored)
-        torch.testing.assert_close(model(lq, prompts=prompts, statistics=of_lq), restored, atol=1e-5, rtol=1e-5)
-        model(other, prompts=prompts, statistics=of_other)
-        assert not torch.allclose(model(lq, prompts=prompts, statistics=of_other), restored, atol=1e-4)
+        whole = model(lq, prompts=prompts)
+        statistics.start()
+        model(other, prompts=prompts)
+        assert not torch.allclose(model(lq, prompts=prompts), whole, atol=1e-4)
+        statistics.start()
+        assert torch.equal(model(lq, prompts=prompts), whole)
+        torch.testing.assert_close(model(lq, prompts=prompts), whole, atol=1e-5, rtol=1e-5)
         # One image's statistics serve a batch of its tiles, and stay what they are.
-        tiles, before = torch.rand(3, 3, 16, 16), {block: tensor.clone() for block, tensor in of_lq.known.items()}
-        one_by_one = torch.cat([model(tile[None], prompts=prompts, statistics=of_lq) for tile in tiles])
-        batch = model(tiles, prompts=prompts, statistics=of_lq)
-    torch.testing.assert_close(batch, one_by_one, atol=1e-5, rtol=1e-5)
-    known = of_lq.known
-    assert len(known) == len(before) and all(torch.equal(known[block], before[block]) for block in before)
+        before = {block: tensor.clone() for block, tensor in statistics.known.items()}
+        one_by_one = torch.cat([model(tile[None], prompts=prompts) for tile in tiles])
+        torch.testing.assert_close(model(tiles, prompts=prompts), one_by_one, atol=1e-5, rtol=1e-5)
+        known = statistics.known
+        assert len(known) == len(before) > 0 and all(torch.equal(known[block], before[block]) for block in before)
+        statistics.stop()
+        assert torch.equal(model(lq, prompts=prompts), whole)
+
+
+@torch.no_grad()
+def test_a_restoring_student_is_the_same_student(variant):
+    student, lq = alive(make_student(**variant)).eval(), torch.rand(2, 3, 16, 24)
+    names = list(student.state_dict())
+    model, _ = restoring(student)
+    torch.testing.assert_close(model(lq), student(lq), atol=1e-5, rtol=1e-5)
+    for parameter in student.parameters():
+        parameter.mul_(0.9)
+    torch.testing.assert_close(model(lq), student(lq), atol=1e-5, rtol=1e-5)
+    assert list(student.state_dict()) == names and student.backbone is not model.backbone
 
 
 @torch.no_grad()

@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from student.network import strips
 from student.network.blocks import RestormerBlock
 from student.network.fusion import FUSIONS
+from student.restoration import strips
+from student.restoration.blocks import RestoringRestormerBlock, Statistics
 from student.restoration.memory import _LiveBytes
 
 CHANNELS, DIM = 24, 8
@@ -25,11 +26,12 @@ def test_strips_equal_the_whole(block, monkeypatch, height, rows):
     x = torch.randn(2, height, 7, CHANNELS)
     before = x.clone()
     condition = block.fusion.prepare(torch.randn(2, DIM))
+    restoring = RestoringRestormerBlock(block, Statistics())
     assert not strips.usable(x)  # with gradients: the whole image at once
-    whole = block(x, *condition).detach()
+    assert torch.equal(restoring(x, *condition), block(x, *condition))
     with torch.no_grad():
         assert strips.usable(x)
-        stripped = block(x, *condition)
+        whole, stripped = block(x, *condition), restoring(x, *condition)
     torch.testing.assert_close(stripped, whole, atol=2e-6, rtol=1e-5)
     assert torch.equal(x, before)
 
@@ -49,7 +51,7 @@ def test_memory_does_not_grow_with_the_inner_width(block, monkeypatch):
     with torch.no_grad():
         condition = block.fusion.prepare(torch.randn(1, DIM))
         with _LiveBytes() as live:
-            block(x, *condition)
+            RestoringRestormerBlock(block, Statistics())(x, *condition)
     # The input, the fused features, the values and the result; the inner features alone would be 5.3 times the input.
     assert live.peak < 4 * x.nbytes + 2**19
 

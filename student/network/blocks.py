@@ -11,9 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recompute
 
-from student.network import strips
 from student.network.fusion import Condition, GatedFusion
-from student.network.global_statistics import Statistics
 from student.network.recompute import gated_product, project
 
 
@@ -65,26 +63,13 @@ class ChannelAttention(nn.Module):
         self.qkv_conv = depthwise(3 * channels, bias=False)
         self.out = nn.Linear(channels, channels, bias=False)
 
-    def forward(self, x_BHWC: Tensor, norm: nn.LayerNorm, statistics: Statistics | None = None) -> Tensor:
-        known_BCC = None if statistics is None else statistics.known.get(self)
-        gathers = statistics is not None and statistics.gathers(self)
-        weights, filters = self.inner(values_only=known_BCC is not None and not gathers)
-        features = project(x_BHWC, norm, weights)
-        *query_and_key, v = (depthwise_conv(x, w) for x, w in zip(features, filters, strict=True))
-        if gathers:
-            rows, columns = statistics.inside(x_BHWC)
-            statistics.add(self, *self._sums(*(x[:, rows, columns].flatten(1, 2).float() for x in query_and_key)))
-        mixing_BCC = self._mixing(*(x.flatten(1, 2) for x in query_and_key)) if known_BCC is None else known_BCC
-        if statistics is not None:
-            statistics.known[self] = mixing_BCC
-        return (v.flatten(1, 2) @ mixing_BCC.to(v.dtype).mT).view(x_BHWC.shape)
+    def forward(self, x_BHWC: Tensor, norm: nn.LayerNorm) -> Tensor:
+        features = project(x_BHWC, norm, self.qkv.weight.chunk(3))
+        filters = self.qkv_conv.weight.chunk(3)
+        q, k, v = (depthwise_conv(x, w).flatten(1, 2) for x, w in zip(features, filters, strict=True))
+        return (v @ self.mixing(q, k).to(v.dtype).mT).view(x_BHWC.shape)
 
-    def inner(self, values_only: bool = False) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-        """Weights and filters of queries, keys and values, or of the values alone."""
-        first = 2 if values_only else 0
-        return self.qkv.weight.chunk(3)[first:], self.qkv_conv.weight.chunk(3)[first:]
-
-    def _mixing(self, q: Tensor, k: Tensor) -> Tensor:
+    def mixing(self, q: Tensor, k: Tensor) -> Tensor:
         """Queries and keys [B, P, C] → what the values are multiplied with, [B, C, C]."""
         q_length, k_length = _length(q), _length(k)
         if q.dtype != torch.float32:
@@ -92,34 +77,21 @@ class ChannelAttention(nn.Module):
             # divide the [c, c] scores afterwards.
             q, k = q * q_length.reciprocal().to(q.dtype)[:, None], k * k_length.reciprocal().to(k.dtype)[:, None]
             q_length, k_length = torch.ones_like(q_length), torch.ones_like(k_length)
-        return self._mixing_of(self._scores(q, k).float(), q_length, k_length, q.dtype)
+        return self.mixing_of(self.scores(q, k).float(), q_length, k_length, q.dtype)
 
-    def _scores(self, q: Tensor, k: Tensor) -> Tensor:
+    def scores(self, q: Tensor, k: Tensor) -> Tensor:
         """Queries and keys [B, P, C] → their products within each head [B, heads, c, c]."""
         # A product a head: its strided views need no copy, unlike a batched product with the heads as a dimension.
         per_head = q.shape[-1] // self.heads
         return torch.stack([a.mT @ b for a, b in zip(q.split(per_head, -1), k.split(per_head, -1), strict=True)], dim=1)
 
-    def _mixing_of(self, scores: Tensor, q_length: Tensor, k_length: Tensor, dtype: torch.dtype) -> Tensor:
+    def mixing_of(self, scores: Tensor, q_length: Tensor, k_length: Tensor, dtype: torch.dtype) -> Tensor:
         heads = (self.heads, scores.shape[-1])
         scores = scores / (q_length.unflatten(-1, heads)[..., None] * k_length.unflatten(-1, heads)[..., None, :])
         attention = (scores * self.temperature[:, None, None]).softmax(-1)
         # out(attention @ v) = (out·attention) @ v: projecting the small matrix saves one pass over the pixels.
         out = self.out.weight.unflatten(1, heads).transpose(0, 1)
         return (out.to(dtype) @ attention.to(dtype)).transpose(1, 2).flatten(2)
-
-    def _sums(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """What `of_sums` needs to know of these pixels: scores, and squares of queries and of keys [B, C].
-
-        Without autocast, which would take the products in half precision after all, where these sums overflow.
-        """
-        with torch.autocast(q.device.type, enabled=False):
-            return self._scores(q, k), q.square().sum(1), k.square().sum(1)
-
-    def of_sums(self, scores: Tensor, q_square: Tensor, k_square: Tensor) -> Tensor:
-        """As `_mixing` of all the pixels that were summed up."""
-        q_length, k_length = (square.clamp_min(1e-24).sqrt() for square in (q_square, k_square))
-        return self._mixing_of(scores, q_length, k_length, scores.dtype)
 
 
 class GatedFeedForward(nn.Module):
@@ -163,34 +135,10 @@ class RestormerBlock(nn.Module):
         self.norm2 = nn.LayerNorm(channels)
         self.ffn = GatedFeedForward(channels, expansion)
 
-    def forward(self, x_BHWC: Tensor, *condition: Tensor, statistics: Statistics | None = None) -> Tensor:
+    def forward(self, x_BHWC: Tensor, *condition: Tensor) -> Tensor:
         fused_BHWC = x_BHWC if self.fusion is None else self.fusion(x_BHWC, *condition)
-        if strips.usable(x_BHWC):
-            return self.in_strips(x_BHWC, fused_BHWC, statistics)
-        x_BHWC = add(x_BHWC, self.attention(fused_BHWC, self.norm1, statistics))
+        x_BHWC = add(x_BHWC, self.attention(fused_BHWC, self.norm1))
         return add(x_BHWC, self.ffn(x_BHWC, self.norm2))
-
-    def in_strips(self, x_BHWC: Tensor, fused_BHWC: Tensor, statistics: Statistics | None) -> Tensor:
-        """The same without gradients, image by image, in the processor's cache."""
-        attention, mixings, result_BHWC = self.attention, [], torch.empty_like(x_BHWC)
-        known_BCC = None if statistics is None else statistics.known.get(attention)
-        gathers = statistics is not None and statistics.gathers(attention)
-        inner = strips.Inner(self.norm1, *attention.inner(values_only=known_BCC is not None and not gathers))
-        expand, filters, ffn_out = self.ffn.padded()
-        ffn_inner = strips.Inner(self.norm2, expand, filters)
-        for i, (x, fused, result) in enumerate(zip(x_BHWC, fused_BHWC, result_BHWC, strict=True)):
-            if known_BCC is None:
-                mixings.append(strips.attend(x, fused, inner, attention.temperature, attention.out.weight, result))
-            else:
-                mixing_CC = known_BCC.expand(len(x_BHWC), -1, -1)[i]
-                window = statistics.inside(x_BHWC) if gathers else None
-                sums = strips.mix(x, fused, inner, mixing_CC, result, attention.heads, window)
-                if sums:
-                    statistics.add(attention, *sums)
-            strips.feed_forward_(result, ffn_inner, ffn_out)
-        if statistics is not None and known_BCC is None:
-            statistics.known[attention] = torch.stack(mixings)
-        return result_BHWC
 
 
 class NAFBlock(nn.Module):
@@ -210,46 +158,33 @@ class NAFBlock(nn.Module):
         self.beta = nn.Parameter(torch.zeros(channels))
         self.gamma = nn.Parameter(torch.zeros(channels))
 
-    def forward(self, x_BHWC: Tensor, *condition: Tensor, statistics: Statistics | None = None) -> Tensor:
-        y = self.norm1(x_BHWC)
+    def forward(self, x_BHWC: Tensor, *condition: Tensor) -> Tensor:
+        y_BHWC = self.gated(x_BHWC, *condition)
+        return self.scaled(x_BHWC, y_BHWC, self.channel_gain(y_BHWC.mean((1, 2), keepdim=True)))
+
+    def gated(self, x_BHWC: Tensor, *condition: Tensor) -> Tensor:
+        y_BHWC = self.norm1(x_BHWC)
         if self.fusion is not None:
-            y = self.fusion(y, *condition)
-        a, b = self.conv(self.expand(y)).chunk(2, dim=-1)
-        y = a * b
-        gain_B11C = None if statistics is None else statistics.known.get(self)
-        if gain_B11C is None:
-            gain_B11C = self.channel_gain(y.mean((1, 2), keepdim=True))
-        if statistics is not None:
-            if statistics.gathers(self):
-                rows, columns = statistics.inside(x_BHWC)
-                inside = y[:, rows, columns].float()
-                statistics.add(self, inside.sum((1, 2), keepdim=True), inside.new_tensor(inside[..., 0].numel()))
-            statistics.known[self] = gain_B11C
-        y = self.project(y * gain_B11C)
+            y_BHWC = self.fusion(y_BHWC, *condition)
+        a, b = self.conv(self.expand(y_BHWC)).chunk(2, dim=-1)
+        return a * b
+
+    def scaled(self, x_BHWC: Tensor, y_BHWC: Tensor, gain_B11C: Tensor) -> Tensor:
+        y = self.project(y_BHWC * gain_B11C)
         x_BHWC = torch.addcmul(x_BHWC, y, self.beta.to(y.dtype))
         a, b = self.ffn_expand(self.norm2(x_BHWC)).chunk(2, dim=-1)
         return torch.addcmul(x_BHWC, self.ffn_project(a * b), self.gamma.to(y.dtype))
-
-    def of_sums(self, sums_B11C: Tensor, pixels: Tensor) -> Tensor:
-        """The gains, as of all the pixels that were summed up."""
-        return self.channel_gain(sums_B11C / pixels)
 
 
 Block = RestormerBlock | NAFBlock
 
 
-def run_blocks(
-    blocks: nn.ModuleList,
-    x_BHWC: Tensor,
-    conditions: list[Condition],
-    checkpoint: bool,
-    statistics: Statistics | None = None,
-) -> Tensor:
+def run_blocks(blocks: nn.ModuleList, x_BHWC: Tensor, conditions: list[Condition], checkpoint: bool) -> Tensor:
     """Apply `blocks` in turn, each with its condition; `checkpoint` recomputes them in the backward pass."""
     for block, condition in zip(blocks, conditions, strict=True):
         if checkpoint and torch.is_grad_enabled():
             # Blocks draw no random numbers, so there is no generator state to keep.
             x_BHWC = recompute(block, x_BHWC, *condition, use_reentrant=False, preserve_rng_state=False)
         else:
-            x_BHWC = block(x_BHWC, *condition, statistics=statistics)
+            x_BHWC = block(x_BHWC, *condition)
     return x_BHWC

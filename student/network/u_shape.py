@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from student.network.blocks import Block, run_blocks
 from student.network.fusion import Condition
-from student.network.global_statistics import Statistics
 
 
 class UShape(nn.Module, ABC):
@@ -36,23 +35,21 @@ class UShape(nn.Module, ABC):
         """The blocks that take a condition, in the order of `decode`'s `conditions`."""
         return [block for blocks in (self.latent, *reversed(self.decoder), self.refinement) for block in blocks]
 
-    def encode(self, x_BHWC: Tensor, statistics: Statistics | None = None) -> tuple[Tensor, list[Tensor]]:
+    def encode(self, x_BHWC: Tensor) -> tuple[Tensor, list[Tensor]]:
         """First features → deepest features, and each level's skip connection, finest first."""
         skips = []
         for blocks, down in zip(self.encoder, self.down, strict=True):
-            x_BHWC = run_blocks(blocks, x_BHWC, [()] * len(blocks), self.checkpoint, statistics)
+            x_BHWC = run_blocks(blocks, x_BHWC, [()] * len(blocks), self.checkpoint)
             skips.append(x_BHWC)
             x_BHWC = down(x_BHWC)
         return x_BHWC, skips
 
-    def decode(
-        self, x_BHWC: Tensor, skips: list[Tensor], conditions: list[Condition], statistics: Statistics | None = None
-    ) -> Tensor:
+    def decode(self, x_BHWC: Tensor, skips: list[Tensor], conditions: list[Condition]) -> Tensor:
         """Deepest features, skips and one condition a prompted block → the residual image [B, H, W, 3]."""
         rest = iter(conditions)
 
         def run(blocks: nn.ModuleList, x_BHWC: Tensor) -> Tensor:
-            return run_blocks(blocks, x_BHWC, [next(rest) for _ in blocks], self.checkpoint, statistics)
+            return run_blocks(blocks, x_BHWC, [next(rest) for _ in blocks], self.checkpoint)
 
         x_BHWC = run(self.latent, x_BHWC)
         for level in reversed(range(len(skips))):

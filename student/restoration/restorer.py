@@ -16,8 +16,8 @@ import torch
 
 from student.machine import keep_freed_memory, resident_bytes
 from student.model import Student
-from student.network.global_statistics import Statistics
 from student.network.prompts import Prompts
+from student.restoration.blocks import restoring
 from student.restoration.memory import available_bytes, forward_bytes
 from student.restoration.tiling import mosaic, plan_cores, plan_tiles
 
@@ -118,7 +118,7 @@ class Restorer:
         self.device = device if isinstance(device, torch.device) else pick_device(device)
         if self.device.type == "cpu":
             keep_freed_memory()
-        self.student = student.eval().to(self.device)
+        self.student, self.statistics = restoring(student.eval().to(self.device))
         self.dtype, self.tile, self.overlap = getattr(torch, dtype), tile, overlap
         self.batch, self.refine, self.strength = batch, refine, strength
         self.stride, self._resident = stride, resident_bytes()
@@ -197,42 +197,41 @@ class Restorer:
                 on_tile(done, total)
 
         out = np.full(lq.shape, 0, np.float32)  # taken from the system now: what is too little fails before the work
-        prompts, statistics = self._of_sample(lq, tile)
-        for _ in range(self.refine):
-            self._refine(lq, tile, prompts, statistics, advance)
-        for start in range(0, len(places), self.batch):
-            group = places[start : start + self.batch]
-            tiles = self._tensor(np.stack([lq[:, rows, columns] for rows, columns, _ in group]))
-            restored = self.student(tiles, prompts=prompts, statistics=statistics).float().cpu().numpy()
-            for (rows, columns, weight), piece in zip(group, restored, strict=True):
-                out[:, rows, columns] += piece * weight
-            advance(len(group))
+        try:
+            prompts = self._of_sample(lq, tile)
+            for _ in range(self.refine):
+                self._refine(lq, tile, prompts, advance)
+            for start in range(0, len(places), self.batch):
+                group = places[start : start + self.batch]
+                tiles = self._tensor(np.stack([lq[:, rows, columns] for rows, columns, _ in group]))
+                restored = self.student(tiles, prompts=prompts).float().cpu().numpy()
+                for (rows, columns, weight), piece in zip(group, restored, strict=True):
+                    out[:, rows, columns] += piece * weight
+                advance(len(group))
+        finally:
+            self.statistics.stop()
         return out, prompts, len(places)
 
-    def _of_sample(self, lq: np.ndarray, tile: int) -> tuple[Prompts, Statistics]:
-        """What the tiles share, from samples of the image at native resolution."""
+    def _of_sample(self, lq: np.ndarray, tile: int) -> Prompts:
+        """What the tiles share, prompts and `statistics`, from samples of the image at native resolution."""
         prompts = None
         if tile < PROMPT_SIDE:
             prompts = self.student.encode_prompts(self._tensor(_sample(lq, PROMPT_SIDE, self.stride)[None]))
-        statistics = Statistics()
+        self.statistics.start()
         sample = self._tensor(_sample(lq, max(tile, SAMPLE_SIDE), self.stride)[None])
-        _, prompts = self.student(sample, prompts=prompts, return_prompts=True, statistics=statistics)
-        return prompts, statistics
+        return self.student(sample, prompts=prompts, return_prompts=True)[1]
 
-    def _refine(
-        self, lq: np.ndarray, tile: int, prompts: Prompts, statistics: Statistics, advance: Callable[[int], None]
-    ) -> None:
+    def _refine(self, lq: np.ndarray, tile: int, prompts: Prompts, advance: Callable[[int], None]) -> None:
         """Sum `statistics` up over all pixels.
 
         Each block sees what the blocks before it make of the statistics known until now, so once is not exact, but
         each time leaves a small part of the error (benchmarks/RESULTS.md).
         """
         for rows, columns, *core in plan_cores(*lq.shape[1:], tile, self.overlap, self.stride):
-            statistics.window = (rows.stop - rows.start, *core)
-            self.student(self._tensor(lq[None, :, rows, columns]), prompts=prompts, statistics=statistics)
+            self.statistics.window = (rows.stop - rows.start, *core)
+            self.student(self._tensor(lq[None, :, rows, columns]), prompts=prompts)
             advance(1)
-        statistics.window = None
-        statistics.settle()
+        self.statistics.settle()
 
     def _tensor(self, images: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(np.ascontiguousarray(images, dtype=np.float32)).to(self.device)

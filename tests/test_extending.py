@@ -1,0 +1,51 @@
+"""docs/extending.md, done as it says: each section's toy is added to a copy of the project and tried."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SECTIONS = dict(
+    re.findall(r"^## (An? .+?)\n(.*?)(?=^## |\Z)", (ROOT / "docs/extending.md").read_text("utf-8"), re.M | re.S)
+)
+PROMISED = dict(
+    re.findall(r"^\| \[(.+?)\]\(#.+?\) \| (.+?) \|$", (ROOT / "docs/extending.md").read_text("utf-8"), re.M)
+)
+
+
+def test_the_page_has_every_seam():
+    seams = {"A backbone", "A loss", "A teacher", "An image format", "A data source", "A degradation", "A metric"}
+    assert set(SECTIONS) == set(PROMISED) == seams
+
+
+@pytest.mark.parametrize("seam", SECTIONS)
+def test_the_toy_works_as_the_page_says(seam, tmp_path):
+    blocks = re.findall(r"^```(\w+)\n(.*?)^```$", SECTIONS[seam], re.M | re.S)
+    for room in ("pipeline", "teacher", "student", "shards"):
+        shutil.copytree(ROOT / room, tmp_path / room, ignore=shutil.ignore_patterns("__pycache__", "mini"))
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    touched, trial = set(), None
+    for language, text in blocks:
+        if language == "diff":
+            patch = ["git", "apply", "--recount", "--verbose", "-"]
+            done = subprocess.run(patch, input=text, text=True, cwd=tmp_path, capture_output=True)
+            assert done.returncode == 0, done.stderr
+            touched |= set(re.findall(r"^\+\+\+ b/(.+)$", text, re.M))
+        elif name := re.match(r"# (\S+\.py)\n", text):
+            assert not (tmp_path / name[1]).exists()
+            (tmp_path / name[1]).write_text(text, encoding="utf-8")
+            touched.add(name[1])
+        else:
+            trial = text
+    assert touched == set(re.findall(r"`(.+?)`", PROMISED[seam])), "more files than the table promises"
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    run = [sys.executable, "-c", trial]
+    done = subprocess.run(run, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    bare = subprocess.run(run, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, timeout=120)
+    assert bare.returncode != 0, "the trial passes without the toy"
