@@ -12,13 +12,15 @@ published one. Only tensors are loaded: a checkpoint with pickled code in it is 
 import argparse
 import contextlib
 import hashlib
-import os
+import io
 import pickle
 import sys
 import zipfile
 from pathlib import Path
 
 from pydantic import ValidationError
+
+from student.files import NotWritten, write_file
 
 PREFIXES = ("module.", "net.", "_orig_mod.")
 """What wrappers of training put before each name: data-parallel, Lightning, torch.compile; in any order."""
@@ -111,13 +113,9 @@ def export_published(folder: Path, file: Path) -> int:
         theirs = to_published(student.state_dict(), student.config)
     except (NotPublished, FileNotFoundError) as error:
         raise ConvertError(f"{folder}: {error}") from None
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    with open(temporary, "wb") as stream:
-        torch.save({"params": theirs}, stream)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(temporary, file)
+    buffer = io.BytesIO()
+    torch.save({"params": theirs}, buffer)
+    write_file(file, buffer.getvalue())
     return len(theirs)
 
 
@@ -164,7 +162,7 @@ def main(arguments: list[str] | None = None) -> None:
         config = student.config
         top_k = ", ".join(f"{name} top-{pool.top_k} of {len(pool.keys_ND)}" for name, pool in student.pools().items())
         print(f"{options.target}: {parameters / 1e6:.2f} M parameters, {config.backbone}, {config.fusion}, {top_k}")
-    except ConvertError as error:
+    except (ConvertError, NotWritten) as error:
         sys.exit(f"error: {error}")
 
 

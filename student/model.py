@@ -4,8 +4,8 @@ student = Student.from_pretrained("artifacts/student")
 restored = student(lq)                                # [B, 3, H, W], float32 RGB in [0, 1]
 """
 
-import os
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 import torch
@@ -14,12 +14,12 @@ from huggingface_hub import ModelCard, PyTorchModelHubMixin, hf_hub_download
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from student.network.config import ModelConfig
+from student.files import write_file
+from student.network.config import BACKBONES, ModelConfig
 from student.network.fusion import Condition, FoldedFusions
 from student.network.model_card import model_card
-from student.network.nafnet import NAFNet
 from student.network.prompts import PromptBranch, PromptPool, Prompts
-from student.network.restormer import Restormer
+from student.network.u_shape import UShape
 
 WEIGHTS = "model.safetensors"
 
@@ -43,7 +43,7 @@ class Student(
             raise ValueError("prompt_dim is null: only the trainer can take it from a release; give a number")
         super().__init__()
         self.config = config
-        self.backbone = (Restormer if config.backbone == "restormer" else NAFNet)(config)
+        self.backbone: UShape = resolve_name(BACKBONES[config.backbone])(config)
         if config.has_prompts:
             self.prompts = PromptBranch(config, self.backbone.first_channels, self.backbone.deepest_channels)
         self.folded: FoldedFusions | None = None
@@ -139,13 +139,9 @@ class Student(
         return ModelCard(model_card(self.config, parameters, metrics, details))
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        # A reader never sees half a file: write beside it, flush to disk, then rename.
-        temporary = save_directory / f".{WEIGHTS}.{os.getpid()}"
-        with open(temporary, "wb") as file:
-            file.write(save({name: tensor.contiguous() for name, tensor in self.state_dict().items()}))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, save_directory / WEIGHTS)
+        write_file(
+            save_directory / WEIGHTS, save({name: tensor.contiguous() for name, tensor in self.state_dict().items()})
+        )
 
     @classmethod
     def _from_pretrained(
@@ -155,9 +151,9 @@ class Student(
         config = options.pop("config", None)
         if config is None:
             raise FileNotFoundError(f"{model_id}: no config.json there; is it a folder made by save_pretrained?")
-        if os.path.isdir(model_id):
-            file = os.path.join(model_id, WEIGHTS)
-            if not os.path.isfile(file):
+        if Path(model_id).is_dir():
+            file = str(Path(model_id, WEIGHTS))
+            if not Path(file).is_file():
                 raise FileNotFoundError(f"{file}: no such file; is {model_id} a folder made by save_pretrained?")
         else:
             file = hf_hub_download(model_id, WEIGHTS, revision=revision, **hub)

@@ -2,14 +2,23 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import AfterValidator, Field, PositiveInt, model_validator
 
 from student.params import Section
 
 POOL_HEADS = 8
 """Heads of the published fusion of the two prompt representations; `prompt_dim` is a multiple of it."""
 
+BACKBONES = {"restormer": "student.network.restormer:Restormer", "nafnet": "student.network.nafnet:NAFNet"}
+"""A backbone's name in `params.yaml` → where its class is: a `student.network.u_shape.UShape` built from the config."""
+
 Blocks = tuple[PositiveInt, ...]
+
+
+def _backbone(name: str) -> str:
+    if name not in BACKBONES:
+        raise ValueError(f"unknown backbone; choose from {', '.join(BACKBONES)}")
+    return name
 
 
 class ModelConfig(Section):
@@ -19,7 +28,7 @@ class ModelConfig(Section):
     image's sides and, before any concatenation, at `width * 2^i` channels.
     """
 
-    backbone: Literal["restormer", "nafnet"] = "restormer"
+    backbone: Annotated[str, AfterValidator(_backbone)] = "restormer"
     width: Annotated[int, Field(ge=4, multiple_of=2)] = 48
     """Channels after the first convolution."""
     encoder_blocks: Blocks = (4, 6, 6)
@@ -31,9 +40,9 @@ class ModelConfig(Section):
     refinement_blocks: Annotated[int, Field(ge=0)] = 4
     """Restormer's extra blocks at full resolution. NAFNet has none: set 0."""
     heads: Blocks = (1, 2, 4, 8)
-    """Restormer's attention heads per level, the latent level last. NAFNet ignores them."""
+    """Restormer's attention heads per level, the latent level last; others ignore them."""
     ffn_expansion: Annotated[float, Field(gt=0)] = 2.66
-    """Restormer's hidden channels of the feed-forward part, as a multiple. NAFNet ignores it."""
+    """Restormer's hidden channels of the feed-forward part, as a multiple; others ignore it."""
 
     task_pool: bool = True
     """Prompts chosen by what is wrong with the image (the deepest encoder features)."""
@@ -78,21 +87,23 @@ class ModelConfig(Section):
             top_k, size = getattr(self, f"{pool}_top_k"), getattr(self, f"{pool}_pool_size")
             if top_k > size:
                 raise ValueError(f"{pool}_top_k {top_k} exceeds {pool}_pool_size {size}; use at most {size}")
-        if self.backbone == "nafnet":
-            if self.refinement_blocks:
-                raise ValueError(f"refinement_blocks {self.refinement_blocks}: NAFNet has none; set 0")
-        elif len(self.heads) != levels + 1:
-            raise ValueError(f"heads {list(self.heads)} needs {levels + 1} entries: one a level and one for latent")
-        elif int(self.width * self.ffn_expansion) < 1:
-            raise ValueError(f"ffn_expansion {self.ffn_expansion} leaves no hidden channel at width {self.width}")
-        else:
-            for level, heads in enumerate(self.heads):
-                # The finest decoder level and the refinement work at twice `width`, which its heads then divide too.
-                if (self.width * 2**level) % heads:
-                    raise ValueError(f"heads[{level}] {heads} does not divide its {self.width * 2**level} channels")
+        if self.backbone == "nafnet" and self.refinement_blocks:
+            raise ValueError(f"refinement_blocks {self.refinement_blocks}: NAFNet has none; set 0")
+        if self.backbone == "restormer":
+            self._check_restormer(levels)
         if self.fusion == "tokens" and self.pool_fusion == "concat" and self.task_pool and self.domain_pool:
             raise ValueError("fusion tokens needs tokens of one dimension: set pool_fusion: attention")
         return self
+
+    def _check_restormer(self, levels: int) -> None:
+        if len(self.heads) != levels + 1:
+            raise ValueError(f"heads {list(self.heads)} needs {levels + 1} entries: one a level and one for latent")
+        if int(self.width * self.ffn_expansion) < 1:
+            raise ValueError(f"ffn_expansion {self.ffn_expansion} leaves no hidden channel at width {self.width}")
+        for level, heads in enumerate(self.heads):
+            # The finest decoder level and the refinement work at twice `width`, which its heads then divide too.
+            if (self.width * 2**level) % heads:
+                raise ValueError(f"heads[{level}] {heads} does not divide its {self.width * 2**level} channels")
 
     @property
     def has_prompts(self) -> bool:

@@ -142,6 +142,8 @@ def to_published(ours: Weights, config: ModelConfig) -> Weights:
     Raises NotPublished for a shape that the published classes cannot take.
     """
     levels = len(config.encoder_blocks)
+    if config.backbone not in ("restormer", "nafnet"):
+        raise NotPublished(f"backbone {config.backbone}: the published code has Restormer and NAFNet alone")
     if config.fusion == "tokens":
         raise NotPublished("fusion tokens: the published code has no such fusion")
     if config.domain_pool and not config.task_pool:
