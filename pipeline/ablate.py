@@ -1,23 +1,24 @@
 """Run the variants of the `ablate` section over several seeds as DVC experiments, and compare them in pairs.
 
 Every experiment is an ordinary one: `dvc exp show` lists it, `dvc exp apply NAME` takes it over. What is finished is
-never run again; what was interrupted is queued again by the same command.
+never run again: after an interruption the same command goes on with the experiment that was running.
 """
 
 import argparse
+import hashlib
 import json
+import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, NamedTuple
 
-from pipeline.ablation import queue as queue
 from pipeline.ablation.config import AblateConfig
-from pipeline.ablation.statistics import as_json, markdown, rows
+from pipeline.ablation.statistics import markdown
 from pipeline.params import load_all
 from student.files import write_file
-from student.params import ParamsError, add_params_arguments, read_params
+from student.params import ParamsError, Paths, add_params_arguments, read_params
 from student.progress import progress
 
 EXAMPLES = """examples:
@@ -25,18 +26,43 @@ EXAMPLES = """examples:
   python -m pipeline.ablate --plan                                     what would run
   python -m pipeline.ablate                                            run what is missing, print the table
   python -m pipeline.ablate --table                                    only the table of what is finished
-  dvc queue status; dvc queue stop                                     from another terminal
 """
-POLL_SECONDS = 10
-QUIET_POLLS = 2
-"""On a loaded machine a worker may not answer DVC in time, and its experiment is then in no list for a moment."""
-IDLE_POLLS = 3
-ATTEMPTS = 2
-"""An idle worker ends itself; one that was only slow to answer then takes its experiment along, which is run again."""
+
+
+class AblateError(ValueError):
+    """DVC could not do what the ablation asked; one line with the remedy."""
+
+
+class Experiment(NamedTuple):
+    """One variant with one seed."""
+
+    variant: str
+    seed: int
+    overrides: tuple[str, ...]
+    digest: str
+
+    @property
+    def name(self) -> str:
+        """The experiment's name in DVC. The digest is over all parameters and over the data, so that an experiment of
+        other parameters is never taken for this one."""
+        return f"ablate-{self.variant}-s{self.seed}-{self.digest}"
+
+
+def experiments(config: AblateConfig, params: Mapping[str, Any], data: bytes) -> list[Experiment]:
+    """All of them, seed by seed: an ablation that is stopped early has few seeds of everything. `data`: the index,
+    from which, with the parameters, the captions follow."""
+    base = {section: values for section, values in params.items() if section not in ("ablate", "report")}
+    found = []
+    for seed in config.seeds:
+        for name, variant in config.variants.items():
+            overrides = (*variant.set, f"train.seed={seed}")
+            text = json.dumps([base, overrides, hashlib.sha256(data).hexdigest()], sort_keys=True, default=str)
+            found.append(Experiment(name, seed, overrides, hashlib.sha256(text.encode()).hexdigest()[:8]))
+    return found
 
 
 def ablate(args: argparse.Namespace) -> str:
-    """The command; returns what it prints. Raises `ParamsError` and `queue.QueueError`."""
+    """The command; returns what it prints. Raises `ParamsError` and `AblateError`."""
     params = read_params(args.params, args.overrides)
     checked = load_all(args.params, args.overrides)
     config, paths = checked.ablate, checked.paths
@@ -48,83 +74,109 @@ def ablate(args: argparse.Namespace) -> str:
         load_all(args.params, variant.set)
     if not (args.plan or args.table):
         prepare(config)
-    wanted = queue.experiments(config, params, queue.data_hash(paths))
-    finished = queue.finished()
+    if not Path(paths.index).is_file():
+        raise AblateError(f"{paths.index}: no index; run dvc repro index first")
+    wanted = experiments(config, params, Path(paths.index).read_bytes())
+    finished = finished_names()
     missing = [experiment for experiment in wanted if experiment.name not in finished]
     if args.plan:
         listed = "\n".join(f"  {e.name}: {' '.join(e.overrides)}" for e in missing)
         return f"ablate: {len(wanted) - len(missing)} of {len(wanted)} experiments are finished; to run:\n{listed}"
-    if not args.table:
-        run(config, missing, queue.copies(config, paths))
-    return collect(config, wanted, paths)
+    failed = [] if args.table else run(missing, copies(config, paths))
+    return collect(config, wanted, paths, failed)
 
 
 def prepare(config: AblateConfig) -> None:
     """Bring index, captions and release up to date once, here, where all experiments find them: in DVC's cache and,
     captions that only some variants use, in the caption store."""
-    queue.dvc("repro", "embed", show=True)
+    dvc("repro", "embed", show=True)
     for variant in config.variants.values():
         changes = [part for override in variant.set if override.startswith("caption.") for part in ("--set", override)]
         if changes and subprocess.run([sys.executable, "-m", "pipeline.caption", *changes]).returncode:
-            raise queue.QueueError(f"captions for {' '.join(variant.set)} could not be made; see above")
+            raise AblateError(f"captions for {' '.join(variant.set)} could not be made; see above")
 
 
-def run(config: AblateConfig, missing: list[queue.Experiment], copies: list[str]) -> None:
-    """Queue what is neither finished nor in the queue, start workers, wait. Ctrl-C stops after what runs."""
-    try:
-        with progress("ablation", len(missing)) as advance:
-            for _ in range(ATTEMPTS):
-                known = queue.states()
-                for experiment in missing:
-                    if known.get(experiment.name) not in queue.WAITING:
-                        queue.enqueue(experiment, copies, "evaluate")
-                if missing:
-                    wait(config, {experiment.name for experiment in missing}, advance)
-                finished = queue.finished()
-                missing = [experiment for experiment in missing if experiment.name not in finished]
-    except KeyboardInterrupt:
-        queue.dvc("queue", "stop")
-        raise queue.QueueError("stopped after the experiment that runs; the same command goes on") from None
+def copies(config: AblateConfig, paths: Paths) -> list[str]:
+    """Git-ignored folders to copy into every experiment's workspace; raises `ParamsError` if they are too large.
+
+    DVC fills that workspace with what Git and its cache hold. Samples and caption store are neither (`persist: true,
+    cache: false`): without a copy every experiment would make samples and captions anew.
+    """
+    wanted = [paths.samples, paths.caption_store] if config.copy_paths is None else config.copy_paths
+    found = [path for path in wanted if Path(path).is_dir()]
+    size = sum(file.stat().st_size for path in found for file in Path(path).rglob("*") if file.is_file()) / 1e9
+    if size > config.max_copy_gb:
+        raise ParamsError(
+            f"{', '.join(found)}: {size:.1f} GB would be copied for every experiment, more than ablate.max_copy_gb "
+            f"{config.max_copy_gb}; give index.root as an absolute path and leave the folder out of ablate.copy_paths"
+        )
+    return found
 
 
-def wait(config: AblateConfig, names: set[str], advance: Callable[[int], None]) -> None:
-    """Return when none of `names` waits or runs; start workers when there are none."""
-    quiet, idle, done = 0, IDLE_POLLS, 0
-    while quiet < QUIET_POLLS:
-        if idle >= IDLE_POLLS:  # at first, and when the workers were killed
-            queue.start(config.jobs)
-            idle = 0
-        time.sleep(POLL_SECONDS)
-        states = queue.states()
-        waiting = {name for name in names if states.get(name) in queue.WAITING}
-        quiet = 0 if waiting else quiet + 1
-        idle = 0 if "Running" in states.values() or not waiting else idle + 1
-        advance(max(0, len(names) - len(waiting) - done))
-        done = max(done, len(names) - len(waiting))
+def run(missing: list[Experiment], copied: list[str]) -> list[str]:
+    """One `dvc exp run` each, in a workspace of its own; returns what DVC said of those that failed."""
+    failed = []
+    with progress("ablation", len(missing)) as advance:
+        for experiment in missing:
+            changes = [
+                part for override in experiment.overrides for part in ("-S", f"++{override}")
+            ]  # ++: also new keys
+            folders = [part for path in copied for part in ("-C", path)]
+            try:
+                dvc("exp", "run", "--quiet", "--temp", "--name", experiment.name, *folders, *changes, "evaluate")
+            except AblateError as error:  # the others do not depend on it
+                failed.append(f"{experiment.name}: {error}")
+            except KeyboardInterrupt:
+                raise AblateError("stopped; the same command goes on") from None
+            advance(1)
+    return failed
 
 
-def collect(config: AblateConfig, wanted: list[queue.Experiment], paths) -> str:
-    """Read what is finished, write table.md and results.json, return the table."""
+def dvc(*arguments: str, show: bool = False) -> str:
+    """Run a DVC command; its output. Raises `AblateError` with DVC's own last line.
+
+    Experiments run the code of their own workspace: without a PYTHONPATH an editable installation would lend them the
+    code of this folder as it is at that moment.
+    """
+    here = os.pathsep.join(filter(None, [".", os.environ.get("PYTHONPATH")]))
+    command = [sys.executable, "-m", "dvc", *arguments]
+    done = subprocess.run(command, capture_output=not show, text=True, env={**os.environ, "PYTHONPATH": here})
+    if done.returncode:
+        reason = "see above" if show else (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+        raise AblateError(f"dvc {' '.join(arguments[:2])} failed: {reason}")
+    return done.stdout or ""
+
+
+def finished_names() -> set[str]:
+    """Names of all experiments that DVC holds, of any commit."""
+    return set(dvc("exp", "list", "--all-commits", "--name-only").split())
+
+
+def collect(config: AblateConfig, wanted: list[Experiment], paths: Paths, failed: list[str]) -> str:
+    """Read what is finished, write table.md, return the table."""
+    import dvc.api
+
     scores: dict[str, dict[int, dict]] = {}
-    finished, kind = queue.finished(), "basicsr"
+    finished, metric, lacking = finished_names(), "", []
     for experiment in wanted:
-        measured = queue.metrics(experiment, paths.metrics) if experiment.name in finished else None
-        if measured:
-            scores.setdefault(experiment.variant, {})[experiment.seed] = measured
-            kind = measured["variant"]
-    n = sum(map(len, scores.values()))
-    lacking = [e.name for e in wanted if e.seed not in scores.get(e.variant, {})]
-    if not n:
-        raise queue.QueueError("no experiment has finished; dvc queue status and dvc queue logs NAME tell why")
-    table = rows(config, scores)
-    text = markdown(table, config.seeds, kind)
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
-    out = Path(config.out)
-    result = as_json(table, config.seeds, kind, commit)
-    write_file(out / "results.json", json.dumps(result, indent=2).encode() + b"\n")
-    write_file(out / "table.md", text.encode())
-    rest = f"; {len(lacking)} failed or are missing, the first {lacking[0]} (dvc queue logs NAME)" if lacking else ""
-    return f"{text}\nablate: {n} of {len(wanted)} experiments in {out / 'table.md'}{rest}"
+        try:
+            if experiment.name not in finished:
+                raise FileNotFoundError
+            measured = json.loads(dvc.api.read(paths.metrics, rev=experiment.name))
+        except (OSError, ValueError):
+            lacking.append(experiment.name)
+            continue
+        scores.setdefault(experiment.variant, {})[experiment.seed] = measured
+        metric = measured["variant"]
+    if not scores:
+        raise AblateError("; ".join(["no experiment has finished", *failed[:1]]))
+    text = markdown(config, scores, metric)
+    out = Path(config.out, "table.md")
+    write_file(out, text)
+    rest = f"; {len(lacking)} missing, the first {lacking[0]}" if lacking else ""
+    return "\n".join(
+        [text, *failed, f"ablate: {len(wanted) - len(lacking)} of {len(wanted)} experiments in {out}{rest}"]
+    )
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -140,7 +192,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--table", action="store_true", help="only print the table of what is finished")
     try:
         print(ablate(parser.parse_args(arguments)))
-    except (ParamsError, queue.QueueError, OSError) as error:
+    except (ParamsError, AblateError, OSError) as error:
         raise SystemExit(f"ablate: {error}") from None
 
 

@@ -1,6 +1,5 @@
 """The ablation: its arithmetic, its names, and real experiments in a real DVC queue."""
 
-import json
 import os
 import subprocess
 import sys
@@ -12,9 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline import ablate
-from pipeline.ablation import queue as ablate_queue
 from pipeline.ablation.config import AblateConfig
-from pipeline.ablation.statistics import Interval, as_json, markdown, rows, verdict
+from pipeline.ablation.statistics import Interval, differences, markdown, verdict
 from pipeline.params import load_all
 from student.params import ParamsError, Paths, load_section, read_params
 
@@ -40,28 +38,18 @@ def test_the_interval_is_students():
 
 @given(st.lists(st.floats(-5, 5), min_size=3, max_size=3), st.floats(-2, 2))
 def test_differences_are_paired_so_what_seeds_share_cancels(base, shift):
-    scores = {
-        "both": {seed: measured(a=value, b=value) for seed, value in enumerate(base)},
-        "other": {seed: measured(a=value + shift, b=value + shift) for seed, value in enumerate(base)},
-    }
-    _, row = rows(config(other={"asks": "?"}), scores)
-    assert row.difference.mean == pytest.approx(shift, abs=1e-9)
-    assert row.difference.high - row.difference.low == pytest.approx(0, abs=1e-9)
+    both = {seed: measured(a=value, b=value) for seed, value in enumerate(base)}
+    other = {seed: measured(a=value + shift, b=value + shift) for seed, value in enumerate(base)}
+    difference = differences(other, both)[""]
+    assert difference.mean == pytest.approx(shift, abs=1e-9)
+    assert difference.high - difference.low == pytest.approx(0, abs=1e-9)
 
 
-def test_a_variant_with_fewer_tasks_is_compared_on_these():
-    scores = {
-        "both": {0: measured(a=1, b=9), 1: measured(a=2, b=9)},
-        "four": {0: measured(a=2), 1: measured(a=3)},
-    }
-    _, row = rows(config(four={"asks": "?"}), scores)
-    assert row.difference.mean == pytest.approx(1) and set(row.by_task) == {"a"}
-
-
-def test_seeds_that_one_side_lacks_are_left_out_and_unfinished_variants_too():
-    scores = {"both": {0: measured(a=1), 2: measured(a=1)}, "other": {1: measured(a=9), 2: measured(a=2)}}
-    table = rows(config(other={"asks": "?"}, never={"asks": "?"}), scores)
-    assert [row.variant for row in table] == ["both", "other"] and table[1].difference.n == 1
+def test_only_the_tasks_and_seeds_of_both_sides_are_compared():
+    both = {0: measured(a=1, b=9), 2: measured(a=2, b=9)}
+    found = differences({0: measured(a=2), 1: measured(a=9), 2: measured(a=3)}, both)
+    assert found.keys() == {"", "a"} and found[""].mean == pytest.approx(1) and found[""].n == 2
+    assert differences({1: measured(a=9)}, both) == {}
 
 
 def test_a_control_that_helps_is_an_alarm():
@@ -70,20 +58,20 @@ def test_a_control_that_helps_is_an_alarm():
     assert verdict(Interval(-1, -1.5, -0.5, 3), control=False) == "hurts"
 
 
-def test_the_table_shows_the_numbers():
+def test_the_table_shows_the_numbers_and_leaves_unfinished_variants_out():
     scores = {"both": {0: measured(a=1), 1: measured(a=2)}, "other": {0: measured(a=0.5), 1: measured(a=1.5)}}
-    table = rows(config(other={"asks": "does it?"}), scores)
-    assert "| other | +1.000 [" in markdown(table, [0, 1], "basicsr") and "does it?" in markdown(table, [0], "basicsr")
-    json.dumps(as_json(table, [0, 1], "basicsr", "c0ffee"), allow_nan=False)
+    table = markdown(config(other={"asks": "does it?"}, never={"asks": "?"}), scores, "basicsr")
+    assert "| other | +1.000 [" in table and "| both | -0.500 [-0.500, -0.500] | hurts | does it? |" in table
+    assert "never" not in table
 
 
 def test_names_change_with_what_changes_numbers_and_with_nothing_else():
-    params = {"train": {"max_steps": 5}, "ablate": {"jobs": 1}}
-    one = ablate_queue.experiments(config(), params, "data")
+    params = {"train": {"max_steps": 5}, "ablate": {"out": "here"}}
+    one = ablate.experiments(config(), params, b"data")
     assert len({e.name for e in one}) == 3
-    assert one == ablate_queue.experiments(config(), params | {"ablate": {"jobs": 9}, "report": {}}, "data")
-    assert one[0].name != ablate_queue.experiments(config(), params, "other data")[0].name
-    assert one[0].name != ablate_queue.experiments(config(), {"train": {"max_steps": 6}}, "data")[0].name
+    assert one == ablate.experiments(config(), params | {"ablate": {"out": "there"}, "report": {}}, b"data")
+    assert one[0].name != ablate.experiments(config(), params, b"other data")[0].name
+    assert one[0].name != ablate.experiments(config(), {"train": {"max_steps": 6}}, b"data")[0].name
 
 
 @pytest.mark.parametrize(
@@ -112,9 +100,9 @@ def test_copies_that_are_too_large_are_refused(tmp_path, monkeypatch):
     Path("store").mkdir()
     Path("store/part").write_bytes(bytes(2000))
     paths = Paths(samples="absent", caption_store="store")
-    assert ablate_queue.copies(config(), paths) == ["store"]
+    assert ablate.copies(config(), paths) == ["store"]
     with pytest.raises(ParamsError, match="index.root as an absolute path"):
-        ablate_queue.copies(AblateConfig(max_copy_gb=1e-6), paths)
+        ablate.copies(AblateConfig(max_copy_gb=1e-6), paths)
 
 
 STAGES = """
@@ -131,7 +119,6 @@ stages:
 EVALUATE = """
 import json, os
 assert os.environ["PYTHONPATH"].startswith("."), "its own workspace's code must run"
-assert os.environ["MKL_NUM_THREADS"] == os.environ["OMP_NUM_THREADS"] == str(max(1, len(os.sched_getaffinity(0)) // 2))
 from ruamel.yaml import YAML
 train = YAML(typ="safe").load(open("params.yaml"))["train"]
 gain = float(open("artifacts/samples/made").read() == "made by hand\\n") + 0.5 * (train["lr"] > 1e-3) + train["seed"]
@@ -140,7 +127,7 @@ json.dump({"variant": "basicsr", "tasks": tasks, "overall": {"psnr_gain": gain}}
 """
 PARAMS = """
 train: {lr: 1e-3, min_lr: 0, seed: 0}
-ablate: {seeds: [0, 1], jobs: 2, variants: {both: {asks: base}, fast: {asks: faster?, set: [train.lr=2e-3]}}}
+ablate: {seeds: [0, 1], variants: {both: {asks: base}, fast: {asks: faster?, set: [train.lr=2e-3]}}}
 """
 
 
@@ -164,6 +151,9 @@ def test_real_experiments_run_once_and_their_table_comes_from_dvc(tmp_path, monk
     out = capsys.readouterr().out
     assert "| fast | +2.000 [" in out and "| both | +0.500 [+0.500, +0.500] | helps |" in out
     assert "4 of 4 experiments" in out
-    monkeypatch.setattr(ablate_queue, "enqueue", lambda *_: pytest.fail("a finished experiment was queued again"))
+    real = ablate.dvc
+    monkeypatch.setattr(
+        ablate, "dvc", lambda *a, **k: pytest.fail("run again") if a[:2] == ("exp", "run") else real(*a, **k)
+    )
     ablate.main([])
-    assert json.loads(Path("artifacts/ablation/results.json").read_text())["rows"][1]["difference"]["mean"] == 0.5
+    assert "| fast | +2.000 [" in Path("artifacts/ablation/table.md").read_text()

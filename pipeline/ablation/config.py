@@ -40,8 +40,6 @@ class AblateConfig(Section):
     """`train.seed` of the repetitions; every variant gets all of them, so that differences can be paired."""
     reference: Name = "both"
     variants: dict[Name, Variant] = {}
-    jobs: Annotated[int, Field(ge=1)] = 1
-    """Experiments that run side by side."""
     copy_paths: list[str] | None = None
     """Git-ignored folders that an experiment's workspace needs besides what DVC checks out; null: the samples and the
     caption store."""
