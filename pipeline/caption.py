@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from pipeline.captioning.config import CaptionConfig
-from pipeline.captioning.plan import Plan, earlier_rate, identities, in_share, make_plan
+from pipeline.captioning.plan import Plan, earlier_rate, in_share, make_plan
 from pipeline.captioning.run import CaptionError, run
 from pipeline.captioning.run_report import speed_line
 from pipeline.captioning.store import StoreError, open_stores
@@ -20,6 +20,7 @@ from pipeline.params import load_all
 from pipeline.processes import process_of_many
 from pipeline.stopping import Stop
 from student.params import ParamsError, add_params_arguments
+from teacher.identity import caption_identities
 
 EXAMPLES = """examples:
   python -m pipeline.caption                                   what the store lacks
@@ -55,7 +56,7 @@ def caption(args: argparse.Namespace) -> str:
     params = load_all(args.params, args.overrides)
     config, store_root = params.caption, Path(params.paths.caption_store)
     images = images_of(read_index(params.paths.index))
-    stores = open_stores(store_root, identities(config))
+    stores = open_stores(store_root, caption_identities(**config.identity))
     plan = make_plan(images, stores, config, args.retry_errors)
     for path in (path for store in stores.values() for path in store.set_aside):
         print(f"caption: set aside {path}: damaged or not ours; its images are captioned again", file=sys.stderr)

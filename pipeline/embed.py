@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from pipeline.captioning.config import CaptionConfig
-from pipeline.captioning.plan import identities
 from pipeline.captioning.store import StoreError, open_stores
 from pipeline.embedding.cache import EmbeddingCache
 from pipeline.embedding.config import EmbedConfig
@@ -27,6 +26,7 @@ from student.files import write_file
 from student.params import ParamsError, add_params_arguments
 from student.progress import progress
 from teacher.embedder import embedder_identity
+from teacher.identity import caption_identities
 from teacher.identity import fingerprint as fingerprint_of
 
 EXAMPLES = """examples:
@@ -103,9 +103,9 @@ def public_name(model: str) -> str:
     return Path(model).name if Path(model).is_absolute() else model
 
 
-def teacher_identity(config: CaptionConfig, caption_identities: Mapping[str, Mapping]) -> dict:
+def teacher_identity(config: CaptionConfig, identities: Mapping[str, Mapping]) -> dict:
     """The teacher in the manifest: what the perspectives have in common, and their questions."""
-    common = dict(next(iter(caption_identities.values())))
+    common = dict(next(iter(identities.values())))
     del common["perspective"], common["prompt"]
     return {"name": public_name(config.model), **common, "perspectives": dict(sorted(config.perspectives.items()))}
 
@@ -117,8 +117,8 @@ def embed(args: argparse.Namespace) -> str:
     config, paths = params.embed, params.paths
     index = read_index(paths.index)
     images = images_of(index)
-    caption_identities = identities(params.caption)
-    stores = open_stores(Path(paths.caption_store), caption_identities)
+    identities = caption_identities(**params.caption.identity)
+    stores = open_stores(Path(paths.caption_store), identities)
     fingerprints = {name: store.fingerprint for name, store in stores.items()}
     embedder = embedder_identity(config.model, revision=config.revision)
     apart = sorted(stores) if config.keep_apart else []
@@ -153,7 +153,7 @@ def embed(args: argparse.Namespace) -> str:
             paths.release,
             release_rows(ranges(Tally(), advance), cache, sizes_of(index), apart),
             aliases_of(index, *((params.index.root, params.index.extracted) if params.index else ())),
-            teacher=teacher_identity(params.caption, caption_identities),
+            teacher=teacher_identity(params.caption, identities),
             embedder={"name": public_name(config.model), **embedder, "fingerprint": fingerprint},
             fingerprints=fingerprints,
             teacher_fingerprint=teacher_fingerprint,

@@ -73,37 +73,31 @@ def fingerprint(identity: Mapping) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def caption_identity(
-    source: Source, perspective: str, prompt: str, *, quantization: str, max_new_tokens: int, padding: str = "square"
-) -> dict:
-    """Everything that changes the captions of one perspective. Batch size, dtype, GPU and host are provenance."""
-    _require("quantization", quantization, QUANTIZATIONS)
-    _require("padding", padding, PADDINGS)
-    return {
-        "model": source.identity,
-        "quantization": quantization,
-        "decoding": {"do_sample": False, "num_beams": 1, "max_new_tokens": max_new_tokens},
-        "image_processor": {"class": IMAGE_PROCESSOR, "backend": "pil", "padding": padding},
-        "perspective": perspective,
-        "prompt": prompt,
-    }
-
-
-def caption_fingerprints(
+def caption_identities(
     model: str | Path,
     perspectives: Mapping[str, str],
     *,
+    teacher: str = "transformers",
     quantization: str = "nf4",
     max_new_tokens: int = 64,
     padding: str = "square",
     revision: str | None = None,
-) -> dict[str, str]:
-    """Fingerprint of each perspective (name -> sha256). Loads no model; the files of a local one are hashed once."""
-    source = resolve_model(model, revision)
-    options = {"quantization": quantization, "max_new_tokens": max_new_tokens, "padding": padding}
-    return {
-        name: fingerprint(caption_identity(source, name, prompt, **options)) for name, prompt in perspectives.items()
+) -> dict[str, dict]:
+    """Everything that changes the captions of each perspective (name → question); its `fingerprint` is the hash of it.
+
+    Batch size, dtype, GPU and host are provenance. Loads no model; the files of a local one are hashed once.
+    """
+    _require("quantization", quantization, QUANTIZATIONS)
+    _require("padding", padding, PADDINGS)
+    common = {
+        "model": resolve_model(model, revision).identity,
+        "quantization": quantization,
+        "decoding": {"do_sample": False, "num_beams": 1, "max_new_tokens": max_new_tokens},
+        "image_processor": {"class": IMAGE_PROCESSOR, "backend": "pil", "padding": padding},
     }
+    if teacher != "transformers":  # which was the only one, and unnamed, when the first captions were paid for
+        common["teacher"] = teacher
+    return {name: {**common, "perspective": name, "prompt": prompt} for name, prompt in perspectives.items()}
 
 
 def library_versions(*names: str) -> dict[str, str]:

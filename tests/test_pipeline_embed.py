@@ -12,12 +12,12 @@ from toy_project import Project
 
 from pipeline import embed
 from pipeline.captioning.config import CaptionConfig
-from pipeline.captioning.plan import identities
 from pipeline.captioning.store import PerspectiveStore
 from pipeline.embedding.cache import EmbeddingCache
 from pipeline.embedding.rows import pool
 from pipeline.indexing.table import aliases_of
 from shards import open_release
+from teacher.identity import caption_identities
 
 
 class FilledProject(Project):
@@ -28,7 +28,7 @@ class FilledProject(Project):
         config = CaptionConfig(
             model=self.model, max_new_tokens=6, perspectives={"content": "What is it?", "brightness": "How bright?"}
         )
-        for number, (name, identity) in enumerate(identities(config).items()):
+        for number, (name, identity) in enumerate(caption_identities(**config.identity).items()):
             rows = [
                 {
                     "image_sha256": sha256,

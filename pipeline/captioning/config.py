@@ -3,7 +3,7 @@
 import re
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, Field, field_validator
 
 from student.params import Section
 
@@ -17,9 +17,21 @@ PERSPECTIVES = {
 }
 
 
+TEACHERS = {"transformers": "teacher.llava.captioner:Captioner"}
+"""A teacher's name in `params.yaml` → where its class is (`teacher.teacher.Teacher`)."""
+
+
+def _teacher(name: str) -> str:
+    if name not in TEACHERS:
+        raise ValueError(f"unknown teacher; choose from {', '.join(TEACHERS)}")
+    return name
+
+
 class CaptionConfig(Section):
     """Captioning. Keys marked *identity* change captions and so their fingerprint; all others never redo work."""
 
+    teacher: Annotated[str, AfterValidator(_teacher)] = "transformers"
+    """*identity*: what runs the model."""
     model: str = Field("teacher/mini", min_length=1)
     """*identity* (by content): a LLaVA checkpoint: hub id or local directory, e.g. `llava-hf/llava-1.5-7b-hf`."""
     revision: str | None = None
@@ -65,6 +77,6 @@ class CaptionConfig(Section):
 
     @property
     def identity(self) -> dict:
-        """Keyword arguments of `teacher.identity.caption_fingerprints`."""
-        keys = ("model", "revision", "quantization", "perspectives", "max_new_tokens", "padding")
+        """Keyword arguments of `teacher.identity.caption_identities`."""
+        keys = ("teacher", "model", "revision", "quantization", "perspectives", "max_new_tokens", "padding")
         return {key: getattr(self, key) for key in keys}

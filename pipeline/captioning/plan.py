@@ -10,7 +10,7 @@ from pathlib import Path
 from pipeline.captioning.config import CaptionConfig
 from pipeline.captioning.decode import Job
 from pipeline.captioning.store import PerspectiveStore
-from teacher.identity import caption_identity, library_versions, resolve_model
+from teacher.identity import library_versions
 
 
 @dataclass(frozen=True)
@@ -75,10 +75,3 @@ def earlier_rate(store_root: Path, model: str, quantization: str) -> float | Non
             if (run["model"], run["quantization"]) == (model, quantization) and run["captions_per_second"]:
                 return float(run["captions_per_second"])
     return None
-
-
-def identities(config: CaptionConfig) -> dict[str, dict]:
-    """What each perspective's fingerprint is the hash of (name -> identity). Loads no model."""
-    source = resolve_model(config.model, config.revision)
-    options = {key: getattr(config, key) for key in ("quantization", "max_new_tokens", "padding")}
-    return {name: caption_identity(source, name, prompt, **options) for name, prompt in config.perspectives.items()}

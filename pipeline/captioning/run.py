@@ -3,8 +3,9 @@
 import os
 import time
 from pathlib import Path
+from pkgutil import resolve_name
 
-from pipeline.captioning.config import CaptionConfig
+from pipeline.captioning.config import TEACHERS, CaptionConfig
 from pipeline.captioning.decode import Decoded, DecodePool, Job
 from pipeline.captioning.plan import decoding
 from pipeline.captioning.run_report import RunReport, new_run_id, save
@@ -13,6 +14,7 @@ from pipeline.image_workers import ImageWorkers
 from pipeline.processes import process_of_many
 from pipeline.stopping import Stop, Stopped
 from student.progress import progress
+from teacher.teacher import Teacher
 
 
 class CaptionError(ValueError):
@@ -66,7 +68,7 @@ class RowBuffer:
         self.report.write_seconds += self.flushed - started
 
 
-def caption_jobs(jobs: list[Job], pool: DecodePool, captioner, buffer: RowBuffer, stop: Stop, advance) -> None:
+def caption_jobs(jobs: list[Job], pool: DecodePool, captioner: Teacher, buffer: RowBuffer, stop: Stop, advance) -> None:
     """Caption `jobs` in batches of `captioner.batch_size`; rows go to `buffer`. Raises `Stopped` on a signal."""
     report, batch = buffer.report, []
 
@@ -109,18 +111,16 @@ def caption_jobs(jobs: list[Job], pool: DecodePool, captioner, buffer: RowBuffer
             caption_batch()
 
 
-def load_captioner(config: CaptionConfig):
+def load_captioner(config: CaptionConfig) -> Teacher:
     """The teacher on this process's device; raises `CaptionError`."""
     import torch
-
-    from teacher.llava.captioner import Captioner
 
     device = config.device
     if device == "auto" and torch.cuda.is_available():
         device = f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count()}"
     try:
-        return Captioner(
-            **config.identity,
+        return resolve_name(TEACHERS[config.teacher])(
+            **{key: value for key, value in config.identity.items() if key != "teacher"},
             dtype=config.dtype,
             device=device,
             batch_size=config.batch_images,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 
@@ -12,20 +11,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from teacher.identity import caption_identity, fingerprint, library_versions, resolve_model
+from teacher.identity import library_versions, resolve_model
 from teacher.llava.loading import load_llava, load_processor
-from teacher.llava.shared_prefix import Caption, SharedPrefixGenerator, Statistics
+from teacher.llava.shared_prefix import SharedPrefixGenerator
+from teacher.teacher import Caption, CaptionFailure, Statistics
 
 # Padding to a square allocates the long side squared: a 1 x 100,000 strip would ask for 30 GB. Above this side the
 # picture is shrunk first; LLaVA-1.5 looks at 336 x 336, so nothing it could see is lost.
 LONG_SIDE = 4096
-
-
-@dataclass(frozen=True)
-class CaptionFailure:
-    """An image that could not be captioned although others could; `reason` is one line."""
-
-    reason: str
 
 
 class Captioner:
@@ -33,7 +26,7 @@ class Captioner:
 
     `model` is a hub id, a local directory, or `"mini"`; `batch_size` images are decoded together, `"auto"` from the
     free memory. Running out of memory halves the batch for the rest of the run; any other failure of a batch is
-    retried image by image. `fingerprints` names the exact question, model and decoding of each perspective.
+    retried image by image.
     """
 
     def __init__(
@@ -53,11 +46,6 @@ class Captioner:
         if not perspectives:
             raise ValueError("perspectives is empty: name at least one question")
         source = resolve_model(model, revision)
-        options = {"quantization": quantization, "max_new_tokens": max_new_tokens, "padding": padding}
-        self.fingerprints = {
-            name: fingerprint(caption_identity(source, name, prompt, **options))
-            for name, prompt in perspectives.items()
-        }
         self.padding = padding
         self.processor = load_processor(source, padding)
         self.model = load_llava(

@@ -10,7 +10,6 @@ B images, Q questions, P prefix tokens, S suffix tokens (longest), T new tokens
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from time import perf_counter
 
 import torch
@@ -18,31 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from teacher.llava.greedy_decode import fan_out, greedy
-
-
-@dataclass(frozen=True)
-class Caption:
-    """One answer. `n_tokens` counts new tokens without the end token; `finish_reason` is `stop` or `length`."""
-
-    text: str
-    n_tokens: int
-    finish_reason: str
-
-
-@dataclass
-class Statistics:
-    """What was done since the captioner was made: counts, and seconds by phase (summed over threads)."""
-
-    images: int = 0
-    captions: int = 0
-    tokens: int = 0
-    "new tokens, end tokens included"
-    wasted_tokens: int = 0
-    "decoding slots taken by rows that had already ended"
-    prompt_tokens: int = 0
-    wasted_prompt_tokens: int = 0
-    "padding between the shared prefix and shorter questions"
-    seconds: dict[str, float] = field(default_factory=lambda: {"preprocess": 0.0, "prefill": 0.0, "generate": 0.0})
+from teacher.teacher import Caption, Statistics
 
 
 def question_ids(processor, prompts: Mapping[str, str]) -> dict[str, list[int]]:

@@ -1,0 +1,62 @@
+"""What every teacher is to the caption stage, and what it answers. Imports no torch.
+
+A teacher is made by `TEACHER(model, perspectives=..., quantization=..., max_new_tokens=..., padding=..., revision=...,
+dtype=..., device=..., batch_size=..., quantized_cache=...)`, the keys of the section `caption`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from PIL import Image
+
+
+@dataclass(frozen=True)
+class Caption:
+    """One answer. `n_tokens` counts new tokens without the end token; `finish_reason` is `stop` or `length`."""
+
+    text: str
+    n_tokens: int
+    finish_reason: str
+
+
+@dataclass(frozen=True)
+class CaptionFailure:
+    """An image that could not be captioned although others could; `reason` is one line."""
+
+    reason: str
+
+
+@dataclass
+class Statistics:
+    """What was done since the teacher was made: counts, and seconds by phase (summed over threads)."""
+
+    images: int = 0
+    captions: int = 0
+    tokens: int = 0
+    "new tokens, end tokens included"
+    wasted_tokens: int = 0
+    "decoding slots taken by rows that had already ended"
+    prompt_tokens: int = 0
+    wasted_prompt_tokens: int = 0
+    "padding between the shared prefix and shorter questions"
+    seconds: dict[str, float] = field(default_factory=lambda: {"preprocess": 0.0, "prefill": 0.0, "generate": 0.0})
+
+
+class Teacher(Protocol):
+    """Answers the same questions about every image."""
+
+    batch_size: int
+    """Images that are answered together."""
+    statistics: Statistics
+
+    def provenance(self) -> dict[str, str]:
+        """What may differ between two runs with equal fingerprints."""
+
+    def preprocess(self, image: Image.Image) -> Any:
+        """What `caption_pixels` takes of one RGB image. Called from threads, ahead of it."""
+
+    def caption_pixels(
+        self, pixels: Sequence[Any], perspectives: Sequence[str] | None = None
+    ) -> list[dict[str, Caption] | CaptionFailure]:
+        """For each image perspective → `Caption`, or why there is none; raises what no other image would survive."""
