@@ -15,7 +15,7 @@ REPOSITORY = Path(__file__).parents[1]
 ROOMS = ("shards", "teacher", "student", "pipeline")
 TORCH_FREE = (
     "params sections progress files images data.pairs data.degradations network.config training.config "
-    "evaluation.config evaluation.paper_numbers"
+    "evaluation.config"
 )
 """What `pipeline` may see of `student`."""
 

@@ -77,8 +77,8 @@ def test_published_hyper_parameters(recipe):
     assert (model.prompt_len, model.prompt_dim, model.fusion, model.pool_fusion) == (2, 1024, "broadcast", "attention")
     assert params.caption.model == "llava-hf/llava-1.5-7b-hf" and params.caption.quantization == "nf4"
     assert set(params.caption.perspectives) == {"content", "color", "object", "brightness", "viewpoint"}
-    assert params.eval.split == "test" and params.eval.setting == recipe
-    assert params.eval.variant == ("basicsr" if distilled else "promptir")
+    assert params.eval.split == "test" and params.eval.paper.setting == recipe
+    assert params.eval.variant == params.eval.paper.variant == ("promptir" if recipe.startswith("nat") else "basicsr")
 
 
 @pytest.mark.parametrize("recipe", [recipe for recipe in RECIPES if recipe.startswith("md")])

@@ -21,7 +21,7 @@ from pipeline.reporting import results, style
 from pipeline.reporting.blocks import Missing, listed, pretty, visible
 from pipeline.reporting.config import ReportConfig
 from pipeline.reporting.inputs import Inputs
-from student.evaluation import contact_sheet
+from student.evaluation import panels as drawn
 from student.params import Paths
 
 INDEX = "artifacts/index.parquet"
@@ -109,7 +109,7 @@ def test_numbers_are_the_files_and_a_gain_needs_an_interval_without_0(run):
 
 
 def test_one_colour_means_one_thing():
-    assert (style.BETTER, style.WORSE) == (contact_sheet.GOOD, contact_sheet.BAD), "as in the evaluation's pictures"
+    assert (style.BETTER, style.WORSE) == (drawn.GOOD, drawn.BAD), "as in the evaluation's pictures"
     assert not {style.BETTER, style.WORSE, style.UNSURE, style.INK} & set(style.DOMAINS)
 
 

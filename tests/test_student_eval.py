@@ -17,13 +17,11 @@ from PIL import Image
 from student import eval as evaluation
 from student.data.dataset import PairDataset
 from student.data.pairs import read_pairs
-from student.evaluation.config import EvalConfig
+from student.evaluation import run as evaluation_run
 from student.evaluation.extra_metrics import extra_metric
 from student.evaluation.metrics import IDENTICAL_DB, psnr, ssim
-from student.evaluation.output_folder import place
 from student.model import Student
 from student.network.config import ModelConfig
-from student.params import Paths
 
 ROOT = Path(__file__).resolve().parents[1]
 KEYS = {"psnr", "ssim", "psnr_input", "ssim_input", "psnr_gain", "n"}
@@ -141,31 +139,32 @@ def test_out_is_a_folder_of_its_own(project, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("section", "arguments", "folder"),
+    ("arguments", "folder"),
     [
-        ({}, {}, "e"),
-        ({"model": "input", "split": "test"}, {"model": "input", "split": "test"}, "e"),
-        ({"split": "test"}, {"split": "test", "panels": False, "resume": False}, "e"),
-        ({}, {"model": "a/student"}, "e"),
-        ({}, {"model": "./a/student/"}, "e"),
-        ({}, {"model": "input"}, "e-input"),
-        ({}, {"model": "org/name", "split": "test"}, "e-org-name-test"),
-        ({"split": "test"}, {"split": "test", "variant": "promptir", "crop_border": 4}, "e-promptir-crop_border-4"),
-        ({"tasks": ["a"]}, {"tasks": ["a", "b"]}, "e-tasks-a-b"),
-        ({"setting": "md-6t"}, {}, "e-setting-null"),
+        ([], "evaluation"),
+        (["--model", "input"], "evaluation-input"),
+        (["--model", "input", "--split", "val"], "evaluation-input-val"),
     ],
 )
-def test_only_what_params_yaml_says_goes_to_the_tracked_paths(section, arguments, folder):
-    paths = Paths(student="a/student", evaluation="e", metrics="m.json")
-    placed = place(paths, EvalConfig(**arguments), {"paths": {"student": "a/student"}, "eval": section})
-    assert (placed.evaluation, placed.metrics) == (folder, "m.json" if folder == "e" else f"{folder}/metrics.json")
-    other = paths.model_copy(update={"student": "b"})  # --set paths.student=b
-    same = place(other, EvalConfig(**section), {"paths": {"student": "a/student"}, "eval": section})
-    assert same.evaluation == ("e" if "model" in section else "e-b")
+def test_another_model_or_split_is_written_beside_the_stages_own(project, tmp_path, arguments, folder):
+    assert run(project, tmp_path, *arguments, panels=False) == 0
+    assert (tmp_path / folder / "table.md").exists()
+    assert (tmp_path / ("metrics.json" if not arguments else f"{folder}/metrics.json")).exists()
+    assert (tmp_path / "metrics.json").exists() is not bool(arguments)
+
+
+def test_only_its_own_pictures_are_replaced(project, tmp_path):
+    (tmp_path / "evaluation/panels").mkdir(parents=True)
+    (tmp_path / "evaluation/panels/mine.png").write_bytes(b"mine")
+    assert run(project, tmp_path) == 0
+    assert {"mine.png", "overview.png", "denoising.png"} <= {f.name for f in (tmp_path / "evaluation/panels").iterdir()}
+    assert run(project, tmp_path, tasks=["deraining"]) == 0
+    left = {file.name for file in (tmp_path / "evaluation/panels").iterdir()}
+    assert left == {"mine.png", "overview.png", "deraining.png"}
 
 
 def test_a_stopped_run_goes_on_where_it_was(project, tmp_path, monkeypatch):
-    score, calls = evaluation._score, []
+    score, calls = evaluation_run._score, []
 
     def stopping(*arguments):
         if len(calls) == 4:
@@ -173,23 +172,20 @@ def test_a_stopped_run_goes_on_where_it_was(project, tmp_path, monkeypatch):
         calls.append(arguments)
         return score(*arguments)
 
-    monkeypatch.setattr(evaluation, "_score", stopping)
+    monkeypatch.setattr(evaluation_run, "_score", stopping)
     assert run(project, tmp_path, panels=False) == 130
     assert not (tmp_path / "metrics.json").exists()
     (log,) = (tmp_path / "evaluation" / "finished").glob("*.jsonl")
     log.write_text(log.read_text()[:-20])  # as a kill in the middle of a line leaves it
-    monkeypatch.setattr(evaluation, "_score", lambda *a: calls.append(a) or score(*a))
+    monkeypatch.setattr(evaluation_run, "_score", lambda *a: calls.append(a) or score(*a))
     assert run(project, tmp_path, panels=False) == 0
     assert len(calls) == 4 + 3, "three of the four whole lines are kept"
     (tmp_path / "fresh").mkdir()
     assert run(project, tmp_path / "fresh", panels=False) == 0
     assert (tmp_path / "metrics.json").read_text() == (tmp_path / "fresh" / "metrics.json").read_text()
     measured = len(calls)
-    assert run(project, tmp_path, panels=False, variant="basicsr_y") == 0
-    assert len(calls) == measured + 6, "another variant is measured anew"
-    monkeypatch.setattr(evaluation, "_code", lambda: "another version of this package")
     assert run(project, tmp_path, panels=False) == 0
-    assert len(calls) == measured + 12, "and so is what another version measured"
+    assert len(calls) == measured + 6, "a finished run is measured anew: the code may be another"
 
 
 def test_two_processes_equal_one(project, tmp_path):
@@ -210,7 +206,7 @@ def test_two_processes_equal_one(project, tmp_path):
     ]
     for process in processes:
         assert process.wait(timeout=600) == 0, process.communicate()[1][-2000:]
-    assert len(list((two / "evaluation" / "finished").glob("*.jsonl"))) == 2, "both processes measured"
+    assert not list((two / "evaluation" / "finished").glob("*.jsonl")), "kept for a stopped run alone"
     assert alone == {name: (two / name).read_text() for name in alone}
 
 
@@ -223,7 +219,7 @@ def test_two_processes_equal_one(project, tmp_path):
         ([], {"variant": "psnr_y"}, "eval.variant"),
         ([], {"splitt": "val"}, "did you mean 'split'?"),
         ([], {"extra_metrics": ["lpisp"]}, "unknown metric 'lpisp'"),
-        ([], {"extra_metrics": ["lpips"]}, "pip install torchvision=="),
+        ([], {"extra_metrics": ["lpips"]}, "torchvision of this torch's version"),
         (["--set", "paths.index=missing.parquet"], {}, "missing.parquet: no such index"),
     ],
 )

@@ -2,14 +2,17 @@
 
 import csv
 import json
+from pathlib import Path
 
 import pytest
 
-from student.evaluation.config import EvalConfig
+from student.evaluation.config import EvalConfig, PaperNumbers
 from student.evaluation.panels import file_name
 from student.evaluation.summary import markdown
 from student.evaluation.tables import metrics_json, per_set_csv, results_json, to_json
+from student.params import load_section, read_params
 
+RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 NATURAL_3T = ["sots_dehazing", "rain100l_deraining", "cbsd68_sigma15", "cbsd68_sigma25", "cbsd68_sigma50"]
 
 
@@ -19,6 +22,13 @@ def record(dataset, image=0, psnr=33.0, ssim=0.9, **more):
     return (
         {"row": image, "dataset": dataset, "task": task, "domain": "natural", "image": f"{image}.png"} | scores | more
     )
+
+
+def natural_3t() -> PaperNumbers:
+    """The numbers of natural 3T, of test sets of one image."""
+    numbers = load_section(EvalConfig, "eval", read_params(RECIPES / "natural-3t.yaml")).paper
+    sets = {name: row.model_copy(update={"images": 1}) for name, row in numbers.sets.items()}
+    return numbers.model_copy(update={"sets": sets})
 
 
 def tables(records, **section):
@@ -39,7 +49,7 @@ def tables(records, **section):
 
 def test_the_papers_numbers_stand_in_every_table():
     records = [record(name, psnr=30.0 + i) for i, name in enumerate(NATURAL_3T)]
-    results, rows, table, lines = tables(records, setting="natural-3t", variant="promptir")
+    results, rows, table, lines = tables(records, paper=natural_3t(), variant="promptir")
     assert rows["rain100l_deraining"][-2:] == ["39.62 / 0.9860", "-8.62 / -0.0860"]
     assert rows["**mean over tasks**"][-2:] == ["", ""], "three tasks: not the mean that the paper states"
     mean = rows["**mean over the paper's 5 test sets**"]
@@ -53,7 +63,7 @@ def test_the_papers_numbers_stand_in_every_table():
 
 
 def test_another_variant_leaves_the_difference_blank_and_says_why():
-    results, rows, table, lines = tables([record(name) for name in NATURAL_3T], setting="natural-3t")
+    results, rows, table, lines = tables([record(name) for name in NATURAL_3T], paper=natural_3t())
     assert rows["rain100l_deraining"][-2:] == ["39.62 / 0.9860", ""]
     assert rows["**mean over the paper's 5 test sets**"][-2:] == ["32.95 / 0.9180", ""]
     assert "published in variant `promptir`, these are `basicsr`; set eval.variant=promptir" in table.splitlines()[-1]
@@ -62,9 +72,9 @@ def test_another_variant_leaves_the_difference_blank_and_says_why():
 
 
 def test_a_missing_test_set_leaves_the_mean_out_and_says_why():
-    _, rows, table, _ = tables([record(name) for name in NATURAL_3T[1:]], setting="natural-3t", variant="promptir")
+    _, rows, table, _ = tables([record(name) for name in NATURAL_3T[1:]], paper=natural_3t(), variant="promptir")
     assert not any("test sets**" in name for name in rows) and rows["rain100l_deraining"][-1]
-    assert "is not compared: no data set is named as SOTS-outdoor" in table.splitlines()[-1]
+    assert "is not compared: no data set is named sots_dehazing" in table.splitlines()[-1]
 
 
 def test_a_further_metric_is_a_mean_over_the_images_that_have_it():

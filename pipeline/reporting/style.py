@@ -10,7 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 BETTER, WORSE, UNSURE, INK = "#0b7a4b", "#b3261e", "#8a8f98", "#1d2129"
-"""The first two as in the pictures of student/evaluation/contact_sheet.py."""
+"""The first two as in the pictures of student/evaluation/panels.py."""
 DOMAINS = ("#0072B2", "#E69F00", "#CC79A7", "#56B4E9", "#8c6bb1", "#9a6324")
 """Okabe & Ito (2008), told apart with every common kind of colour blindness, without their green and red."""
 MARKERS = "os^DvPX*"

@@ -6,6 +6,28 @@ from pydantic import Field
 
 from student.params import Section
 
+Variant = Literal["basicsr", "basicsr_y", "promptir"]
+
+
+class PaperScore(Section):
+    """What the paper states of one test set; without numbers where it states the setting's mean alone."""
+
+    psnr: float | None = None
+    ssim: float | None = None
+    images: int | None = None
+    """How many the test set has: a score over another number of images is not compared."""
+
+
+class PaperNumbers(Section):
+    """A table of the paper (arXiv 2603.01725; PSNR dB, SSIM), to stand beside ours."""
+
+    setting: str
+    variant: Variant
+    mean: tuple[float, float]
+    """PSNR and SSIM, unweighted mean over the test sets."""
+    sets: dict[str, PaperScore]
+    """By data set of the index."""
+
 
 class EvalConfig(Section):
     """What is measured, with which variant of the metrics, and what is drawn."""
@@ -19,7 +41,7 @@ class EvalConfig(Section):
     tasks: list[str] | None = None
     """Only these tasks; null: every task that the index has in this split."""
 
-    variant: Literal["basicsr", "basicsr_y", "promptir"] = "basicsr"
+    variant: Variant = "basicsr"
     """PSNR and SSIM (student/evaluation/metrics.py): basicsr as in the multi-domain tables, promptir as 3T, 5T."""
 
     crop_border: int = Field(0, ge=0)
@@ -31,15 +53,11 @@ class EvalConfig(Section):
     baselines: list[Literal["tv", "nlm", "bm3d", "lanczos", "back_projection"]] = []
     """Simple methods measured beside the student (student/evaluation/baselines.py); `--baselines` takes all."""
 
-    setting: Literal["md-6t", "md-7t", "md-8t", "md-9t", "natural-3t", "natural-5t", "cdd11"] | None = None
-    """Setting of the paper whose numbers stand beside ours (student/evaluation/paper_numbers.py); natural and
-    cdd11 need promptir."""
+    paper: PaperNumbers | None = None
+    """The paper's numbers of the same test sets, to stand beside ours."""
 
     tile: Literal["off", "auto"] | int = "off"
     """Tiles for images too large for the memory, as student.restore takes them. Off: the whole image, as papers do."""
 
     panels: bool = True
     """Draw before | after | gt panels with error maps for the best, the median and the worst image of every task."""
-
-    resume: bool = True
-    """Keep per-image results of the same model, inputs and metrics from an earlier run that was stopped."""

@@ -3,7 +3,6 @@
 from typing import Any
 
 from student.evaluation.baselines import LABELS
-from student.evaluation.paper_numbers import SETTINGS
 
 
 def markdown(results: dict) -> str:
@@ -72,8 +71,8 @@ def _caption(results: dict) -> str:
     )
     if names := results["extra_metrics"].values():
         text += f" {', '.join(names)}: input → restored, over n of m images where it is not defined for all."
-    if setting := results["setting"]:
-        text += f" Paper: {setting}, variant `{SETTINGS[setting].variant}`."
+    if results["setting"]:
+        text += f" Paper: {results['setting']}."
     return text
 
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from student.evaluation.config import EvalConfig
 from student.evaluation.extra_metrics import label
 from student.evaluation.metrics import IDENTICAL_DB, bootstrap_interval, mean_psnr
-from student.evaluation.paper_numbers import compare
 
 KIND = ("variant", "crop_border")
 """In every row of every table: a number without them means nothing, also where rows of two files are put together."""
@@ -31,7 +31,7 @@ def metrics_json(rows: list[dict], variant: str) -> dict[str, Any]:
     return {"variant": variant, "tasks": tasks, "datasets": datasets, "overall": overall}
 
 
-def results_json(rows: list[dict], metrics: dict, config: Any, model: dict) -> dict[str, Any]:
+def results_json(rows: list[dict], metrics: dict, config: EvalConfig, model: dict) -> dict[str, Any]:
     """The full account: what was measured how, means with bootstrap 95 % intervals, the paper's numbers beside."""
     sets = {}
     for name, group in grouped(rows, "dataset").items():
@@ -51,26 +51,70 @@ def results_json(rows: list[dict], metrics: dict, config: Any, model: dict) -> d
     for extra in config.extra_metrics:
         overall |= {key: _mean(task[key] for task in tasks) for key in (extra, f"{extra}_input")}
         overall[f"{extra}_n"] = sum(task[f"{extra}_n"] for task in tasks)
-    paper = compare(config.setting, config.variant, config.crop_border, metrics["datasets"])
-    for values, beside in [(sets[name], row) for name, row in paper.rows.items()] + [(overall, paper.mean)]:
+    rows_of_paper, mean, notes = beside_paper(config, metrics["datasets"])
+    for values, beside in [(sets[name], row) for name, row in rows_of_paper.items()] + [(overall, mean)]:
         if beside:  # under another name, so that nobody who reads `paper` takes numbers of another kind for comparable
             values["paper" if "psnr_difference" in beside else "paper_not_compared"] = beside
     return {
         "variant": config.variant,
         "crop_border": config.crop_border,
         "split": config.split,
-        "setting": config.setting,
+        "setting": config.paper and config.paper.setting,
         "tile": config.tile,
         "baselines": config.baselines,
         "extra_metrics": {extra: label(extra) for extra in config.extra_metrics},
         "model": model,
         "datasets": sets,
         "overall": overall,
-        "notes": paper.notes,
+        "notes": notes,
     }
 
 
-def per_image_csv(rows: list[dict], config: Any) -> str:
+def beside_paper(config: EvalConfig, sets: dict[str, Any]) -> tuple[dict[str, dict], dict | None, list[str]]:
+    """The paper's numbers by data set, its mean, and notes on what is not compared.
+
+    A difference is taken only between numbers of one kind: the same variant of the metrics, no border left out, as
+    many images; and of means only where all test sets of the paper are here.
+    """
+    paper, reasons, odd, notes = config.paper, [], [], []
+    if paper is None:
+        return {}, None, []
+    if config.variant != paper.variant:
+        need = f"set eval.variant={paper.variant}"
+        reasons.append(f"is published in variant `{paper.variant}`, these are `{config.variant}`; {need}")
+    if config.crop_border:
+        reasons.append(f"leaves out no border, these leave out {config.crop_border} pixels; set eval.crop_border=0")
+    if reasons:
+        notes.append(f"No difference to the paper: {paper.setting} {', and '.join(reasons)}.")
+    rows = {}
+    for name, row in paper.sets.items():
+        if name not in sets:
+            odd.append(f"no data set is named {name}")
+            continue
+        if other := row.images not in (None, sets[name]["n"]):
+            odd.append(f"{name} has {sets[name]['n']} images, the paper's {row.images}")
+        if row.psnr is not None:
+            rows[name] = _beside(sets[name], paper.variant, row.psnr, row.ssim, not (reasons or other))
+    if odd:
+        return rows, None, [*notes, f"The paper's mean of {paper.setting} is not compared: {'; '.join(odd)}."]
+    ours: dict[str, Any] = {"n": sum(sets[name]["n"] for name in paper.sets)}
+    for key in ("psnr", "ssim", "psnr_input", "ssim_input"):
+        values = [sets[name][key] for name in paper.sets]
+        ours[key] = None if None in values else float(np.mean(values))
+    mean = {"test_sets": len(paper.sets), "ours": ours} | _beside(ours, paper.variant, *paper.mean, not reasons)
+    return rows, mean, notes
+
+
+def _beside(ours: dict, variant: str, psnr: float, ssim: float | None, same_kind: bool) -> dict[str, Any]:
+    values: dict[str, Any] = {"variant": variant, "psnr": psnr, "ssim": ssim}
+    if same_kind:
+        values["psnr_difference"] = ours["psnr"] - psnr
+        if None not in (ours["ssim"], ssim):
+            values["ssim_difference"] = ours["ssim"] - ssim
+    return values
+
+
+def per_image_csv(rows: list[dict], config: EvalConfig) -> str:
     """One line an image, also for `dvc plots`."""
     columns = COLUMNS + [name for extra in config.extra_metrics for name in (f"{extra}_input", extra)]
     kind = {key: getattr(config, key) for key in KIND}
