@@ -200,7 +200,8 @@ def vector_offsets(path: Path) -> dict[str, list[int]]:
     A column of a row group is one page, plain and uncompressed, whose values come last: they end where the column
     chunk ends.
     """
-    footer, offsets = pq.read_metadata(path), {}
+    footer = pq.read_metadata(path)
+    offsets: dict[str, list[int]] = {}
     for group in map(footer.row_group, range(footer.num_row_groups)):
         for c in range(3 + CAPTION.num_fields, group.num_columns):  # after image_sha256, width, height and captions
             column = group.column(c)

@@ -128,7 +128,7 @@ def _hub_commit(name: str, revision: str) -> str:
         cached = try_to_load_from_cache(name, "config.json", revision=revision)
         if isinstance(cached, str):
             return Path(cached).parent.name  # .../snapshots/<commit>/config.json
-        return HfApi().model_info(name, revision=revision).sha
+        return str(HfApi().model_info(name, revision=revision).sha)
     except (OSError, ValueError, HfHubHTTPError, HFValidationError, OfflineModeIsEnabled) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(

@@ -50,7 +50,8 @@ def make_plan(
 ) -> Plan:
     """Compare `images` with what `stores` hold."""
     lacking: dict[str, list[str]] = {}
-    missing, failed, errors = dict.fromkeys(stores, 0), Counter(), set()
+    failed: Counter[str] = Counter()
+    missing, errors = dict.fromkeys(stores, 0), set()
     for name, store in stores.items():  # one perspective in memory at a time: a million statuses are 200 MB
         held = store.statuses(decoding(config))
         for sha256 in images:

@@ -70,7 +70,8 @@ class RowBuffer:
 
 def caption_jobs(jobs: list[Job], pool: DecodePool, captioner: Teacher, buffer: RowBuffer, stop: Stop, advance) -> None:
     """Caption `jobs` in batches of `captioner.batch_size`; rows go to `buffer`. Raises `Stopped` on a signal."""
-    report, batch = buffer.report, []
+    report = buffer.report
+    batch: list[Decoded] = []
 
     def caption_batch() -> None:
         try:

@@ -31,7 +31,9 @@ def candidates(config: IndexConfig, dataset: DatasetSpec, split: str) -> Iterato
     for pair in _found(config, dataset, split):
         paths = [path and printable(path) for path in pair[:2]]
         if changed := [path for path, before in zip(paths, pair[:2], strict=True) if path != before]:
-            yield Candidate(*paths, "unreadable", f"{changed[0]}: its name is not UTF-8; rename it, e.g. with convmv")
+            yield Candidate(
+                paths[0], paths[1], "unreadable", f"{changed[0]}: its name is not UTF-8; rename it, e.g. with convmv"
+            )
         else:
             yield pair
 
@@ -61,7 +63,8 @@ def _from_folders(root: Path, spec: SplitSpec, where: str) -> Iterator[Candidate
         for path in paths:
             if path not in paired:
                 fault = f"{path}: its name does not fit the template {getattr(spec.pair, side)!r}"
-                yield Candidate(*((path, None) if side == "gt" else (None, path)), "unpaired", fault)
+                gt, lq = (path, None) if side == "gt" else (None, path)
+                yield Candidate(gt, lq, "unpaired", fault)
     if spec.degradation:
         yield from (Candidate(path, None) for paths in gts.values() for path in paths)
         return

@@ -1,7 +1,7 @@
 """What is known of image files: one parquet file, a row a good image, so that an unchanged file is read once."""
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
@@ -40,7 +40,7 @@ class ProbeCache:
         at = pc.index_in(pa.array(paths, pa.string()), value_set=self._table["path"])
         rows = zip(*(column.to_pylist() for column in self._table.take(at).columns[1:]), strict=True)
         return [
-            Probe(*row[4:8], None, *row[8:]) if row[:4] == stamp else None
+            Probe._make((*row[4:8], None, *row[8:])) if row[:4] == stamp else None
             for row, stamp in zip(rows, stamps, strict=True)
         ]
 
@@ -74,7 +74,9 @@ def stamp_of(path: str) -> tuple[int, ...] | None:
     return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino
 
 
-def probe_all(paths: Iterable[str], cache: ProbeCache, workers: ImageWorkers, max_pixels: int) -> Iterator[Probe]:
+def probe_all(
+    paths: Iterable[str], cache: ProbeCache, workers: ImageWorkers, max_pixels: int
+) -> Generator[Probe, None, None]:
     """Probe files in order, at most WINDOW ahead of the consumer."""
     paths = iter(paths)
 

@@ -7,7 +7,7 @@ spectrum, which costs the same for every size of streak or cloud.
 
 import io
 from collections.abc import Callable
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import AfterValidator, Field
@@ -22,16 +22,18 @@ WHOLE = ("kspace",)
 """Kinds in which every pixel depends on all others: the trainer applies them before it crops."""
 
 
-def _ordered(value: float | tuple[float, float]) -> float | tuple[float, float]:
-    if isinstance(value, tuple) and value[0] > value[1]:
-        raise ValueError(f"the range {list(value)} must begin with its smaller end")
-    return value
+Range = float | tuple[float, float]
+"""A number, or [low, high], from which one is drawn for every image."""
 
 
-def _range(**bounds: float) -> Any:
-    """A number, or [low, high], from which one is drawn for every image."""
-    number = Annotated[float, Field(**bounds)]
-    return Annotated[number | tuple[number, number], AfterValidator(_ordered)]
+def _within(least: float, most: float = np.inf) -> AfterValidator:
+    def check(value: Range) -> Range:
+        low, high = value if isinstance(value, tuple) else (value, value)
+        if not least <= low <= high <= most:
+            raise ValueError(f"must be a number, or a range that begins with its smaller end, from {least} to {most}")
+        return value
+
+    return AfterValidator(check)
 
 
 class DegradationSpec(Section):
@@ -41,15 +43,15 @@ class DegradationSpec(Section):
     kind: Kind
     scale: Annotated[int, Field(ge=2)] = 4
     """`bicubic`, `kspace`: the factor of down- and up-sampling."""
-    sigma: _range(ge=0) = 25.0
+    sigma: Annotated[Range, _within(0)] = 25.0
     """Noise strength on the 0-255 scale (`*_noise`)."""
     quantize: bool = True
     """`gaussian_noise`: clip to 0-255 and truncate to integers, as stored test sets do (method.md section 6)."""
-    amount: _range(ge=0, le=1) = 0.5
+    amount: Annotated[Range, _within(0, 1)] = 0.5
     """`rain`, `cloud`, `haze`: how heavy, from 0 (none) to 1."""
-    quality: _range(ge=1, le=100) = 40
+    quality: Annotated[Range, _within(1, 100)] = 40
     """`jpeg`: as libjpeg counts it."""
-    light: _range(ge=0, le=1) = (0.75, 1.0)
+    light: Annotated[Range, _within(0, 1)] = (0.75, 1.0)
     """`haze`: brightness of the veil."""
 
     tone: Annotated[float, Field(ge=0, le=1)] = 0.0

@@ -5,6 +5,7 @@ None of them is told the noise: each estimates it from the image, as the student
 
 from collections.abc import Callable
 from importlib.util import find_spec
+from typing import Any
 
 import numpy as np
 
@@ -75,7 +76,7 @@ def back_projection(lq: np.ndarray, gt: np.ndarray, spec: DegradationSpec) -> np
 
 
 Baseline = Callable[[np.ndarray, np.ndarray, DegradationSpec | None], np.ndarray]
-BASELINES: dict[str, Baseline] = {
+BASELINES: dict[str, Callable[[np.ndarray, np.ndarray, Any], np.ndarray]] = {
     "tv": total_variation,
     "nlm": non_local_means,
     "bm3d": bm3d,

@@ -132,7 +132,8 @@ def _read_dicom(data: bytes, span: ValueRange | None) -> Picture:
         window = window and tuple(sorted((end - intercept) / slope for end in window))
         span = _seen_range(window, slices[~gap])
     else:
-        span = ValueRange(*sorted((end - intercept) / slope for end in (span.low, span.high)), span.source)
+        low, high = sorted((end - intercept) / slope for end in (span.low, span.high))
+        span = ValueRange(low, high, span.source)
     bits, signed = int(dataset.BitsStored), bool(dataset.PixelRepresentation)
     limits = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
 

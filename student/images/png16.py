@@ -99,7 +99,8 @@ def write(samples: np.ndarray, still: Any = None) -> bytes:
 
 
 def _chunks(data: bytes) -> list[tuple[bytes, bytes]]:
-    found, at = [], len(SIGNATURE)
+    found: list[tuple[bytes, bytes]] = []
+    at = len(SIGNATURE)
     while at + 12 <= len(data) and (not found or found[-1][0] != b"IEND"):  # some programs write on after it
         (length,) = struct.unpack(">I", data[at : at + 4])
         body = data[at + 8 : at + 8 + length]

@@ -75,7 +75,7 @@ def find_range(valid: np.ndarray, tagged: tuple[float, float] | None = None) -> 
     low, high = _without_outliers(valid)
     if tagged and tagged[0] < tagged[1] and tagged[0] <= low and high <= tagged[1]:
         full = dtype.kind == "u" and tagged == (0, np.iinfo(dtype).max)
-        return ValueRange(*map(float, tagged), "" if full else "by the file's tags")
+        return ValueRange(float(tagged[0]), float(tagged[1]), "" if full else "by the file's tags")
     if dtype.kind == "f" and low >= 0 and high <= 1:
         return ValueRange(0, 1)
     whole = dtype == np.uint16 or (dtype.kind == "f" and low >= 0 and bool((valid == np.rint(valid)).all()))

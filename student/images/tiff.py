@@ -73,7 +73,8 @@ def check_directories(data: bytes) -> None:
     """Follow the chain of directories, as no decoder does, for one that leads back or never ends."""
     order, big = "<" if data[:2] == b"II" else ">", 43 in data[2:4]
     count, offset, entry = (order + "Q", order + "Q", 20) if big else (order + "H", order + "I", 12)
-    seen, entries = set(), 0
+    seen: set[int] = set()
+    entries = 0
     try:
         (at,) = struct.unpack_from(offset, data, 8 if big else 4)
         while at:

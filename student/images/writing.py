@@ -91,7 +91,8 @@ def to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
     if profile:
         try:
             source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-            return ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
+            srgb = ImageCms.createProfile("sRGB")
+            return ImageCms.profileToProfile(image, source, srgb, outputMode="RGB") or image
         except ImageCms.PyCMSError:  # a damaged profile says nothing; the plain conversion is what viewers then show
             pass
     return image.convert("RGB")

@@ -4,6 +4,7 @@ Shapes: B batch, H, W height and width, P pixels, C channels, c channels a head.
 """
 
 import copy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -175,7 +176,7 @@ def _replaced(module: nn.Module, statistics: Statistics) -> nn.Module:
     return kind(module, statistics) if kind else module
 
 
-def _shallow(module: nn.Module) -> nn.Module:
+def _shallow(module: Any) -> Any:
     view = copy.copy(module)
     view._modules = dict(module._modules)
     return view

@@ -71,7 +71,8 @@ class Explainer:
 
     def write(self, target: Path, prompts: Prompts, tiles: int, slices: int = 1) -> Path:
         """OUTPUT.explain.json beside the restored file; of a volume of more `slices`, it is about the middle one."""
-        file, about = explanation_of(target), {"image": target.name}
+        file = explanation_of(target)
+        about: dict[str, Any] = {"image": target.name}
         if slices > 1:
             about |= {"slices": slices, "explained_slice": slices // 2}
         text = json.dumps(about | {"tiles": tiles, **self.explain(prompts)}, indent=2, ensure_ascii=False)

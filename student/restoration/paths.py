@@ -67,7 +67,8 @@ def explanation_of(target: Path) -> Path:
 
 def plan_jobs(source: str, target: str) -> Plan:
     """What there is to do; raises `RestorePathError`."""
-    out, skipped = None if target == "-" else Path(target), []
+    out = None if target == "-" else Path(target)
+    skipped: list = []
     if source == "-":
         if out is not None and (out.is_dir() or not out.suffix):
             raise RestorePathError(f"{target}: standard input is one image; name an output file such as out.png, or -")

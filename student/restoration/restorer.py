@@ -187,7 +187,7 @@ class Restorer:
             if on_tile:
                 on_tile(1, 1)
             return restored[0].float().cpu().numpy(), prompts, 1
-        places = list(plan_tiles(*lq.shape[1:], tile, self.overlap, self.stride))
+        places = list(plan_tiles(lq.shape[1], lq.shape[2], tile, self.overlap, self.stride))
         done, total = 0, len(places) * (1 + self.refine)
 
         def advance(tiles: int) -> None:
@@ -227,7 +227,7 @@ class Restorer:
         Each block sees what the blocks before it make of the statistics known until now, so once is not exact, but
         each time leaves a small part of the error (benchmarks/RESULTS.md).
         """
-        for rows, columns, *core in plan_cores(*lq.shape[1:], tile, self.overlap, self.stride):
+        for rows, columns, *core in plan_cores(lq.shape[1], lq.shape[2], tile, self.overlap, self.stride):
             self.statistics.window = (rows.stop - rows.start, *core)
             self.student(self._tensor(lq[None, :, rows, columns]), prompts=prompts)
             advance(1)

@@ -76,7 +76,7 @@ def build_model(shape: Shape, processor, seed: int = 0):
     from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
     tokenizer = processor.tokenizer
-    config = LlavaConfig(
+    config = LlavaConfig(  # type: ignore[call-arg]  # it takes both spellings
         vision_config=CLIPVisionConfig(
             hidden_size=shape.vision_width,
             intermediate_size=shape.vision_mlp,

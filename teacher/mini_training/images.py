@@ -21,7 +21,7 @@ def load_split(samples: Path, split: str) -> list[tuple[Image.Image, str]]:
     if not (samples / "sources.json").is_file():
         raise FileNotFoundError(f"{samples}/sources.json is missing; run `python -m pipeline.samples` first")
     sources = json.loads((samples / "sources.json").read_text())
-    images = {}
+    images: dict[str, tuple] = {}
     for path in sorted(samples.glob(f"*/{split}/gt/*.png")):
         data = path.read_bytes()
         images.setdefault(data, (_rgb(io.BytesIO(data)), sources[path.relative_to(samples).as_posix()]["kind"]))

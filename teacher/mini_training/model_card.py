@@ -82,7 +82,9 @@ def measure(checkpoint: Path, images: list[tuple[Image.Image, str]], quantizatio
     )
     captions = captioner.caption([image for image, _, _ in drawn])
     said = [{name: caption.text for name, caption in given.items()} for given in captions]
-    exact, kinds, parts = Counter(), {}, [0, 0]
+    exact: Counter[str] = Counter()
+    kinds: dict = {}
+    parts = [0, 0]
     for texts, (image, kind, whole) in zip(said, drawn, strict=True):
         exact.update(name for name, text in answers(unit(image), kind).items() if texts[name] == text)
         counts = kinds.setdefault(kind, [0, 0]) if whole else parts
