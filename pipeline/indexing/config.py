@@ -2,7 +2,7 @@
 
 import re
 from functools import cached_property
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
@@ -108,17 +108,21 @@ class SplitSpec(Section):
     """Instead of folders: a CSV file with the columns `gt` and, unless degraded on the fly, `lq`."""
     hf: HuggingFace | None = None
     """Instead of folders: a Hugging Face data set."""
+    source: str | None = None
+    """Instead of folders: `module:function` of your own (docs/extending.md), which is imported and run."""
+    options: dict[str, Any] = {}
+    """What `source` is called with, besides the root."""
     degradation: DegradationSpec | None = None
     """Instead of lq files: how the trainer degrades the clean images on the fly."""
 
     @model_validator(mode="after")
     def _one_source(self) -> "SplitSpec":
-        if sum(map(bool, (self.gt, self.csv, self.hf))) != 1:
-            raise ValueError("give one of gt (folders), csv (a list), hf (a Hugging Face data set)")
+        if sum(map(bool, (self.gt, self.csv, self.hf, self.source))) != 1:
+            raise ValueError("give one of gt (folders), csv (a list), hf (a Hugging Face data set), source (your code)")
         has_lq = bool(self.lq or (self.hf and self.hf.lq))
         if self.lq and not self.gt:
-            raise ValueError("lq goes with gt; csv and hf name their own")
-        if not self.csv and has_lq == bool(self.degradation):
+            raise ValueError("lq goes with gt; csv, hf and source name their own")
+        if not (self.csv or self.source) and has_lq == bool(self.degradation):
             raise ValueError("give either lq (folders) or degradation (applied on the fly)")
         return self
 

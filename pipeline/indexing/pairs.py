@@ -6,6 +6,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import NamedTuple
 
 from pipeline.indexing.config import DatasetSpec, IndexConfig, SplitSpec
@@ -47,6 +48,11 @@ def _found(config: IndexConfig, dataset: DatasetSpec, split: str) -> Iterator[Ca
 
         for gt, lq in extracted(spec.hf, root, Path(config.extracted) / dataset.name / split, where):
             yield Candidate(gt, lq)
+    elif spec.source:
+        try:
+            yield from (Candidate(gt, lq) for gt, lq in resolve_name(spec.source)(root, **spec.options))
+        except (ImportError, AttributeError, ValueError) as error:
+            raise ParamsError(f"{where}.source: {spec.source}: {error}") from error
     else:
         yield from _from_folders(root, spec, where)
 

@@ -1,6 +1,6 @@
 """Further metrics by name, through torchmetrics (the optional extra `metrics`): `eval.extra_metrics`."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -9,12 +9,13 @@ from student.evaluation.metrics import MetricError, as_image, cropped
 
 
 class Extra(NamedTuple):
-    """`function` of torchmetrics.functional.image; defined for images whose shorter side is at least `smallest`.
+    """`function` of torchmetrics.functional.image by its name, or one of ours: restored and gt, `[1, 3, H, W]` in
+    [0, 1], → a number. Defined for images whose shorter side is at least `smallest`.
 
     `net`: the pretrained network of torchvision that it compares features of.
     """
 
-    function: str
+    function: str | Callable[[Any, Any], Any]
     smallest: int = 1
     settings: dict[str, Any] = {}
     net: str | None = None
@@ -66,9 +67,12 @@ def extra_metric(name: str, restored: Any, gt: Any, crop_border: int = 0) -> flo
     try:
         if extra.net:
             import torchvision  # noqa: F401  # torchmetrics would ask for it in words of its own
-        from torchmetrics.functional import image
+        function = extra.function
+        if isinstance(function, str):
+            from torchmetrics.functional import image
 
-        value = float(getattr(image, extra.function)(*tensors, **extra.settings))
+            function = getattr(image, function)
+        value = float(function(*tensors, **extra.settings))
     except Exception as error:  # also the import: RuntimeError for a torchvision that was built for another torch
         reason = " ".join(str(error).split()) or type(error).__name__
         raise MetricError(f"metric '{label(name)}': {reason}; {NEEDS}") from error
