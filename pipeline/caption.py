@@ -24,6 +24,7 @@ from teacher.identity import caption_identities
 
 EXAMPLES = """examples:
   python -m pipeline.caption                                   what the store lacks
+  python -m pipeline.caption photos captions --model llava-hf/llava-1.5-7b-hf   a folder, and nothing else
   python -m pipeline.caption --plan                            only say what would be done
   python -m pipeline.caption --set caption.model=llava-hf/llava-1.5-7b-hf --set caption.batch_images=auto
   python -m pipeline.caption --retry-errors                    try images again whose status is `error`
@@ -112,9 +113,26 @@ def main(argv: list[str] | None = None) -> None:
         "--plan", action="store_true", help="print what would be done, with an estimate, and do nothing"
     )
     parser.add_argument("--retry-errors", action="store_true", help="also redo images whose status is `error`")
+    alone = parser.add_argument_group("a folder of images, without index or params.yaml")
+    alone.add_argument("folder", nargs="?", metavar="FOLDER", help="its images, searched recursively")
+    alone.add_argument(
+        "out", nargs="?", metavar="OUT", help="gets captions.csv, a page to look through and the release"
+    )
+    alone.add_argument("--model", help="caption.model: a hub id or a folder (default: the small one that comes along)")
+    alone.add_argument("--teacher", help="caption.teacher")
+    alone.add_argument("--questions", metavar="FILE", help="YAML lines `name: question` in place of the five questions")
     args = parser.parse_args(argv)
+    if args.folder and not args.out:
+        parser.error(f"FOLDER needs OUT: python -m pipeline.caption {args.folder} captions")
+    if not args.folder and (args.model or args.teacher or args.questions):
+        parser.error("--model, --teacher and --questions go with FOLDER OUT; else --set caption.model=...")
     try:
-        print(caption(args))
+        if args.folder:
+            from pipeline.captioning.folder import caption_folder
+
+            print(caption_folder(args))
+        else:
+            print(caption(args))
     except (ParamsError, IndexUnusable, StoreError, CaptionError, OSError, ValueError) as error:
         raise SystemExit(f"caption: {error}") from None
 

@@ -100,7 +100,9 @@ class Embedder:
 
     def __init__(self, model: str | Path, *, revision: str | None = None, device: str = "auto", batch_size: int = 64):
         import torch
+        from transformers.utils.logging import disable_progress_bar
 
+        disable_progress_bar()  # of loading, a second
         source = resolve_model(model, revision)
         self._identity = _identity(source)
         self.dim: int = self._identity["dim"]

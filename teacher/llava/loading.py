@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 import tempfile
+import warnings
 from pathlib import Path
 
 import torch
@@ -48,6 +49,12 @@ def load_llava(
     """
     _require("quantization", quantization, QUANTIZATIONS)
     from transformers import AutoConfig, LlavaForConditionalGeneration
+    from transformers.utils.logging import disable_progress_bar
+
+    # Nothing that a user can act on: bars of a second, a kernel for CPUs, an argument's next name.
+    disable_progress_bar()
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", "`past_key_values` is deprecated", FutureWarning)
 
     device, dtype = resolve_device(device), resolve_dtype(dtype, resolve_device(device))
     config = AutoConfig.from_pretrained(source.path, revision=source.revision)
@@ -93,8 +100,6 @@ def bitsandbytes_config(kind: str, dtype: torch.dtype):
     from transformers import BitsAndBytesConfig
 
     if kind == "int8":
-        # It logs "inputs will be cast" for every layer of every step unless everything is float16.
-        logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
         return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=NOT_QUANTIZED)
     # No double quantisation: it saves 0.4 bit a weight and costs 16 % of the speed (bitsandbytes' own H100 table).
     return BitsAndBytesConfig(
