@@ -157,7 +157,10 @@ class Student(
                 raise FileNotFoundError(f"{file}: no such file; is {model_id} a folder made by save_pretrained?")
         else:
             file = hf_hub_download(model_id, WEIGHTS, revision=revision, **hub)
-        student = cls(config)
-        # Strict, unlike the mixin's default, which would leave random weights where a name is missing.
-        student.load_state_dict(load_file(file, device=map_location), strict=strict)
-        return student.to(map_location).eval()
+        with torch.device("meta"):  # no memory, and no random weights, before the file has proved to hold them
+            student = cls(config)
+        # A copy: where the file puts a tensor at an odd address, products of it round in another way.
+        weights = {n: tensor.to(torch.float32, copy=True) for n, tensor in load_file(file, device=map_location).items()}
+        # Strict, unlike the mixin's default, which would leave weights out where a name is missing.
+        student.load_state_dict(weights, strict=strict, assign=True)
+        return student.eval()

@@ -237,6 +237,7 @@ def test_published_sizes(options, published):
 @pytest.mark.parametrize(
     "options, message",
     [
+        (dict(latent_blocks=10_000_000), "less than or equal to 1000"),
         (dict(decoder_blocks=(1, 1)), "same length"),
         (dict(heads=(1,)), "2 entries"),
         (dict(heads=(3, 1)), "does not divide"),

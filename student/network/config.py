@@ -12,7 +12,9 @@ POOL_HEADS = 8
 BACKBONES = {"restormer": "student.network.restormer:Restormer", "nafnet": "student.network.nafnet:NAFNet"}
 """A backbone's name in `params.yaml` → where its class is: a `student.network.u_shape.UShape` built from the config."""
 
-Blocks = tuple[PositiveInt, ...]
+Count = Annotated[int, Field(gt=0, le=1000)]
+"""Bounded: a configuration may come from a stranger, and is built before its weights are looked at."""
+Blocks = Annotated[tuple[Count, ...], Field(max_length=8)]
 
 
 def _backbone(name: str) -> str:
@@ -29,32 +31,32 @@ class ModelConfig(Section):
     """
 
     backbone: Annotated[str, AfterValidator(_backbone)] = "restormer"
-    width: Annotated[int, Field(ge=4, multiple_of=2)] = 48
+    width: Annotated[int, Field(ge=4, le=4096, multiple_of=2)] = 48
     """Channels after the first convolution."""
     encoder_blocks: Blocks = (4, 6, 6)
     """Blocks per level; its length sets the number of downsamplings. They see no prompt."""
-    latent_blocks: PositiveInt = 8
+    latent_blocks: Count = 8
     """Blocks at the lowest resolution."""
     decoder_blocks: Blocks = (6, 6, 4)
     """Blocks per level, finest first, like `encoder_blocks`."""
-    refinement_blocks: Annotated[int, Field(ge=0)] = 4
+    refinement_blocks: Annotated[int, Field(ge=0, le=1000)] = 4
     """Restormer's extra blocks at full resolution. NAFNet has none: set 0."""
     heads: Blocks = (1, 2, 4, 8)
     """Restormer's attention heads per level, the latent level last; others ignore them."""
-    ffn_expansion: Annotated[float, Field(gt=0)] = 2.66
+    ffn_expansion: Annotated[float, Field(gt=0, le=64)] = 2.66
     """Restormer's hidden channels of the feed-forward part, as a multiple; others ignore it."""
 
     task_pool: bool = True
     """Prompts chosen by what is wrong with the image (the deepest encoder features)."""
-    task_pool_size: Annotated[int, Field(ge=2)] = 15
+    task_pool_size: Annotated[int, Field(ge=2, le=100_000)] = 15
     task_top_k: PositiveInt = 3
     domain_pool: bool = True
     """Prompts chosen by what the image shows (the first features); the teacher's prior is distilled into them."""
-    domain_pool_size: Annotated[int, Field(ge=2)] = 15
+    domain_pool_size: Annotated[int, Field(ge=2, le=100_000)] = 15
     domain_top_k: PositiveInt = 5
-    prompt_len: PositiveInt = 2
+    prompt_len: Count = 2
     """Tokens of one prompt value."""
-    prompt_dim: Annotated[int, Field(gt=0, multiple_of=POOL_HEADS)] | None = 1024
+    prompt_dim: Annotated[int, Field(gt=0, le=65_536, multiple_of=POOL_HEADS)] | None = 1024
     """Dimension of keys, values and queries: the dimension of the teacher's embedding. null: the trainer takes it from
     the release."""
     pool_fusion: Literal["attention", "concat"] = "attention"
