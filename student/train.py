@@ -18,7 +18,7 @@ import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 # Run as a script, Python puts `student/` first on the path, and `import student` would find whatever checkout is
 # installed: a worktree, a second clone or a queued experiment would train other code than it says.
@@ -28,6 +28,9 @@ if Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
 from student.params import ParamsError, add_params_arguments, read_params  # noqa: E402
 from student.progress import progress  # noqa: E402
 from student.training.config import TrainConfig  # noqa: E402
+
+if TYPE_CHECKING:
+    from student.training.setup import Job
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -48,7 +51,13 @@ def main(argv: list[str] | None = None) -> int:
     job = None
     try:
         job = open_job(read_params(args.params, args.overrides), args.init_from)
-        return dry_run(job) if args.dry_run else train(job, begun)
+        if not args.dry_run:
+            return train(job, begun)
+        from student.training.dry_run import plan
+
+        if int(os.environ.get("RANK", 0)) == 0:
+            print(plan(job))
+        return 0
     except (ParamsError, TrainDataError, CheckpointError, TrainingStopped) as error:
         print(f"train: {error}", file=sys.stderr)
         return 1
@@ -64,21 +73,6 @@ def main(argv: list[str] | None = None) -> int:
         return 1
 
 
-def dry_run(job: Any) -> int:
-    """Print what `train` would do."""
-    from student.training.checkpoints import Checkpoints, differing_keys, read_meta
-    from student.training.dry_run import plan
-    from student.training.run import make_batches
-
-    latest = Checkpoints(job.paths.student).latest()
-    same = latest is not None and not differing_keys(read_meta(latest)["identity"], job.identity)
-    start = read_meta(latest)["step"] if same else 0
-    batches = make_batches(job, start, 0, int(os.environ.get("WORLD_SIZE", 1)))
-    if int(os.environ.get("RANK", 0)) == 0:
-        print(plan(job.config, job.model, job.pairs, job.val, job.count_priors(), batches, start))
-    return 0
-
-
 def lr_at(step: int, config: TrainConfig) -> float:
     """Learning rate of the update that follows `step` updates: linear warm-up, then a cosine to `min_lr`."""
     if step < config.warmup_steps:
@@ -87,12 +81,11 @@ def lr_at(step: int, config: TrainConfig) -> float:
     return config.min_lr + (config.lr - config.min_lr) * (1 + math.cos(math.pi * share)) / 2
 
 
-def train(job: Any, begun: float) -> int:
+def train(job: "Job", begun: float) -> int:
     """Train to the last step, or until asked to stop; returns the exit code."""
     from student.training.cuda_graph import Recorded
     from student.training.log import words
-    from student.training.run import Run
-    from student.training.stopping import suspects
+    from student.training.run import Run, suspects
 
     config, run = job.config, Run(job, begun)
     if run.already_done():

@@ -2,9 +2,7 @@
 
 import json
 import pickle
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import get_args
 
 import numpy as np
 import pyarrow as pa
@@ -13,10 +11,9 @@ import pytest
 import toy_training as toy
 from torch.utils.data import DataLoader
 
-from student.data import cache as image_cache
-from student.data.cache import FreshImages, decode, open_images
+from student.data.cache import MappedImages, decode, open_images
 from student.data.dataset import PairDataset, whole
-from student.data.degradations import DegradationSpec, Kind
+from student.data.degradations import KINDS, DegradationSpec
 from student.data.pairs import TrainDataError, data_fingerprint, read_pairs, read_release
 from student.data.sampler import BalancedBatches, Draw
 
@@ -67,7 +64,7 @@ def test_noise_on_the_fly_has_the_strength_that_the_index_asks_for(folder, pairs
     assert noise.std() * 255 == pytest.approx(25, rel=0.05)
 
 
-@pytest.mark.parametrize("kind", get_args(Kind))
+@pytest.mark.parametrize("kind", KINDS)
 def test_every_degradation_can_be_made_on_the_fly(pairs, kind):
     row = row_of(pairs, "natural_denoising")
     degradations = pairs.degradation.copy()
@@ -111,22 +108,18 @@ def test_labels_are_numbers_of_the_sorted_names(folder, pairs):
 
 @pytest.mark.parametrize("mode", ["memory", "memmap"])
 def test_caches_give_the_pixels_of_the_files(pairs, tmp_path, mode):
-    cache, fresh = open_images(mode, pairs.files, tmp_path, "data"), FreshImages()
-    again = pickle.loads(pickle.dumps(open_images(mode, pairs.files, tmp_path, "data")))  # as for a worker
+    cache = open_images(mode, pairs, str(tmp_path))
+    again = pickle.loads(pickle.dumps(cache))  # as for a worker
     for path in pairs.files:
-        np.testing.assert_array_equal(cache[path], fresh[path])
-        np.testing.assert_array_equal(again[path], fresh[path])
-    if mode == "memmap":
-        assert {file.suffix for file in tmp_path.iterdir()} == {".pixels", ".json", ".lock"}  # nothing left behind
+        for images in (cache, again, again):
+            np.testing.assert_array_equal(images[path], decode(path))
+    assert len(list(tmp_path.glob("*.npy"))) == (len(pairs.files) if mode == "memmap" else 0)
 
 
-def test_processes_that_start_at_once_decode_once(pairs, tmp_path, monkeypatch):
-    decoded, decode_all = [], image_cache._decode_all
-    monkeypatch.setattr(image_cache, "_decode_all", lambda *args: decoded.append(1) or decode_all(*args))
-    with ThreadPoolExecutor(4) as threads:  # flock holds between two openings of a file, in one process too
-        caches = list(threads.map(lambda _: open_images("memmap", pairs.files, tmp_path, "data"), range(4)))
-    assert len(decoded) == 1
-    assert all((cache[pairs.files[0]] == caches[0][pairs.files[0]]).all() for cache in caches)
+def test_a_mapped_image_follows_its_file(tmp_path):
+    for value in (0, 1):
+        toy.save_png(tmp_path / "a.png", np.full((4, 4, 3), value))
+        assert (MappedImages({}, str(tmp_path / "cache"))[str(tmp_path / "a.png")] == 255 * value).all()
 
 
 @pytest.mark.parametrize("workers", [0, 2])

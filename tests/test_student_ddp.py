@@ -7,7 +7,6 @@ import pytest
 import torch
 import toy_training as toy
 
-from student.training.checkpoints import Checkpoints
 from student.training.losses import TERMS, gather_rows, loss_balance, loss_contrastive
 
 # Equal to 1e-5 needs the published learning rate: at a higher one rounding soon flips a choice among the top-k prompts.
@@ -47,7 +46,7 @@ def test_a_signal_to_one_process_stops_both_and_one_alone_goes_on(alone, tmp_pat
     toy.wait_for_rows(tmp_path / "student", 5, processes[0])
     os.kill(processes[1].pid, signal.SIGTERM)
     toy.finish(processes)
-    assert 5 <= int(Checkpoints(tmp_path / "student").latest().name[5:]) < 20
+    assert 5 <= int(toy.newest(tmp_path / "student").name[5:]) < 20
     toy.finish(toy.start(tmp_path, STILL, **RUN))
     assert_equal_to(toy.losses(tmp_path / "student"), toy.losses(alone / "student"))
 

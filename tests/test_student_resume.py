@@ -8,6 +8,7 @@ import random
 import signal
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import toy_training as toy
@@ -16,7 +17,7 @@ from student.data import dataset
 from student.training import stopping
 from student.training.checkpoints import CheckpointError, Checkpoints
 from student.training.log import RunLog
-from student.training.setup import RunLock
+from student.training.setup import lock
 
 EMA = {"ema_decay": 0.9, "max_steps": 12, "save_every": 3, "val_every": 5}
 
@@ -33,7 +34,7 @@ def whole_run(tmp_path_factory):
 def assert_equal_runs(folder: Path, whole_run: Path) -> None:
     assert toy.losses(folder / "student") == toy.losses(whole_run / "student")
     assert toy.same(toy.weights(folder / "student"), toy.weights(whole_run / "student"))
-    last = [Checkpoints(path / "student").latest() for path in (folder, whole_run)]
+    last = [toy.newest(path / "student") for path in (folder, whole_run)]
     assert last[0].name == last[1].name == "step-00000012"
     for name in ("model.safetensors", "ema-00000.safetensors"):
         assert (last[0] / name).read_bytes() == (last[1] / name).read_bytes()
@@ -79,7 +80,7 @@ def signal_at_row_4(number: int) -> None:
 def test_a_signal_saves_a_checkpoint_and_exits_cleanly(whole_run, tmp_path, number):
     toy.beside(whole_run, tmp_path)
     toy.finish(toy.start(tmp_path, before=functools.partial(signal_at_row_4, number), **EMA))
-    stopped = json.loads((Checkpoints(tmp_path / "student").latest() / "meta.json").read_text())["step"]
+    stopped = json.loads((toy.newest(tmp_path / "student") / "meta.json").read_text())["step"]
     assert 4 <= stopped < 12
     assert f"stopped by signal {number.name}" in (tmp_path / "params-0.txt").read_text()
     assert (tmp_path / "student" / "model.safetensors").exists()
@@ -106,18 +107,22 @@ def test_a_finished_run_ends_at_once_and_is_published_again_if_its_weights_are_g
     assert toy.same(toy.weights(out), weights)
 
 
-def test_changed_parameters_set_the_run_aside_and_the_old_ones_bring_it_back(whole_run, tmp_path, capsys):
+def test_runs_of_other_parameters_stay_beside_each_other_and_each_is_taken_up_again(whole_run, tmp_path, capsys):
     toy.beside(whole_run, tmp_path)
-    out = toy.run_here(tmp_path, max_steps=4, val_every=0)
-    first, curve = toy.weights(out), toy.losses(out)
-    toy.run_here(tmp_path, max_steps=4, val_every=0, lr=5e-4)
-    assert "train.lr 0.001 → 0.0005); it is kept in" in capsys.readouterr().out
-    assert not toy.same(toy.weights(out), first)
-    assert len(list((out / "checkpoints" / "earlier").iterdir())) == 1
-    toy.run_here(tmp_path, max_steps=4, val_every=0)
+    settings = {"max_steps": 4, "val_every": 2}
+    out = toy.run_here(tmp_path, **settings)
+    first, curve, (kept,) = toy.weights(out), toy.losses(out), (out / "checkpoints").iterdir()
+    toy.run_here(tmp_path, **settings, lr=5e-4, stop_at_step=3)
+    assert f"train.lr 0.001 → 0.0005); it is kept in {kept}" in capsys.readouterr().out
+    assert not toy.same(toy.weights(out), first) and len(toy.losses(out)) == 3
+    toy.run_here(tmp_path, **settings)
+    assert "step 4 of 4" in capsys.readouterr().out
+    assert toy.same(toy.weights(out), first) and toy.losses(out) == curve
+    toy.run_here(tmp_path, **settings)
     assert "already at step 4" in capsys.readouterr().out
-    assert toy.same(toy.weights(out), first)
-    assert toy.losses(out) == curve
+    toy.run_here(tmp_path, **settings, lr=5e-4)
+    assert [row["step"] for row in toy.losses(out)] == [1, 2, 3, 4] and len(list((out / "panels").iterdir())) == 2
+    assert len((out / "curves" / "train.tsv").read_text().splitlines()) == 5
 
 
 def test_keys_that_do_not_change_the_numbers_continue_the_run(whole_run, tmp_path):
@@ -127,22 +132,12 @@ def test_keys_that_do_not_change_the_numbers_continue_the_run(whole_run, tmp_pat
     assert toy.losses(tmp_path / "student") == toy.losses(whole_run / "student")
 
 
-def test_another_configuration_is_refused_with_the_differing_keys_where_asked(whole_run, tmp_path):
-    toy.beside(whole_run, tmp_path)
-    out = toy.run_here(tmp_path, max_steps=2, val_every=0)
-    before = (Checkpoints(out).latest() / "meta.json").read_bytes()
-    with pytest.raises(CheckpointError, match=r"train\.batch_size 6 → 3.*train\.on_changed: set_aside") as error:
-        toy.run_here(tmp_path, max_steps=2, val_every=0, batch_size=3, on_changed="refuse")
-    assert "\n" not in str(error.value)
-    assert (Checkpoints(out).latest() / "meta.json").read_bytes() == before
-
-
 @pytest.mark.parametrize("name", ["optimizer.bin", "model.safetensors", "ema-00000.safetensors"])
 def test_a_damaged_checkpoint_is_named_with_the_remedy(whole_run, tmp_path, name):
     """One bit that flipped in a weight or a moment gives numbers as good as any other."""
     toy.beside(whole_run, tmp_path)
     out = toy.run_here(tmp_path, max_steps=4, stop_at_step=2, val_every=0, ema_decay=0.9)
-    file = Checkpoints(out).latest() / name
+    file = toy.newest(out) / name
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
@@ -179,7 +174,7 @@ def test_a_wait_for_data_ends_and_names_the_remedy(whole_run, tmp_path, by_signa
     said = (tmp_path / "params-0.txt").read_text()
     assert "--shm-size" in said and "train.num_workers" in said and "Traceback" not in said
     assert ("signal SIGTERM" if by_signal else "train.data_timeout)") in said
-    assert Checkpoints(tmp_path / "student").latest().name == "step-00000002"
+    assert toy.newest(tmp_path / "student").name == "step-00000002"
 
 
 def log_to_a_full_disk() -> None:
@@ -198,38 +193,31 @@ def test_a_full_disk_is_one_line(whole_run, tmp_path):
     toy.finish(toy.start(tmp_path, before=log_to_a_full_disk, save_every=2), code=1)
     said = (tmp_path / "params-0.txt").read_text()
     assert "the disk is full; free some space and start again" in said and "Traceback" not in said
-    assert Checkpoints(tmp_path / "student").latest().name == "step-00000002"
+    assert toy.newest(tmp_path / "student").name == "step-00000002"
 
 
 def test_only_one_process_may_train_into_a_directory(tmp_path):
-    lock = RunLock(tmp_path)
+    held = lock(tmp_path)
     with pytest.raises(CheckpointError, match=f"process {os.getpid()} is training here"):
-        RunLock(tmp_path)
-    del lock
-    RunLock(tmp_path)
+        lock(tmp_path)
+    held.close()
+    lock(tmp_path).close()
 
 
-class OneProcess:
-    is_main_process = True
-
-    def wait_for_everyone(self):
-        pass
-
-
-def save(checkpoints: Checkpoints, step: int, val_psnr: float | None, keep_last: int = 2) -> None:
-    meta = {"step": step, "val_psnr": val_psnr, "identity": {}}
-    checkpoints.save(step, meta, lambda folder: (folder / "weights").write_text("x"), keep_last, OneProcess())
+def save(checkpoints: Checkpoints, step: int, score: float | None, write=lambda folder: None) -> None:
+    process = SimpleNamespace(is_main_process=True, wait_for_everyone=lambda: None)
+    checkpoints.save(step, {"val_psnr": score}, write, 2, process)
 
 
 def test_the_newest_and_the_best_checkpoints_are_kept(tmp_path):
-    checkpoints = Checkpoints(tmp_path)
+    checkpoints = Checkpoints(tmp_path, {})
     for step, score in enumerate([20.0, 25.0, None, 24.0, 23.0], start=1):
         save(checkpoints, step, score)
     assert [int(path.name[5:]) for path in checkpoints.all()] == [2, 4, 5]
 
 
 def test_half_written_checkpoints_are_never_seen_and_swept_away(tmp_path):
-    checkpoints = Checkpoints(tmp_path)
+    checkpoints = Checkpoints(tmp_path, {})
     save(checkpoints, 1, None)
 
     def dies(folder: Path) -> None:
@@ -237,7 +225,7 @@ def test_half_written_checkpoints_are_never_seen_and_swept_away(tmp_path):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        checkpoints.save(2, {"step": 2, "val_psnr": None, "identity": {}}, dies, 2, OneProcess())
+        save(checkpoints, 2, None, dies)
     assert checkpoints.latest().name == "step-00000001"
-    assert checkpoints.open_run({}, "refuse") is None
+    assert checkpoints.open() is None
     assert [path.name for path in checkpoints.folder.iterdir()] == ["step-00000001"]

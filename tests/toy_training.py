@@ -216,6 +216,11 @@ def weights(folder: Path) -> dict:
     return load_file(folder / "model.safetensors")
 
 
+def newest(out: Path) -> Path:
+    """The newest checkpoint of a student's directory that holds one run."""
+    return max((out / "checkpoints").glob("*/step-*"))
+
+
 def same(one: dict, other: dict) -> bool:
     """Whether two dictionaries of tensors are equal bit for bit."""
     return one.keys() == other.keys() and all((one[name] == other[name]).all() for name in one)

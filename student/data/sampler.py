@@ -23,12 +23,11 @@ class Draw(NamedTuple):
 
 class BalancedBatches(Sampler[list[Draw]]):
     """Balanced batches as published: of B crops and N datasets, k = B // N come from each dataset and one more from
-    each of the remaining B - k N, in turn [release]; a dataset that is exhausted restarts, newly shuffled.
+    each of the remaining B - k N, in turn [authors' code]; a dataset that is exhausted restarts, newly shuffled.
 
     Weights w_d generalise this: k_d = floor(B w_d / sum w), and the rest goes by systematic sampling of the fractional
     parts, whose offset moves by the golden ratio from batch to batch: every dataset's share is exact in the long run
-    and never off by more than a few samples. (Repeat counts of datasets, as the release has them, only lengthen its
-    epochs; here an epoch is one dataset's pass.)
+    and never off by more than a few samples. (Repeat counts, as the authors' code has them, only lengthen its epochs.)
 
     Iterating yields what process `part` of `parts` sees of the batches `first` to `last` (exclusive): `micro_batches`
     lists a batch, all of one size, disjoint over processes and micro-batches, each a mixture of all datasets.
@@ -41,7 +40,7 @@ class BalancedBatches(Sampler[list[Draw]]):
         seed: int,
         weights: Mapping[str, float] | None = None,
         first: int = 0,
-        last: int | None = None,
+        last: int = 0,
         part: int = 0,
         parts: int = 1,
         micro_batches: int = 1,
@@ -80,30 +79,24 @@ class BalancedBatches(Sampler[list[Draw]]):
         chunks = range(0, batch, 65536)
         return sum((self.composition(np.arange(c, min(c + 65536, batch))).sum(0) for c in chunks), 0 * self.base)
 
-    def whole_batch(self, batch: int, drawn: np.ndarray | None = None) -> list[Draw]:
-        """All samples of one batch, over all parts."""
-        drawn = self.drawn_before(batch) if drawn is None else drawn
-        places = zip(drawn, self.composition(batch), strict=True)
-        return [self._draw(d, start + i) for d, (start, count) in enumerate(places) for i in range(count)]
-
     def __iter__(self) -> Iterator[list[Draw]]:
-        drawn, batch, stride = self.drawn_before(self.first), self.first, self.parts * self.micro_batches
-        while self.last is None or batch < self.last:
-            whole = self.whole_batch(batch, drawn)
+        drawn, stride = self.drawn_before(self.first), self.parts * self.micro_batches
+        for batch in range(self.first, self.last):
+            counts = self.composition(batch)
+            places = enumerate(zip(drawn, counts, strict=True))
+            whole = [self._draw(d, start + i) for d, (start, count) in places for i in range(count)]
             for micro in range(self.micro_batches):
                 yield whole[micro * self.parts + self.part :: stride]
-            drawn = drawn + self.composition(batch)
-            batch += 1
+            drawn = drawn + counts
 
     def __len__(self) -> int:
-        if self.last is None:
-            raise TypeError("endless")
         return (self.last - self.first) * self.micro_batches
 
     def _draw(self, dataset: int, position: int) -> Draw:
         rows = self.rows[dataset]
         epoch, place = divmod(int(position), len(rows))
-        if self._orders.get(dataset, (-1, None))[0] != epoch:
+        known = self._orders.get(dataset)
+        if known is None or known[0] != epoch:
             order = np.random.default_rng([self.seed, self.keys[dataset], epoch]).permutation(len(rows))
-            self._orders[dataset] = (epoch, order)
-        return Draw(int(rows[self._orders[dataset][1][place]]), epoch)
+            known = self._orders[dataset] = (epoch, order)
+        return Draw(int(rows[known[1][place]]), epoch)

@@ -85,7 +85,7 @@ class TrainConfig(Section):
     data_timeout: PositiveFloat = 600
     """Seconds that a batch may take to come before training stops."""
     cache_images: Literal["none", "memory", "memmap"] = "none"
-    """Decode every image once: into memory, or into one memory-mapped file under `cache_dir` that processes share."""
+    """Decode every image once: into memory, or into `.npy` files under `cache_dir` that processes share."""
     cache_dir: str = "artifacts/image_cache"
     save_every: PositiveInt = 5_000
     """Steps between checkpoints."""
@@ -102,9 +102,6 @@ class TrainConfig(Section):
     """Consecutive steps with a non-finite loss or gradient, each of them skipped, after which training stops."""
     trackers: tuple[str, ...] = ("tensorboard",)
     """Names that Accelerate knows: tensorboard, wandb, mlflow, trackio, ..."""
-    on_changed: Literal["set_aside", "refuse"] = "set_aside"
-    """What happens to a run that other parameters or data began in the same directory: it is kept under
-    `checkpoints/earlier/` (and taken up again if the parameters return), or training refuses to start."""
 
     @model_validator(mode="after")
     def _consistent(self) -> "TrainConfig":
@@ -121,7 +118,7 @@ class TrainConfig(Section):
 
 EXECUTION_KEYS = frozenset(
     "stop_at_step max_minutes channels_last compile cuda_graph num_workers data_timeout cache_images cache_dir "
-    "save_every keep_last val_every val_images val_crop log_every max_bad_steps trackers on_changed init_from".split()
+    "save_every keep_last val_every val_images val_crop log_every max_bad_steps trackers init_from".split()
 )
 """Keys of `TrainConfig` that do not make it another run. `init_from` is replaced by the weights' sha256."""
 

@@ -16,9 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from student.network.prompts import Prompts
-from student.training.config import TrainConfig
+from student.training.config import LossWeights, TrainConfig
 
-TERMS = ("pixel", "fft", "align", "diversity", "balance", "contrastive")
+TERMS = tuple(LossWeights.model_fields)
 
 Gather = Callable[[Tensor], Tensor]
 

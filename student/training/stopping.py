@@ -1,16 +1,11 @@
-"""What may end a run before its last step: signals, the time limit, and losses that are not finite."""
+"""What may end a run before its last step: signals, the time limit, and data that does not come."""
 
-import math
 import multiprocessing
 import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
-
-import torch
-from accelerate.utils import gather_object
-from torch import Tensor
+from types import FrameType
 
 PATIENCE = 10
 """Seconds that a batch may still take after a signal."""
@@ -34,11 +29,11 @@ class StopRequest:
         self._before = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
         return self
 
-    def __exit__(self, *_error: Any) -> None:
+    def __exit__(self, *_error: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def _note(self, number: int, _frame: Any) -> None:
+    def _note(self, number: int, _frame: FrameType | None) -> None:
         self.reason = f"signal {signal.Signals(number).name}"
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -49,7 +44,7 @@ class StopRequest:
         seconds when a signal has come: a worker that died in a full /dev/shm says nothing and answers nothing."""
         begun = time.monotonic()
 
-        def look(_number: int, _frame: Any) -> None:
+        def look(_number: int, _frame: FrameType | None) -> None:
             waited = time.monotonic() - begun
             if waited < (PATIENCE if self.reason else limit):
                 return
@@ -85,33 +80,3 @@ def end_workers() -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler takes their end for a failure
     for worker in multiprocessing.active_children():
         worker.kill()
-
-
-class BadSteps:
-    """Counts steps whose loss or gradient is not finite, and stops the run after too many in a row."""
-
-    def __init__(self, limit: int, total: int = 0):
-        self.limit, self.total, self.in_a_row = limit, total, 0
-
-    def good(self) -> None:
-        self.in_a_row = 0
-
-    def bad(self, step: int, terms: dict[str, float], grad_norm: float, suspects: list[str], accelerator: Any) -> None:
-        """Every process calls this for a bad step; `suspects` are this process's samples that may have caused it."""
-        self.total += 1
-        self.in_a_row += 1
-        if self.in_a_row >= self.limit:
-            names = [name for name, value in terms.items() if not math.isfinite(value)]
-            what = f"loss terms {', '.join(names)}" if names else f"the gradient (norm {grad_norm})"
-            samples = sorted(set(gather_object(suspects)))
-            raise TrainingStopped(
-                f"step {step}: {what} not finite, {self.in_a_row} steps in a row (train.max_bad_steps); samples: "
-                f"{'; '.join(samples)}; nothing was updated and the last checkpoint is good: look at these files, or "
-                "lower train.lr"
-            )
-
-
-def suspects(batch: dict[str, Tensor], restored: Tensor) -> Tensor:
-    """Which rows [B] have an input, target, prior or result that is not finite."""
-    parts = (batch["lq"], batch["gt"], batch["prior"], restored.detach())
-    return ~torch.stack([part.isfinite().flatten(1).all(1) for part in parts]).all(0)
