@@ -20,8 +20,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-# Run as a script, Python puts `student/` first on the path, and `import student` would find whatever checkout is
-# installed: a worktree, a second clone or a queued experiment would train other code than it says.
+# Python puts the folder of a script first on the path, and `import student` would find whatever checkout is installed.
 if Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
@@ -65,11 +64,8 @@ def main(argv: list[str] | None = None) -> int:
         out = Path(job.paths.student) if job else Path()
         if getattr(error, "errno", None) not in (errno.ENOSPC, errno.EDQUOT) and shutil.disk_usage(out).free > 2**20:
             raise
-        print(
-            f"train: {out}: the disk is full; free some space and start again: it goes on from the last checkpoint "
-            f"({' '.join(str(error).split())[:200]})",
-            file=sys.stderr,
-        )
+        remedy = "free some space and start again: it goes on from the last checkpoint"
+        print(f"train: {out}: the disk is full; {remedy} ({' '.join(str(error).split())[:200]})", file=sys.stderr)
         return 1
 
 
@@ -111,7 +107,7 @@ def train(job: "Job", begun: float) -> int:
 
     update = optimizer.step
     if config.cuda_graph:
-        gradients, update = Recorded(gradients), Recorded(update)
+        gradients, update = Recorded(gradients), Recorded(update)  # type: ignore[assignment]
 
     with run.stop, progress("train", run.last, run.start, shown=run.main) as advance:
         for step in range(run.start, run.last):
@@ -128,14 +124,14 @@ def train(job: "Job", begun: float) -> int:
             run.count(time.monotonic() - lapse)
             # ---- end of the step ----
 
-            row = None
+            note = ""
             if done % config.log_every == 0 or done == config.max_steps:
-                row = run.log_row(done, lr, means, norm)
-            if run.val and (done % config.val_every == 0 or done == config.max_steps) and run.validate(done):
+                note = words(run.log_row(done, lr, means, norm))
+            if run.val_rows and (done % config.val_every == 0 or done == config.max_steps) and run.validate(done):
                 run.save(done)  # the best so far
             if done % config.save_every == 0:
                 run.save(done)
-            advance(1, words(row) if row else "")
+            advance(1, note)
             if stop:
                 break
 

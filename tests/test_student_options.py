@@ -5,9 +5,8 @@ import torch
 import toy_training as toy
 
 from student.model import Student
-from student.training.kmeans import kmeans
 from student.training.losses import TERMS
-from student.training.setup import build_student, open_job
+from student.training.setup import build_student, kmeans, open_job
 
 KMEANS = {"domain_init": "kmeans"}
 

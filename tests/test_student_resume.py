@@ -206,7 +206,7 @@ def test_only_one_process_may_train_into_a_directory(tmp_path):
 
 def save(checkpoints: Checkpoints, step: int, score: float | None, write=lambda folder: None) -> None:
     process = SimpleNamespace(is_main_process=True, wait_for_everyone=lambda: None)
-    checkpoints.save(step, {"val_psnr": score}, write, 2, process)
+    checkpoints.save(step, {"val_psnr": score}, [write], 2, process)
 
 
 def test_the_newest_and_the_best_checkpoints_are_kept(tmp_path):

@@ -13,7 +13,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from student.files import flush
 META = "meta.json"
 Values = dict[str, Any]
 """Flat, of what JSON has."""
+Writer = Callable[[Path], None]
 
 
 class CheckpointError(RuntimeError):
@@ -31,8 +32,8 @@ class CheckpointError(RuntimeError):
 
 
 class Checkpoints:
-    """The run of `identity`, everything that decides its numbers. Only the main process writes, but for `save`'s
-    `write`."""
+    """The run of `identity`, everything that decides its numbers. Only the main process writes, but for
+    `save`'s writers."""
 
     def __init__(self, out: str | Path, identity: Values):
         name = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
@@ -60,19 +61,18 @@ class Checkpoints:
         differing = "; ".join(f"{key} {_short(old.get(key))} → {_short(new.get(key))}" for key in keys)
         return f"the run found here was another one ({differing}); it is kept in {newest.parent}"
 
-    def save(
-        self, step: int, meta: Values, write: Callable[[Path], None], keep_last: int, process: Accelerator
-    ) -> None:
+    def save(self, step: int, meta: Values, writers: Iterable[Writer], keep_last: int, process: Accelerator) -> None:
         """Write `step-NNNNNNNN`, then delete what is neither among the `keep_last` newest nor the best.
 
-        Every process calls `write(folder)`. `meta["val_psnr"]`, None or a number, decides which is the best.
+        Every process calls its writers with the folder. The best is that of the highest `meta["val_psnr"]`.
         """
         final, temporary = self.folder / f"step-{step:08d}", self.folder / f".writing-step-{step:08d}"
         if process.is_main_process:
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
         process.wait_for_everyone()
-        write(temporary)
+        for write in writers:
+            write(temporary)
         process.wait_for_everyone()
         if process.is_main_process:
             files = [path for path in temporary.rglob("*") if path.is_file()]

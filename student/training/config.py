@@ -116,38 +116,16 @@ class TrainConfig(Section):
         return self
 
 
-EXECUTION_KEYS = frozenset(
-    "stop_at_step max_minutes channels_last compile cuda_graph num_workers data_timeout cache_images cache_dir "
-    "save_every keep_last val_every val_images val_crop log_every max_bad_steps trackers init_from".split()
-)
+_KEYS = list(TrainConfig.model_fields)
+EXECUTION_KEYS = frozenset(_KEYS[_KEYS.index("init_from") :])
 """Keys of `TrainConfig` that do not make it another run. `init_from` is replaced by the weights' sha256."""
 
 
-def check_losses(train: TrainConfig, model: ModelConfig) -> list[str]:
-    """Names of the keys that ask for a loss which the model cannot have."""
-    wrong = []
-    if train.losses.align and not model.domain_pool:
-        wrong.append("train.losses.align")
-    if not model.has_prompts:
-        wrong += [
-            f"train.losses.{term}" for term in ("diversity", "balance", "contrastive") if getattr(train.losses, term)
-        ]
-    return wrong
-
-
-def run_identity(train: TrainConfig, model: ModelConfig, **inputs: Any) -> dict[str, Any]:
+def run_identity(train: TrainConfig, model: ModelConfig, **inputs: str | None) -> dict[str, Any]:
     """Flat `section.key -> value` of everything that decides the numbers of a run; `inputs` are content hashes."""
-    nested = {
-        "train": train.model_dump(mode="json", exclude=set(EXECUTION_KEYS)),
-        "model": model.model_dump(mode="json"),
-    }
-    nested["model"].pop("activation_checkpointing")
-    return dict(_flatten(nested)) | inputs
-
-
-def _flatten(node: dict[str, Any], prefix: str = ""):
-    for key, value in node.items():
-        if isinstance(value, dict) and value:
-            yield from _flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
+    sections = (
+        ("train.losses.", train.losses.model_dump()),
+        ("train.", train.model_dump(mode="json", exclude={*EXECUTION_KEYS, "losses"})),
+        ("model.", model.model_dump(mode="json", exclude={"activation_checkpointing"})),
+    )
+    return {prefix + key: value for prefix, values in sections for key, value in values.items()} | inputs

@@ -35,8 +35,8 @@ class Recorded:
     """
 
     def __init__(self, function: Callable[..., Any]):
-        self._function, self._left, self._graph = function, EAGER_CALLS, None
-        self._stream = torch.cuda.Stream()
+        self._function, self._left, self._stream = function, EAGER_CALLS, torch.cuda.Stream()
+        self._graph: torch.cuda.CUDAGraph | None = None
 
     def __call__(self, *arguments: Iterable[Any]) -> Any:
         inputs = [list(argument) for argument in arguments]

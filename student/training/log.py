@@ -54,8 +54,9 @@ class RunLog:
                 tracker.log_images({name: panel[None] for name, panel in panels.items()}, step=step, **layout)
 
     def save(self, folder: Path) -> None:
-        """Into a checkpoint."""
+        """Into a checkpoint, and into the curves."""
         shutil.copy(self.file, folder)
+        self.write_curves()
 
     def newest_scores(self) -> dict[str, dict[str, float]]:
         """The last validation, dataset → scores; empty before the first."""

@@ -93,46 +93,38 @@ class Run:
             collate_fn=whole, num_workers=config.num_workers, worker_init_fn=ignore_signals, pin_memory=cuda,
         )  # fmt: skip
         self.batches = iter(loader)
-        val = PairDataset(self.job.val, None, config.patch_size, config.seed)
-        self.val = (val, choose_rows(val, config.val_images)) if config.val_every and len(val) else None
+        self.val = PairDataset(self.job.val, None, config.patch_size, config.seed)
+        self.val_rows = choose_rows(self.val, config.val_images) if config.val_every else []
         panels = self.out / "panels" / self.checkpoints.folder.name
         self.log = RunLog(self.out, accelerator, self.latest, panels) if self.main else None
-        identity = self.checkpoints.identity
-        accelerator.init_trackers(
-            "train", {k: v if isinstance(v, int | float) else str(v) for k, v in identity.items()}
-        )
+        identity = {k: v if isinstance(v, int | float) else str(v) for k, v in self.checkpoints.identity.items()}
+        accelerator.init_trackers("train", identity)
         self.wait_seconds = self.step_seconds = self.images = 0.0
 
     def micro_batches(self, step: int) -> Iterator[dict[str, Tensor]]:
         """The micro-batches of a step, on the device; each seeds what is random in its forward pass."""
         for micro in range(self.config.grad_accumulation):
-            yield self._next_batch(step, micro)
-
-    def _next_batch(self, step: int, micro: int) -> dict[str, Tensor]:
-        begun = time.monotonic()
-        try:
-            with self.stop.waiting(self.config.data_timeout):
-                rows = next(self.batches)
-        except TrainingStopped:
-            end_workers()
-            if micro == 0 and self.accelerator.num_processes == 1:  # the others would wait for this one
-                self.save(step)
-            raise
-        batch = {name: rows.to(self.accelerator.device, non_blocking=True) for name, rows in rows.items()}
-        if self.config.channels_last:
-            batch["lq"] = batch["lq"].to(memory_format=torch.channels_last)
-        self.wait_seconds += time.monotonic() - begun
-        seed = np.random.SeedSequence([self.config.seed, step, micro, self.rank]).generate_state(1, np.uint64)[0]
-        torch.manual_seed(int(seed >> np.uint64(1)))
-        return batch
+            begun = time.monotonic()
+            try:
+                with self.stop.waiting(self.config.data_timeout):
+                    rows = next(self.batches)
+            except TrainingStopped:
+                end_workers()
+                if micro == 0 and self.accelerator.num_processes == 1:  # the others would wait for this one
+                    self.save(step)
+                raise
+            batch = {name: rows.to(self.accelerator.device, non_blocking=True) for name, rows in rows.items()}
+            if self.config.channels_last:
+                batch["lq"] = batch["lq"].to(memory_format=torch.channels_last)
+            self.wait_seconds += time.monotonic() - begun
+            seed = np.random.SeedSequence([self.config.seed, step, micro, self.rank]).generate_state(1, np.uint64)[0]
+            torch.manual_seed(int(seed >> np.uint64(1)))
+            yield batch
 
     def losses(self, batch: dict[str, Tensor], restored: Tensor, prompts: Prompts) -> Losses:
-        pool_values = {name: whole_tensor(values) for name, values in self.weights.pool_values.items()}
-        return compute_losses(
-            restored, batch["gt"], prompts, pool_values,
-            {"task": batch["task"], "domain": batch["domain"]}, batch["prior"], batch["has_prior"],
-            self.config, self.accelerator.gather,
-        )  # fmt: skip
+        values = {name: whole_tensor(values) for name, values in self.weights.pool_values.items()}
+        prior, found, gather = batch["prior"], batch["has_prior"], self.accelerator.gather
+        return compute_losses(restored, batch["gt"], prompts, values, batch, prior, found, self.config, gather)
 
     def agree(self, parts: list[Losses], grad_norm: Tensor) -> tuple[dict[str, float], float, bool]:
         """Mean losses over micro-batches and processes, the gradient's norm, and whether any process wants to stop.
@@ -191,12 +183,11 @@ class Run:
 
     def validate(self, step: int) -> bool:
         """Log validation scores, prompt usage and panels; True when this is the best so far."""
-        dataset, rows = self.val
         weights = self.weights
         network = weights.model if weights.shards else weights.network.forward  # `forward`: not compiled for every size
         weights.model.eval()
         with weights.averaged():
-            scores, usage, panels = validate(network, dataset, rows, self.config.val_crop, self.accelerator)
+            scores, usage, panels = validate(network, self.val, self.val_rows, self.config.val_crop, self.accelerator)
         weights.model.train()
         score = float(np.mean([score["psnr"] for score in scores.values()]))
         self.meta |= {"val_psnr": score, "val_step": step}
@@ -211,31 +202,23 @@ class Run:
         """A checkpoint after `step` steps, unless there is one."""
         if step == self.saved:
             return
-
-        def write(folder: Path) -> None:
-            self.weights.save(folder)
-            if self.log:
-                self.log.save(folder)
-
         score = self.meta["val_psnr"] if self.meta.get("val_step") == step else None
         meta = {"bad_steps": self.bad_steps, "val_psnr": score, "shards": self.weights.shards}
-        self.checkpoints.save(step, meta, write, self.config.keep_last, self.accelerator)
+        writers = [self.weights.save, *([self.log.save] if self.log else [])]
+        self.checkpoints.save(step, meta, writers, self.config.keep_last, self.accelerator)
         self.saved = step
-        if self.log:
-            self.log.write_curves()
 
     def publish(self, step: int) -> None:
         """The weights (their average, if there is one) and the model card into `paths.student`."""
-        weights = self.weights.whole()
+        weights, config = self.weights.whole(), self.config
         if self.log:
-            scores = self.log.newest_scores()
+            crops = f"{config.batch_size} crops, {config.patch_size} x {config.patch_size}"
             details = {
-                "Trained": f"{step} of {self.config.max_steps} steps of {self.config.batch_size} crops, "
-                f"{self.config.patch_size} x {self.config.patch_size}",
+                "Trained": f"{step} of {config.max_steps} steps of {crops}",
                 "Data": ", ".join(f"{name} ({len(rows)})" for name, rows in self.job.pairs.by_dataset.items()),
-                "Weights": f"moving average, decay {self.config.ema_decay}" if self.weights.average else "as trained",
+                "Weights": f"moving average, decay {config.ema_decay}" if config.ema_decay else "as trained",
             }
-            for name, score in scores.items():
+            for name, score in self.log.newest_scores().items():
                 details[f"Validation in training, {name}"] = f"{score['psnr']:.2f} dB ({score['psnr_gain']:+.2f})"
             publish(weights, self.job, details)
         self.accelerator.wait_for_everyone()
