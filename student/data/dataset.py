@@ -54,7 +54,7 @@ class PairDataset(Dataset):
             "gt": torch.from_numpy(np.stack([gt for _, gt in crops])),
             "prior": torch.from_numpy(np.array(prior, np.float32)),
             "has_prior": torch.from_numpy(np.array(found, bool)),
-            **{pool: torch.from_numpy(numbers[rows]) for pool, (_, numbers) in self.pairs.labels.items()},
+            **{pool: torch.from_numpy(numbers[rows]) for pool, numbers in self.pairs.labels.items()},
             "row": torch.from_numpy(rows),
         }
 

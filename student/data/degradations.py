@@ -18,8 +18,6 @@ from student.params import Section
 
 WHOLE = ("kspace",)
 """Kinds in which every pixel depends on all others: the trainer applies them before it crops."""
-
-
 Number = float | tuple[float, float]
 """A number, or [low, high], from which one is drawn for every image."""
 
@@ -57,7 +55,6 @@ class DegradationSpec(Section):
     """`jpeg`: as libjpeg counts it."""
     light: Annotated[Number, _within(0, 1)] = (0.75, 1.0)
     """`haze`: brightness of the veil."""
-
     tone: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Share of the training crops whose clean image gets another brightness, contrast and gamma first: the network then
     learns to keep them, and not to take a pale picture for a hazy one. Evaluation leaves images as they are."""
@@ -113,15 +110,14 @@ def _bicubic_weights(size_in: int, size_out: int) -> np.ndarray:
     x = np.abs((taps - centres[:, None]) * widen)
     weights = np.where(x <= 1, 1.5 * x**3 - 2.5 * x**2 + 1, np.where(x < 2, -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2, 0.0))
     weights /= weights.sum(1, keepdims=True)
-    mirrored = np.mod(taps, 2 * size_in)
-    mirrored = np.where(mirrored < size_in, mirrored, 2 * size_in - 1 - mirrored)
+    mirrored = np.minimum(taps % (2 * size_in), -(taps + 1) % (2 * size_in))
     matrix = np.zeros((size_out, size_in))
     np.add.at(matrix, (np.arange(size_out)[:, None], mirrored), weights)
     return matrix
 
 
 def _is_gray(gt: np.ndarray) -> bool:
-    return np.array_equal(gt[..., 0], gt[..., 1]) and np.array_equal(gt[..., 0], gt[..., 2])
+    return bool((gt == gt[..., :1]).all())
 
 
 def _identity(gt: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -130,8 +126,7 @@ def _identity(gt: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 def _bicubic(gt: np.ndarray, rng: np.random.Generator, scale: int) -> np.ndarray:
     height, width = gt.shape[:2]
-    small = bicubic_resize(gt, -(-height // scale), -(-width // scale), levels=255)
-    return bicubic_resize(small, height, width)
+    return bicubic_resize(bicubic_resize(gt, -(-height // scale), -(-width // scale), levels=255), height, width)
 
 
 def _jpeg(gt: np.ndarray, rng: np.random.Generator, quality: float) -> np.ndarray:
@@ -147,11 +142,8 @@ def _jpeg(gt: np.ndarray, rng: np.random.Generator, quality: float) -> np.ndarra
 def _kspace(gt: np.ndarray, rng: np.random.Generator, scale: int) -> np.ndarray:
     """Keep the central 1/scale of the frequencies of each axis: what a faster MRI scan measures."""
     planes = gt[..., :1] if _is_gray(gt) else gt
-    spectrum = fft.fft2(planes, axes=(0, 1))
-    for axis in (0, 1):
-        size = gt.shape[axis]
-        keep = np.abs(fft.fftfreq(size, 1 / size)) <= size / scale / 2
-        spectrum *= keep.reshape([-1, 1, 1] if axis == 0 else [1, -1, 1])
+    keep_y, keep_x = (np.abs(fft.fftfreq(size, 1 / size)) <= size / scale / 2 for size in gt.shape[:2])
+    spectrum = fft.fft2(planes, axes=(0, 1)) * (keep_y[:, None] & keep_x)[..., None]
     return np.broadcast_to(np.abs(fft.ifft2(spectrum, axes=(0, 1))), gt.shape)
 
 
@@ -242,17 +234,9 @@ def _fractal(shape: tuple[int, int], falloff: float, rng: np.random.Generator) -
     return (field - field.min()) / max(float(np.ptp(field)), 1e-6)
 
 
-KINDS: dict[str, Callable[..., np.ndarray]] = {
-    "identity": _identity,
-    "gaussian_noise": _gaussian_noise,
-    "jpeg": _jpeg,
-    "bicubic": _bicubic,
-    "kspace": _kspace,
-    "rician_noise": _rician_noise,
-    "low_dose_noise": _low_dose_noise,
-    "rain": _rain,
-    "cloud": _cloud,
-    "haze": _haze,
-}
+_FUNCTIONS: tuple[Callable[..., np.ndarray], ...] = (
+    _identity, _gaussian_noise, _jpeg, _bicubic, _kspace, _rician_noise, _low_dose_noise, _rain, _cloud, _haze
+)  # fmt: skip
+KINDS = {function.__name__.removeprefix("_"): function for function in _FUNCTIONS}
 """Name → (gt, generator, ...) → lq before it is clipped to [0, 1]. What a function asks for after the generator are
 fields of `DegradationSpec`, with a number drawn where a range was given."""

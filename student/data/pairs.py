@@ -50,12 +50,10 @@ class Pairs:
         return {str(name): np.flatnonzero(self.dataset == name) for name in sorted(set(self.dataset))}
 
     @cached_property
-    def labels(self) -> dict[str, tuple[list[str], np.ndarray]]:
-        """ "task" and "domain": the sorted names, and each row's number among them."""
-        return {
-            pool: (sorted(set(column)), np.unique(column.astype(str), return_inverse=True)[1].astype(np.int64))
-            for pool, column in (("task", self.task), ("domain", self.domain))
-        }
+    def labels(self) -> dict[str, np.ndarray]:
+        """ "task" and "domain": each row's number among the sorted names."""
+        columns = {"task": self.task, "domain": self.domain}
+        return {pool: np.unique(column.astype(str), return_inverse=True)[1] for pool, column in columns.items()}
 
     @property
     def files(self) -> list[str]:

@@ -23,7 +23,7 @@ from student.training.checkpoints import check_files, read_meta
 from student.training.log import Row, RunLog
 from student.training.losses import TERMS, Losses, compute_losses
 from student.training.setup import Job, build_student, lock, make_accelerator, publish, published
-from student.training.stopping import StopRequest, TrainingStopped, end_workers, ignore_signals
+from student.training.stopping import StopRequest, TrainingStopped, ignore_signals
 from student.training.validation import choose_rows, validate
 from student.training.weights import TrainedWeights, whole_tensor
 
@@ -83,6 +83,12 @@ class Run:
         if self.latest:
             check_files(self.latest, self.meta["sha256"])
             self.weights.restore(self.latest, self.meta["shards"])
+        self.val = PairDataset(self.job.val, None, config.patch_size, config.seed)
+        self.val_rows = choose_rows(self.val, config.val_images) if config.val_every else []
+        panels = self.out / "panels" / self.checkpoints.folder.name
+        self.log = RunLog(self.out, accelerator, self.latest, panels) if self.main else None
+        identity = {k: v if isinstance(v, int | float) else str(v) for k, v in self.checkpoints.identity.items()}
+        accelerator.init_trackers("train", identity)
         pairs, images = self.job.pairs, open_images(config.cache_images, self.job.pairs, config.cache_dir)
         dataset = PairDataset(
             pairs, self.job.release, config.patch_size, config.seed, config.augment, images, config.shuffle_priors
@@ -93,12 +99,6 @@ class Run:
             collate_fn=whole, num_workers=config.num_workers, worker_init_fn=ignore_signals, pin_memory=cuda,
         )  # fmt: skip
         self.batches = iter(loader)
-        self.val = PairDataset(self.job.val, None, config.patch_size, config.seed)
-        self.val_rows = choose_rows(self.val, config.val_images) if config.val_every else []
-        panels = self.out / "panels" / self.checkpoints.folder.name
-        self.log = RunLog(self.out, accelerator, self.latest, panels) if self.main else None
-        identity = {k: v if isinstance(v, int | float) else str(v) for k, v in self.checkpoints.identity.items()}
-        accelerator.init_trackers("train", identity)
         self.wait_seconds = self.step_seconds = self.images = 0.0
 
     def micro_batches(self, step: int) -> Iterator[dict[str, Tensor]]:
@@ -109,7 +109,6 @@ class Run:
                 with self.stop.waiting(self.config.data_timeout):
                     rows = next(self.batches)
             except TrainingStopped:
-                end_workers()
                 if micro == 0 and self.accelerator.num_processes == 1:  # the others would wait for this one
                     self.save(step)
                 raise

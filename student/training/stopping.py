@@ -29,9 +29,14 @@ class StopRequest:
         self._before = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
         return self
 
-    def __exit__(self, *_error: object) -> None:
+    def __exit__(self, error: object, *_details: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        if error is not None:
+            # Data workers ignore signals, and may answer no more: this process could not end without them.
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler takes their end for a failure
+            for worker in multiprocessing.active_children():
+                worker.kill()
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
         self.reason = f"signal {signal.Signals(number).name}"
@@ -73,10 +78,3 @@ def ignore_signals(_worker: int) -> None:
     """For data workers: a signal to the whole job must not take them from under the step that is being finished."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-
-
-def end_workers() -> None:
-    """End data workers that no longer answer: this process could not end without them."""
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler takes their end for a failure
-    for worker in multiprocessing.active_children():
-        worker.kill()
