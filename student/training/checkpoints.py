@@ -58,7 +58,7 @@ class Checkpoints:
         newest = others[-1].parent
         old, new = read_meta(newest)["identity"], self.identity
         keys = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
-        differing = "; ".join(f"{key} {_short(old.get(key))} → {_short(new.get(key))}" for key in keys)
+        differing = "; ".join(f"{key} {old.get(key)!s:.40} → {new.get(key)!s:.40}" for key in keys)
         return f"the run found here was another one ({differing}); it is kept in {newest.parent}"
 
     def save(self, step: int, meta: Values, writers: Iterable[Writer], keep_last: int, process: Accelerator) -> None:
@@ -117,11 +117,6 @@ def check_files(folder: Path, digests: dict[str, str]) -> None:
 def sha256_of(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _short(value: object) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 40 else text[:9] + '…"'
 
 
 def _delete(path: Path) -> None:

@@ -1,7 +1,5 @@
 """What a run shows: log.jsonl, curves that `dvc plots` reads, trackers, and words for the terminal."""
 
-import csv
-import io
 import json
 import shutil
 from collections.abc import Iterator
@@ -68,10 +66,11 @@ class RunLog:
         rows = self.rows()
         train = [row for row in rows if "loss" in row]
         val = [row for row in rows if "val" in row]
-        columns = ["step", "loss", *(f"loss_{term}" for term in TERMS), "lr", "grad_norm", "images_per_second"]
-        _write_tsv(self.out / "curves" / "train.tsv", columns, train)
         scores = [{"step": row["step"], "dataset": name, **score} for row in val for name, score in row["val"].items()]
-        _write_tsv(self.out / "curves" / "val.tsv", ["step", "dataset", "psnr", "psnr_gain"], scores)
+        columns = ["step", "loss", *(f"loss_{term}" for term in TERMS), "lr", "grad_norm", "images_per_second"]
+        for name, keys, part in (("train", columns, train), ("val", ["step", "dataset", "psnr", "psnr_gain"], scores)):
+            cells = [keys, *([str("" if row[key] is None else row[key]) for key in keys] for row in part)]
+            write_file(self.out / "curves" / f"{name}.tsv", "".join("\t".join(line) + "\n" for line in cells))
         newest = {key: train[-1][key] for key in columns if key != "images_per_second"} if train else {}
         if val:
             newest["val"] = val[-1]["val"]
@@ -92,11 +91,3 @@ def _numbers(node: Row, prefix: str = "") -> Iterator[tuple[str, float]]:
             yield from _numbers(value, f"{prefix}{key}/")
         elif isinstance(value, int | float):
             yield f"{prefix}{key}", value
-
-
-def _write_tsv(path: Path, columns: list[str], rows: list[Row]) -> None:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, delimiter="\t", extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_file(path, text.getvalue())

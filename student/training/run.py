@@ -19,7 +19,7 @@ from student.machine import keep_freed_memory, use_all_cores
 from student.network.prompts import Prompts
 from student.params import ParamsError
 from student.training import cuda_graph
-from student.training.checkpoints import check_files, read_meta
+from student.training.checkpoints import Values, check_files, read_meta
 from student.training.log import Row, RunLog
 from student.training.losses import TERMS, Losses, compute_losses
 from student.training.setup import Job, build_student, lock, make_accelerator, publish, published
@@ -62,7 +62,8 @@ class Run:
             best = max(self.checkpoints.scores().values(), default=-math.inf)
             found = [self.checkpoints.latest(), best, published(job)]
         self.latest, self.best, self.published = broadcast_object_list(found)
-        self.meta = read_meta(self.latest) if self.latest else {"step": 0, "bad_steps": 0, "val_psnr": None}
+        self.meta: Values = {"step": 0, "bad_steps": 0, "val_psnr": None}
+        self.meta |= read_meta(self.latest) if self.latest else {}
         self.start, self.last = self.meta["step"], job.last_step
         self.saved = self.start if self.latest else -1
         self.bad_steps, self.bad_in_a_row = self.meta["bad_steps"], 0

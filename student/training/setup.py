@@ -16,15 +16,16 @@ from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration
 from scipy.cluster.vq import kmeans2
 from torch import Tensor
 
-from shards import Release
-from student.data.pairs import Pairs, TrainDataError, data_fingerprint, read_pairs, read_release
-from student.files import flush, write_file
+from student import files
+from student.data.pairs import Pairs, Release, TrainDataError, data_fingerprint, read_pairs, read_release
 from student.model import WEIGHTS, Student
 from student.network.config import ModelConfig
 from student.params import ParamsError, Paths, load_section, load_sections
 from student.sections import StudentParams
 from student.training.checkpoints import CheckpointError, Checkpoints, sha256_of
 from student.training.config import TrainConfig, run_identity
+
+PUBLISHED = ("config.json", "README.md", WEIGHTS)
 
 
 @dataclass(frozen=True)
@@ -161,21 +162,18 @@ def publish(weights: dict[str, Tensor], job: Job, details: dict[str, str]) -> No
     """Write config.json, model.safetensors and the model card into `paths.student`, each whole or not at all."""
     student = Student(job.model)
     student.load_state_dict(weights)
-    out = Path(job.paths.student)
-    temporary = out / ".publishing"
-    shutil.rmtree(temporary, ignore_errors=True)
+    out, temporary = Path(job.paths.student), job.checkpoints.folder / ".writing-student"
     student.save_pretrained(temporary, model_card_kwargs=details)
-    for name in ("config.json", "README.md", WEIGHTS):
-        flush(temporary / name)
-        os.replace(temporary / name, out / name)
+    for name in PUBLISHED:
+        files.publish(temporary / name, out / name)
     shutil.rmtree(temporary)
-    write_file(job.checkpoints.published, sha256_of(out / WEIGHTS))
+    files.write_file(job.checkpoints.published, sha256_of(out / WEIGHTS))
 
 
 def published(job: Job) -> bool:
     """Whether what this run published last still stands in `paths.student`."""
     out, mark = Path(job.paths.student), job.checkpoints.published
-    whole = all((out / name).is_file() for name in ("config.json", "README.md", WEIGHTS)) and mark.is_file()
+    whole = all(file.is_file() for file in (mark, *(out / name for name in PUBLISHED)))
     return whole and mark.read_text() == sha256_of(out / WEIGHTS)
 
 

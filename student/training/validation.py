@@ -45,8 +45,8 @@ def validate(
     for start in range(0, len(rows), processes):
         row = rows[min(start + mine, len(rows) - 1)]
         lq, gt = (_centre(image, crop) for image in dataset.whole_image(row))
-        restored, prompts = network(torch.from_numpy(lq)[None].to(accelerator.device), return_prompts=True)
-        restored = restored[0].float().clamp(0, 1).cpu().numpy()
+        output, prompts = network(torch.from_numpy(lq)[None].to(accelerator.device), return_prompts=True)
+        restored = output[0].float().clamp(0, 1).cpu().numpy()
         usage = {
             name: torch.zeros_like(pool.similarity_BN[0]).scatter_(0, pool.index_BK[0], pool.weight_BK[0]).tolist()
             for name, pool in (("task", prompts.task), ("domain", prompts.domain))
