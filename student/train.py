@@ -3,7 +3,7 @@
     accelerate launch student/train.py                                  # as params.yaml says; goes on where it stopped
     accelerate launch student/train.py --dry-run                        # print the plan and exit
     accelerate launch student/train.py --set train.max_steps=2000 --set train.batch_size=8
-    accelerate launch student/train.py --init-from artifacts/student-before     # fine-tune a released student
+    accelerate launch student/train.py --init-from artifacts/student-before     # fine-tune a student
 
 Writes config.json, model.safetensors, README.md, log.jsonl, curves/ and checkpoints/ into paths.student.
 SIGTERM and Ctrl-C save a checkpoint and exit; so does train.max_minutes. docs/training.md tells the rest.
@@ -121,7 +121,7 @@ def train(job: "Job", begun: float) -> int:
                 if average:
                     average.update(step)
             done = step + 1
-            run.count(time.monotonic() - lapse)
+            run.step_seconds += time.monotonic() - lapse
             # ---- end of the step ----
 
             note = ""
@@ -136,7 +136,7 @@ def train(job: "Job", begun: float) -> int:
                 break
 
         run.save(done)
-        run.publish(done)
+        run.write_student(done)
     run.finish(done, begun)
     return 0
 

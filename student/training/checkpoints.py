@@ -4,7 +4,7 @@
       1a2b3c4d/            one run, named by what decides its numbers: other parameters or data have their own
         step-00000400/     Accelerate's state (weights, optimiser, scaler), the average, log.jsonl up to this step, and
                            meta.json with the sha256 of them all
-        published          sha256 of the weights that this run wrote into artifacts/student
+        written            sha256 of the weights that this run wrote into artifacts/student
 
 A directory named `step-*` is complete: it is written under another name, flushed to disk, then renamed.
 """
@@ -38,7 +38,7 @@ class Checkpoints:
     def __init__(self, out: str | Path, identity: Values):
         name = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
         self.identity, self.folder = identity, Path(out) / "checkpoints" / name
-        self.published = self.folder / "published"
+        self.written = self.folder / "written"
 
     def all(self) -> list[Path]:
         """Complete checkpoints, oldest first."""

@@ -1,6 +1,6 @@
 """How the student is trained: section `train` of `params.yaml`. Imports no torch, so that `--help` stays fast.
 
-The defaults are the published schedule [release]: Adam, lr 4e-4, betas (0.9, 0.99), cosine to 1e-6 over 1,000,000
+The defaults are the published schedule: Adam, lr 4e-4, betas (0.9, 0.99), cosine to 1e-6 over 1,000,000
 steps, batches of 12 crops of 128 x 128, clip 1.0, and the loss weights of the paper.
 """
 
@@ -51,7 +51,7 @@ class TrainConfig(Section):
     clip_norm: PositiveFloat = 1.0
     """Largest gradient norm, over all parameters."""
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Decay of the moving average of the weights that is then validated and published; 0 turns it off. It is
+    """Decay of the moving average of the weights that is then validated and written out; 0 turns it off. It is
     min(ema_decay, (1 + step) / (10 + step)), so that short runs average too."""
     losses: LossWeights = LossWeights()
     diversity_margin: float = 0.1
@@ -63,7 +63,7 @@ class TrainConfig(Section):
     dataset_weights: dict[str, Weight] = {}
     """Relative share of each dataset in a batch, 1 where not named, 0 leaves a dataset out."""
     mixed_precision: Literal["no", "bf16", "fp16"] = "bf16"
-    """# differs from the release: bf16 needs no loss scale and runs on CPUs too; the release trains in fp16."""
+    """# differs from the authors' code: bf16 needs no loss scale and runs on CPUs too; theirs trains in fp16."""
     seed: int = 0
     init_from: str | None = None
     """Directory (or hub id) of a student to start from, as `--init-from` does."""

@@ -11,7 +11,6 @@ from student.model import Student
 from student.network.config import ModelConfig
 from student.training.checkpoints import read_meta
 from student.training.config import TrainConfig
-from student.training.run import make_batches
 from student.training.setup import Job
 
 
@@ -19,7 +18,7 @@ def plan(job: Job) -> str:
     """The plan in words."""
     config, pairs, latest = job.config, job.pairs, job.checkpoints.latest()
     processes = int(os.environ.get("WORLD_SIZE", 1))
-    batches = make_batches(job, 0, 0, processes)
+    batches = job.batches(0, 0, processes)
     shares = dict(zip(batches.names, batches.composition(0), strict=True))
     given = batches.drawn_before(min(config.max_steps, 65536)) * max(1.0, config.max_steps / 65536)
     passes = dict(zip(batches.names, given, strict=True))

@@ -14,30 +14,16 @@ from torch.utils.data import DataLoader
 
 from student.data.cache import open_images
 from student.data.dataset import PairDataset, whole
-from student.data.sampler import BalancedBatches
 from student.machine import keep_freed_memory, use_all_cores
 from student.network.prompts import Prompts
-from student.params import ParamsError
 from student.training import cuda_graph
 from student.training.checkpoints import Values, check_files, read_meta
 from student.training.log import Row, RunLog
 from student.training.losses import TERMS, Losses, compute_losses
-from student.training.setup import Job, build_student, lock, make_accelerator, publish, published
+from student.training.setup import Job, build_student, lock, make_accelerator, student_written, write_student
 from student.training.stopping import StopRequest, TrainingStopped, ignore_signals
 from student.training.validation import choose_rows, validate
 from student.training.weights import TrainedWeights, whole_tensor
-
-
-def make_batches(job: Job, start: int, process: int, processes: int) -> BalancedBatches:
-    """This process's share of the batches from step `start` to the last; raises `ParamsError`."""
-    config = job.config
-    try:
-        return BalancedBatches(
-            job.pairs.by_dataset, config.batch_size, config.seed, config.dataset_weights,
-            start, job.last_step, process, processes, config.grad_accumulation,
-        )  # fmt: skip
-    except ValueError as error:
-        raise ParamsError(str(error)) from None
 
 
 class Run:
@@ -51,7 +37,7 @@ class Run:
         self.job, self.config, self.out = job, job.config, Path(job.paths.student)
         self.checkpoints, self.accelerator = job.checkpoints, make_accelerator(job)
         self.rank, self.main = self.accelerator.process_index, self.accelerator.is_main_process
-        make_batches(job, 0, self.rank, self.accelerator.num_processes)  # may refuse the number of processes
+        job.batches(0, self.rank, self.accelerator.num_processes)  # may refuse the number of processes
         self.stop = StopRequest(begun, self.config.max_minutes)
         # The main process looks, so that all agree: a network file system may show the others something older.
         found: list[Any] = [None, -math.inf, False]
@@ -60,8 +46,8 @@ class Run:
             if message := self.checkpoints.open():
                 self.say(message)
             best = max(self.checkpoints.scores().values(), default=-math.inf)
-            found = [self.checkpoints.latest(), best, published(job)]
-        self.latest, self.best, self.published = broadcast_object_list(found)
+            found = [self.checkpoints.latest(), best, student_written(job)]
+        self.latest, self.best, self.written = broadcast_object_list(found)
         self.meta: Values = {"step": 0, "bad_steps": 0, "val_psnr": None}
         self.meta |= read_meta(self.latest) if self.latest else {}
         self.start, self.last = self.meta["step"], job.last_step
@@ -69,7 +55,7 @@ class Run:
         self.bad_steps, self.bad_in_a_row = self.meta["bad_steps"], 0
 
     def already_done(self) -> bool:
-        return self.start >= self.last and self.published
+        return self.start >= self.last and self.written
 
     def build(self) -> None:
         """Network and data, restored from the latest checkpoint."""
@@ -96,11 +82,11 @@ class Run:
         )
         # Accelerate's own loader wrapper is not used: the sampler already gives each process its share.
         loader = DataLoader(
-            dataset, batch_sampler=make_batches(self.job, self.start, self.rank, accelerator.num_processes),
+            dataset, batch_sampler=self.job.batches(self.start, self.rank, accelerator.num_processes),
             collate_fn=whole, num_workers=config.num_workers, worker_init_fn=ignore_signals, pin_memory=cuda,
         )  # fmt: skip
         self.batches = iter(loader)
-        self.wait_seconds = self.step_seconds = self.images = 0.0
+        self.wait_seconds, self.step_seconds, self.logged = 0.0, 0.0, self.start
 
     def micro_batches(self, step: int) -> Iterator[dict[str, Tensor]]:
         """The micro-batches of a step, on the device; each seeds what is random in its forward pass."""
@@ -161,22 +147,19 @@ class Run:
             )
         return scaler is not None  # the scaler sees the gradients, skips the update, and lowers its scale
 
-    def count(self, seconds: float) -> None:
-        self.step_seconds += seconds
-        self.images += self.config.batch_size
-
     def log_row(self, step: int, lr: float, losses: dict[str, float], norm: float) -> Row:
         """Log one step and return the row; rates are means since the row before."""
         weights, seconds = self.config.losses.model_dump(), max(self.step_seconds, 1e-9)
+        images, self.logged = self.config.batch_size * (step - self.logged), step
         row: Row = {"step": step, "lr": lr, "loss": losses["loss"]}
         row |= {f"loss_{term}": losses.get(term) for term in TERMS}
         row["weighted"] = {term: weights[term] * losses[term] for term in TERMS if term in losses}
         row |= {"grad_norm": norm, "bad_steps": self.bad_steps}
-        row["images_per_second"] = round(self.images / seconds, 3)
+        row["images_per_second"] = round(images / seconds, 3)
         row["data_wait_fraction"] = round(self.wait_seconds / seconds, 4)
         if self.accelerator.device.type == "cuda":
             row["gpu_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
-        self.wait_seconds = self.step_seconds = self.images = 0
+        self.wait_seconds = self.step_seconds = 0.0
         if self.log:
             self.log.write(row)
         return row
@@ -208,7 +191,7 @@ class Run:
         self.checkpoints.save(step, meta, writers, self.config.keep_last, self.accelerator)
         self.saved = step
 
-    def publish(self, step: int) -> None:
+    def write_student(self, step: int) -> None:
         """The weights (their average, if there is one) and the model card into `paths.student`."""
         weights, config = self.weights.whole(), self.config
         if self.log:
@@ -220,7 +203,7 @@ class Run:
             }
             for name, score in self.log.newest_scores().items():
                 details[f"Validation in training, {name}"] = f"{score['psnr']:.2f} dB ({score['psnr_gain']:+.2f})"
-            publish(weights, self.job, details)
+            write_student(weights, self.job, details)
         self.accelerator.wait_for_everyone()
 
     def finish(self, step: int, begun: float) -> None:

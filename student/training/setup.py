@@ -18,6 +18,7 @@ from torch import Tensor
 
 from student import files
 from student.data.pairs import Pairs, Release, TrainDataError, data_fingerprint, read_pairs, read_release
+from student.data.sampler import BalancedBatches
 from student.model import WEIGHTS, Student
 from student.network.config import ModelConfig
 from student.params import ParamsError, Paths, load_section, load_sections
@@ -25,7 +26,7 @@ from student.sections import StudentParams
 from student.training.checkpoints import CheckpointError, Checkpoints, sha256_of
 from student.training.config import TrainConfig, run_identity
 
-PUBLISHED = ("config.json", "README.md", WEIGHTS)
+STUDENT_FILES = ("config.json", "README.md", WEIGHTS)
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,14 @@ class Job:
     @property
     def last_step(self) -> int:
         return min(self.config.max_steps, self.config.stop_at_step or self.config.max_steps)
+
+    def batches(self, start: int, process: int, processes: int) -> BalancedBatches:
+        """This process's share of the batches from step `start` to the last; raises `ParamsError`."""
+        config = self.config
+        return BalancedBatches(
+            self.pairs.by_dataset, config.batch_size, config.seed, config.dataset_weights,
+            start, self.last_step, process, processes, config.grad_accumulation,
+        )  # fmt: skip
 
     def priors(self) -> np.ndarray:
         """Embeddings of the distinct clean training images that have one, [M, D]."""
@@ -158,22 +167,22 @@ def _unit(rows: np.ndarray) -> np.ndarray:
     return rows / np.maximum(np.linalg.norm(rows, axis=-1, keepdims=True), 1e-12)
 
 
-def publish(weights: dict[str, Tensor], job: Job, details: dict[str, str]) -> None:
+def write_student(weights: dict[str, Tensor], job: Job, details: dict[str, str]) -> None:
     """Write config.json, model.safetensors and the model card into `paths.student`, each whole or not at all."""
     student = Student(job.model)
     student.load_state_dict(weights)
     out, temporary = Path(job.paths.student), job.checkpoints.folder / ".writing-student"
     student.save_pretrained(temporary, model_card_kwargs=details)
-    for name in PUBLISHED:
+    for name in STUDENT_FILES:
         files.publish(temporary / name, out / name)
     shutil.rmtree(temporary)
-    files.write_file(job.checkpoints.published, sha256_of(out / WEIGHTS))
+    files.write_file(job.checkpoints.written, sha256_of(out / WEIGHTS))
 
 
-def published(job: Job) -> bool:
-    """Whether what this run published last still stands in `paths.student`."""
-    out, mark = Path(job.paths.student), job.checkpoints.published
-    whole = all(file.is_file() for file in (mark, *(out / name for name in PUBLISHED)))
+def student_written(job: Job) -> bool:
+    """Whether the student that this run wrote last still stands in `paths.student`."""
+    out, mark = Path(job.paths.student), job.checkpoints.written
+    whole = all(file.is_file() for file in (mark, *(out / name for name in STUDENT_FILES)))
     return whole and mark.read_text() == sha256_of(out / WEIGHTS)
 
 

@@ -75,6 +75,6 @@ class StopRequest:
 
 
 def ignore_signals(_worker: int) -> None:
-    """For data workers: a signal to the whole job must not take them from under the step that is being finished."""
+    """For data workers: a signal to all processes must not take them from under the step that is being finished."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

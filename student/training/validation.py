@@ -11,6 +11,7 @@ from student.data.dataset import PairDataset
 from student.evaluation.metrics import mean_psnr, psnr
 from student.network.prompts import Prompts
 
+Network = Callable[..., tuple[torch.Tensor, Prompts]]
 Scores = dict[str, dict[str, float]]
 Usage = dict[str, dict[str, list[float]]]
 
@@ -26,11 +27,7 @@ def choose_rows(dataset: PairDataset, per_dataset: int) -> list[int]:
 
 @torch.no_grad()
 def validate(
-    network: Callable[..., tuple[torch.Tensor, Prompts]],
-    dataset: PairDataset,
-    rows: list[int],
-    crop: int,
-    accelerator: Accelerator,
+    network: Network, dataset: PairDataset, rows: list[int], crop: int, accelerator: Accelerator
 ) -> tuple[Scores, Usage, dict[str, np.ndarray]]:
     """Restore the centres (at most `crop` x `crop`) of `rows`, shared out over the processes.
 

@@ -34,33 +34,29 @@ class TrainedWeights:
         self._fit_optimizer()
         self.network = accelerator.unwrap_model(self.model)
         self.average = WeightAverage(self.network, config.ema_decay) if config.ema_decay else None
+        self._average_file = f"ema-{accelerator.process_index if self.shards else 0:05d}.safetensors"
         self.pool_values = {name: pool.values_NLD for name, pool in self.network.pools().items()}
 
     def save(self, folder: Path) -> None:
         """Called by every process."""
         self._accelerator.save_state(str(folder))
-        if self.average:
-            self.average.save(folder, self._accelerator.process_index, bool(self.shards))
+        if self.average and (self.shards or self._accelerator.is_main_process):
+            self.average.save(folder / self._average_file)
 
     def restore(self, folder: Path, shards: int) -> None:
-        """From a checkpoint written over `shards` parts. Raises `CheckpointError` when it is damaged or split in
-        another way."""
+        """From a checkpoint written over `shards` parts. Raises `CheckpointError` when it is split in another way."""
         if shards != self.shards:
             there, here = (
-                f"FSDP2 over {n} processes" if n else "whole weights, without FSDP2" for n in (shards, self.shards)
+                f"FSDP2 over {n} processes" if n else "whole weights, no FSDP2" for n in (shards, self.shards)
             )
             raise CheckpointError(
                 f"{folder}: it was written by {there}, and this start is {here}; start as before, or begin anew "
-                "elsewhere (paths.student) from the student that it published (--init-from)"
+                "elsewhere (paths.student) from the student that it wrote (--init-from)"
             )
-        try:
-            self._accelerator.load_state(str(folder))
-            self._fit_optimizer()
-            if self.average:
-                self.average.load(folder, self._accelerator.process_index, bool(self.shards))
-        except Exception as error:  # torch, pickle and safetensors each raise their own
-            reason = " ".join(str(error).split())[:300]
-            raise CheckpointError(f"{folder}: {reason}; delete it to go on from an older checkpoint") from error
+        self._accelerator.load_state(str(folder))
+        self._fit_optimizer()
+        if self.average:
+            self.average.load(folder / self._average_file)
 
     def set_lr(self, lr: float) -> None:
         for group in self.optimizer.param_groups:
@@ -89,7 +85,7 @@ class TrainedWeights:
         return self.average.applied() if self.average else nullcontext()
 
     def whole(self) -> dict[str, Tensor]:
-        """The weights to publish, averaged, gathered from all processes, on the CPU. Called by every process."""
+        """The weights to write out, averaged, gathered from all processes, on the CPU. Called by every process."""
         with self.averaged():
             weights = self.network.state_dict()
             return {name: whole_tensor(value).detach().cpu().clone() for name, value in weights.items()}
