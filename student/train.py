@@ -18,7 +18,7 @@ import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 # Python puts the folder of a script first on the path, and `import student` would find whatever checkout is installed.
 if Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
@@ -29,6 +29,9 @@ from student.progress import progress  # noqa: E402
 from student.training.config import TrainConfig  # noqa: E402
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from student.training.losses import Losses
     from student.training.setup import Job
 
 
@@ -91,7 +94,7 @@ def train(job: "Job", begun: float) -> int:
     accelerator, done = run.accelerator, run.start
     model, optimizer, average = run.weights.model, run.weights.optimizer, run.weights.average
 
-    def gradients(batches: Iterable[dict[str, Any]]) -> tuple[list[Any], list[tuple[Any, Any]], Any]:
+    def gradients(batches: "Iterable[dict[str, Tensor]]") -> "tuple[list[Losses], list[tuple[Tensor, Tensor]], Tensor]":
         """Losses of the micro-batches, their rows with the suspects among them, and the gradients' norm before they
         were clipped."""
         optimizer.zero_grad()

@@ -1,11 +1,11 @@
 """How a run starts: its plan, its first weights, what it refuses, the command itself."""
 
+import functools
 import os
 import re
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -81,27 +81,26 @@ def test_help_teaches_without_loading_torch():
     assert "accelerate launch student/train.py --dry-run" in out and out.strip().endswith("False")
 
 
+LAUNCHERS = [[sys.executable], [sys.executable, "-m", "accelerate.commands.launch", "--quiet", "--cpu"]]
+
+
 def test_accelerate_launch_trains_and_a_failure_is_one_line(room):
-    file = toy.write_params(room, max_steps=2, val_every=0)
-    code, output = toy.launch(file)
-    assert code == 0 and "train: step 2 of 2" in output
-    code, output = toy.launch(file, "--set", "paths.index=none.parquet")
-    assert code != 0 and "no such index" in output and "Traceback" not in output
+    command = [*LAUNCHERS[1], str(toy.ROOT / "student" / "train.py"), "--params", str(toy.write_params(room))]
+    run = functools.partial(subprocess.run, capture_output=True, text=True, timeout=600)
+    done = run([*command, "--set", "train.max_steps=2", "--set", "train.val_every=0"])
+    assert done.returncode == 0 and "train: step 2 of 2" in done.stdout
+    done = run([*command, "--set", "paths.index=none.parquet"])
+    assert done.returncode and "no such index" in done.stderr and "Traceback" not in done.stderr
 
 
-def test_a_checkout_trains_its_own_code(tmp_path):
+@pytest.mark.parametrize("launcher", LAUNCHERS, ids=["python", "accelerate"])
+def test_a_checkout_trains_its_own_code(tmp_path, launcher):
     """Not that of the checkout which is installed: worktrees and queued experiments stand beside it."""
-    root = Path(__file__).parents[1]
     for package in ("student", "shards"):
-        ignored = shutil.ignore_patterns("mini", "__pycache__")
-        shutil.copytree(root / package, tmp_path / package, ignore=ignored)
-    params = tmp_path / "student" / "params.py"
-    params.write_text(params.read_text() + "\nprint('code of this checkout')\n")
+        shutil.copytree(toy.ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("mini", "__pycache__"))
+    with open(tmp_path / "student" / "params.py", "a") as params:
+        params.write("\nprint('code of this checkout')\n")
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    for command in ([sys.executable], [sys.executable, "-m", "accelerate.commands.launch", "--quiet", "--cpu"]):
-        done = subprocess.run(
-            [*command, str(tmp_path / "student" / "train.py"), "--help"],
-            capture_output=True, text=True, cwd=tmp_path.parent, env=environment, timeout=120,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        assert "code of this checkout" in done.stdout
+    command = [*launcher, str(tmp_path / "student" / "train.py"), "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path.parent, env=environment, timeout=120)
+    assert done.returncode == 0 and "code of this checkout" in done.stdout, done.stderr

@@ -5,7 +5,6 @@ import json
 import multiprocessing
 import os
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Iterable
@@ -44,6 +43,7 @@ STILL = {"dropout": 0.0, "selection_noise": 0.0}
 def make_data(folder: Path, datasets: dict = DATASETS, seed: int = 0) -> None:
     """index.parquet, release/ and the images under `folder`; gt of "deraining" on disk, of "denoising" on the fly."""
     rows, priors = [], {}
+    domains = sorted({domain for domain, _, _ in datasets.values()})
     for name, (domain, task, count) in datasets.items():
         rng = np.random.default_rng([seed, len(name), count])
         for split, number in (("train", count), ("val", 2)):
@@ -55,8 +55,7 @@ def make_data(folder: Path, datasets: dict = DATASETS, seed: int = 0) -> None:
                 if lq_path:
                     save_png(lq_path, gt * 0.6 + 0.2)
                 sha256 = hashlib.sha256(gt_path.read_bytes()).hexdigest()
-                direction = np.eye(DIM)[sorted({d for d, _, _ in datasets.values()}).index(domain)]
-                priors[sha256] = direction + 0.1 * rng.standard_normal(DIM)
+                priors[sha256] = np.eye(DIM)[domains.index(domain)] + 0.1 * rng.standard_normal(DIM)
                 rows.append(index_row(name, domain, task, split, gt_path, lq_path, sha256, gt.shape))
     parquet.write_table(pa.Table.from_pylist(rows), folder / "index.parquet")
     write_priors(folder / "release", priors)
@@ -117,13 +116,6 @@ def write_params(folder: Path, name: str = "params.yaml", model: dict | None = N
     file = folder / name
     file.write_text(json.dumps(params(folder, model, **train)))  # JSON is YAML
     return file
-
-
-def launch(file: Path, *arguments: str) -> tuple[int, str]:
-    """Train with `accelerate launch` as a user does; exit code and output."""
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", str(ROOT / "student" / "train.py")]
-    done = subprocess.run([*command, "--params", str(file), *arguments], capture_output=True, text=True, timeout=600)
-    return done.returncode, done.stdout + done.stderr
 
 
 def start(

@@ -124,7 +124,7 @@ EXECUTION_KEYS = frozenset(_KEYS[_KEYS.index("init_from") :])
 def run_identity(train: TrainConfig, model: ModelConfig, **inputs: str | None) -> dict[str, Any]:
     """Flat `section.key -> value` of everything that decides the numbers of a run; `inputs` are content hashes."""
     sections = (
-        ("train.losses.", train.losses.model_dump()),
+        ("train.losses.", {term: weight for term, weight in train.losses if weight}),
         ("train.", train.model_dump(mode="json", exclude={*EXECUTION_KEYS, "losses"})),
         ("model.", model.model_dump(mode="json", exclude={"activation_checkpointing"})),
     )

@@ -1,5 +1,6 @@
 """What may end a run before its last step: signals, the time limit, and data that does not come."""
 
+import math
 import multiprocessing
 import signal
 import time
@@ -23,10 +24,12 @@ class StopRequest:
 
     def __init__(self, begun: float, max_minutes: float | None):
         self.reason: str | None = None
-        self._deadline = begun + 60 * max_minutes if max_minutes else None
+        self._deadline = begun + 60 * max_minutes if max_minutes else math.inf
+        self._waiting = False
 
     def __enter__(self) -> "StopRequest":
-        self._before = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
+        handlers = {signal.SIGTERM: self._note, signal.SIGINT: self._note, signal.SIGALRM: self._expired}
+        self._before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
         return self
 
     def __exit__(self, error: object, *_details: object) -> None:
@@ -40,36 +43,32 @@ class StopRequest:
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
         self.reason = f"signal {signal.Signals(number).name}"
+        if self._waiting:
+            signal.setitimer(signal.ITIMER_REAL, PATIENCE)
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
+    def _expired(self, _number: int, _frame: FrameType | None) -> None:
+        raise TrainingStopped(
+            f"no batch of data came in time ({self.reason or 'train.data_timeout'}); workers need shared memory: start "
+            "the container with --shm-size=1g, or set train.num_workers: 0; where the images themselves come this "
+            "slowly, raise train.data_timeout"
+        )
+
     @contextmanager
     def waiting(self, limit: float) -> Iterator[None]:
-        """Around a wait for data. Raises `TrainingStopped` inside it after `limit` seconds, and after `PATIENCE`
-        seconds when a signal has come: a worker that died in a full /dev/shm says nothing and answers nothing."""
-        begun = time.monotonic()
-
-        def look(_number: int, _frame: FrameType | None) -> None:
-            waited = time.monotonic() - begun
-            if waited < (PATIENCE if self.reason else limit):
-                return
-            why = f", and {self.reason}" if self.reason else " (train.data_timeout)"
-            raise TrainingStopped(
-                f"no batch of data for {waited:.0f} s{why}; workers need shared memory: start the container with "
-                "--shm-size=1g, or set train.num_workers: 0; where the images themselves come this slowly, raise "
-                "train.data_timeout"
-            )
-
-        before = signal.signal(signal.SIGALRM, look)
-        signal.setitimer(signal.ITIMER_REAL, 1, 1)
+        """Around a wait for data. Raises `TrainingStopped` inside it after `limit` seconds, and `PATIENCE` seconds
+        after a signal: a worker that died in a full /dev/shm says nothing and answers nothing."""
+        self._waiting = True
+        signal.setitimer(signal.ITIMER_REAL, PATIENCE if self.reason else limit)
         try:
             yield
         finally:
+            self._waiting = False
             signal.setitimer(signal.ITIMER_REAL, 0)
-            signal.signal(signal.SIGALRM, before)
 
     def wanted(self) -> bool:
-        if self.reason is None and self._deadline is not None and time.monotonic() >= self._deadline:
+        if self.reason is None and time.monotonic() >= self._deadline:
             self.reason = "train.max_minutes"
         return self.reason is not None
 
