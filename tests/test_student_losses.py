@@ -7,12 +7,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from toy_student import losses_of
 
 from student.model import Student
 from student.network.config import ModelConfig
 from student.network.prompts import PromptPool
 from student.training import losses as L
-from student.training.config import LossWeights, TrainConfig
 
 SMALL = ModelConfig(
     width=8, encoder_blocks=(1,), latent_blocks=1, decoder_blocks=(1,), refinement_blocks=0, heads=(1, 2),
@@ -103,16 +103,10 @@ def test_contrastive_falls_to_almost_nothing_where_queries_tell_the_labels_apart
     assert history[0] > floor + 0.5 and history[-1] < floor + 0.1
 
 
-def student_losses(weights: dict[str, float], student: Student | None = None, dtype=torch.float32):
+def student_losses(weights: dict[str, float], student: Student | None = None, dtype: torch.dtype | None = None):
     torch.manual_seed(0)
-    student, lq = student or Student(SMALL), random(4, 3, 16, 16)
-    with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
-        restored, prompts = student(lq, return_prompts=True)
-    values = {name: pool.values_NLD for name, pool in student.pools().items()}
-    labels = {"task": torch.tensor([0, 1, 0, 1]), "domain": torch.tensor([0, 0, 1, 1])}
-    config = TrainConfig(losses=LossWeights(**({name: 0.0 for name in L.TERMS} | weights)))
-    gt, prior, found = random(4, 3, 16, 16, seed=2), random(4, 16, seed=3), torch.ones(4, dtype=torch.bool)
-    return student, L.compute_losses(restored.to(dtype), gt, prompts, values, labels, prior, found, config)
+    student = student or Student(SMALL)
+    return student, losses_of(student, random(4, 3, 16, 16), weights, dtype)
 
 
 @pytest.mark.parametrize("term", L.TERMS)

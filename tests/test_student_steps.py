@@ -2,11 +2,10 @@
 
 import pytest
 import torch
-from toy_student import CONFIGURATIONS, NAF, alive, make_student
+from toy_student import CONFIGURATIONS, NAF, alive, losses_of, make_student
 
 from student.model import Student
-from student.training.config import LossWeights, TrainConfig
-from student.training.losses import TERMS, compute_losses
+from student.training.config import LossWeights
 
 FEW = ["restormer-both-broadcast", "nafnet-both-tokens", "restormer-both-concat-concat", "nafnet-domain-modulation"]
 """Each backbone and each fusion once, for what depends on nothing else."""
@@ -17,25 +16,12 @@ def few(request):
     return CONFIGURATIONS[request.param]
 
 
-def training_loss(model: Student, lq: torch.Tensor) -> torch.Tensor:
-    """The trainer's own losses, all that the model can have, on 4 rows of 2 tasks and 2 domains."""
-    random = torch.Generator().manual_seed(1)
-    off = (
-        set() if model.config.domain_pool else {"align"} if model.config.has_prompts else set(TERMS) - {"pixel", "fft"}
-    )
-    config = TrainConfig(losses=LossWeights(**{term: 0.0 for term in off}))
-    restored, prompts = model(lq, return_prompts=True)
-    values = {name: pool.values_NLD for name, pool in model.pools().items()}
-    labels = {"task": torch.tensor([0, 1, 0, 1]), "domain": torch.tensor([0, 0, 1, 1])}
-    prior = torch.randn(4, 16, generator=random)
-    gt = torch.rand(lq.shape, generator=random)
-    return compute_losses(restored, gt, prompts, values, labels, prior, torch.ones(4, dtype=torch.bool), config).total
-
-
 def gradients(model: Student, lq: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Of all losses that the model can have."""
     model.zero_grad()
     torch.manual_seed(1)
-    training_loss(model, lq).backward()
+    weights = dict(LossWeights()) if model.config.has_prompts else {"pixel": 1.0, "fft": 0.1}
+    losses_of(model, lq, weights | ({} if model.config.domain_pool else {"align": 0.0})).total.backward()
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 

@@ -100,32 +100,29 @@ class Losses(NamedTuple):
 
 def compute_losses(
     restored: Tensor,
-    gt: Tensor,
     prompts: Prompts,
+    batch: dict[str, Tensor],
     values: dict[str, Tensor],
-    labels: dict[str, Tensor],
-    prior_BD: Tensor,
-    has_prior_B: Tensor,
     config: TrainConfig,
     gather: Gather = lambda rows: rows,
 ) -> Losses:
     """All terms whose weight is not 0, and their weighted sum, in float32.
 
-    `values` and `labels` are keyed by pool, "task" and "domain": [N, L, D] prompt values, and [B] integer labels of the
-    rows. Terms that both pools have are the mean over the pools that are on, so that a weight means the same with one.
-    `gather` concatenates rows over the processes, as `Accelerator.gather` does.
+    `batch` is one of `PairDataset`, `values` are the prompt values [N, L, D] of the pools, "task" and "domain". Terms
+    that both pools have are the mean over the pools that are on, so that a weight means the same with one. `gather`
+    concatenates rows over the processes, as `Accelerator.gather` does.
     """
-    restored, gt = restored.float(), gt.float()
+    restored, gt = restored.float(), batch["gt"].float()
     pools = {name: pool for name in ("task", "domain") if (pool := getattr(prompts, name)) is not None}
 
     def contrastive(name: str) -> Tensor:
         prompt_GD = gather_rows(pools[name].prompt_BD.float(), gather)
-        return loss_contrastive(prompt_GD, gather(labels[name]), config.contrastive_temperature)
+        return loss_contrastive(prompt_GD, gather(batch[name]), config.contrastive_temperature)
 
     terms: dict[str, Callable[[], Tensor]] = {
         "pixel": lambda: loss_pixel(restored, gt),
         "fft": lambda: loss_fft(restored, gt),
-        "align": lambda: loss_align(pools["domain"].prompt_BD.float(), prior_BD, has_prior_B, gather),
+        "align": lambda: loss_align(pools["domain"].prompt_BD.float(), batch["prior"], batch["has_prior"], gather),
     }
     of_a_pool: dict[str, Callable[[str], Tensor]] = {
         "diversity": lambda name: loss_diversity(values[name].float(), config.diversity_margin),

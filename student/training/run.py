@@ -109,8 +109,7 @@ class Run:
 
     def losses(self, batch: dict[str, Tensor], restored: Tensor, prompts: Prompts) -> Losses:
         values = {name: whole_tensor(values) for name, values in self.weights.pool_values.items()}
-        prior, found, gather = batch["prior"], batch["has_prior"], self.accelerator.gather
-        return compute_losses(restored, batch["gt"], prompts, values, batch, prior, found, self.config, gather)
+        return compute_losses(restored, prompts, batch, values, self.config, self.accelerator.gather)
 
     def agree(self, parts: list[Losses], grad_norm: Tensor) -> tuple[dict[str, float], float, bool]:
         """Mean losses over micro-batches and processes, the gradient's norm, and whether any process wants to stop.
