@@ -87,7 +87,7 @@ def train(job: "Job", begun: float) -> int:
     from student.training.run import Run, suspects
 
     config, run = job.config, Run(job, begun)
-    if run.already_done():
+    if run.start >= run.last and run.written:
         run.say(f"already at step {run.start} of {config.max_steps}: nothing to do")
         return 0
     run.build()

@@ -42,7 +42,7 @@ class Checkpoints:
 
     def all(self) -> list[Path]:
         """Complete checkpoints, oldest first."""
-        return sorted(path for path in self.folder.glob("step-*") if (path / META).is_file())
+        return sorted(self.folder.glob("step-*"))
 
     def latest(self) -> Path | None:
         return max(self.all(), default=None)

@@ -54,9 +54,6 @@ class Run:
         self.saved = self.start if self.latest else -1
         self.bad_steps, self.bad_in_a_row = self.meta["bad_steps"], 0
 
-    def already_done(self) -> bool:
-        return self.start >= self.last and self.written
-
     def build(self) -> None:
         """Network and data, restored from the latest checkpoint."""
         config, accelerator = self.config, self.accelerator
