@@ -68,7 +68,7 @@ class TrainConfig(Section):
     init_from: str | None = None
     """Directory (or hub id) of a student to start from, as `--init-from` does."""
 
-    # How it is carried out: free to change between interruptions.
+    # How it is carried out, from here to the end: free to change between interruptions.
     stop_at_step: PositiveInt | None = None
     """End early, with a checkpoint, after this step; a later start goes on."""
     max_minutes: PositiveFloat | None = None
