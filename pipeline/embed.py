@@ -5,6 +5,7 @@ get no row and are counted.
 """
 
 import argparse
+import errno
 import json
 import os
 import time
@@ -142,6 +143,10 @@ def embed(args: argparse.Namespace) -> str:
         raise EmbedError(f"stopped by {stop.signal.name}: what was embedded is kept; run again to go on") from None
     finally:
         stop.restore()
+    errors, most = tally.without_row["error"], params.caption.max_error_fraction
+    if errors > most * len(images):  # as the stage before: a student of half of the captions is another student
+        remedy = "python -m pipeline.caption --retry-errors tries them again"
+        raise EmbedError(f"{errors} of {len(images)} images have no caption but an error, more than {most:g}; {remedy}")
     if world_size > 1:
         wait_for_all()
         if rank:
@@ -188,7 +193,8 @@ def main(argv: list[str] | None = None) -> None:
     try:
         print(embed(args))
     except (ParamsError, IndexUnusable, StoreError, EmbedError, ReleaseError, OSError, ValueError) as error:
-        raise SystemExit(f"embed: {error}") from None
+        full = "; the disk is full: free some space and run it again" * (getattr(error, "errno", None) == errno.ENOSPC)
+        raise SystemExit(f"embed: {error}{full}") from None
 
 
 if __name__ == "__main__":
