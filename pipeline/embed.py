@@ -19,7 +19,7 @@ from pipeline.embedding.config import EmbedConfig
 from pipeline.embedding.rows import EmbedError, ImageCaptions, Tally, caption_ranges, pool, release_row, stats
 from pipeline.indexing.table import IndexUnusable, aliases_of, images_of, labels_of, read_index, sizes_of
 from pipeline.params import load_all
-from pipeline.processes import process_of_many, wait_for_all
+from pipeline.processes import device_of_process, process_of_many, wait_for_all
 from pipeline.stopping import Stop, Stopped
 from shards import ReleaseError, write_release
 from shards.verify import verify
@@ -83,7 +83,8 @@ def load_embedder(config: EmbedConfig):
     from teacher.embedder import Embedder
 
     try:
-        return Embedder(config.model, revision=config.revision, device=config.device, batch_size=config.batch_size)
+        device = device_of_process(config.device)
+        return Embedder(config.model, revision=config.revision, device=device, batch_size=config.batch_size)
     except Exception as error:  # a broken checkpoint raises anything: OSError, KeyError, SafetensorError, ...
         reason = str(error).splitlines()[0] if str(error) else ""
         raise EmbedError(

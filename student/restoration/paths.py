@@ -6,7 +6,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from student.files import write_file
+from student.files import printable, write_file
 from student.images.formats import READABLE, UNSUPPORTED
 
 
@@ -23,7 +23,8 @@ class Job:
 
     @property
     def name(self) -> str:
-        return "standard input" if self.source is None else str(self.source)
+        """As a terminal may show it."""
+        return "standard input" if self.source is None else printable(str(self.source))
 
     @property
     def output_suffix(self) -> str:
