@@ -35,7 +35,7 @@ SMALLEST_SIDE = 16
 LARGEST_AUTO_TILE = {"cpu": 512}
 """A larger tile is no faster on a CPU; on other devices 1024."""
 LARGEST_WHOLE_ON_GPU = 2**23
-"""Pixels: at the published width the widest features of more have 2^31 elements, which a GPU's kernels count in int32."""
+"""Pixels: at the published width the widest features of more have 2^31 elements, too many for int32 in a kernel."""
 SMALLEST_TILE = 64
 PROMPT_SIDE = 512
 """Prompts are chosen by at least so many pixels squared, also when the tiles are smaller: only the encoder runs."""
