@@ -21,9 +21,8 @@ class GatedFusion(nn.Module):
         super().__init__()
         self.gate = nn.Parameter(torch.full((2,), 0.5))
 
-    def weights(self) -> tuple[Tensor, Tensor]:
-        feature, prompt = self.gate.softmax(0).unbind()
-        return feature, prompt
+    def weights(self) -> tuple[Tensor, ...]:
+        return self.gate.softmax(0).unbind()
 
 
 class AffineFusion(GatedFusion):
@@ -78,7 +77,7 @@ class FoldedFusions(nn.Module):
 
 
 class ModulationFusion(AffineFusion):
-    """[release] `adaptive_modulation`: x·w_f·(1 + scale·w_p) + shift·w_p, with scale and shift from a small MLP."""
+    """[authors' code] `adaptive_modulation`: x·w_f·(1 + scale·w_p) + shift·w_p; scale and shift come from a small MLP."""
 
     def __init__(self, channels: int, dim: int):
         super().__init__()
@@ -91,7 +90,7 @@ class ModulationFusion(AffineFusion):
 
 
 class ConcatFusion(GatedFusion):
-    """[release] `concat`: a 1×1 convolution over [w_f·x, w_p·projected prompt].
+    """[authors' code] `concat`: a 1×1 convolution over [w_f·x, w_p·projected prompt].
 
     The prompt's half is the same at every pixel, so it is computed once an image and never concatenated.
     """
@@ -144,9 +143,4 @@ class TokenFusion(GatedFusion):
         return (kept_BPC + attended_BPC).view_as(x_BHWC)
 
 
-FUSIONS = {
-    "broadcast": BroadcastFusion,
-    "modulation": ModulationFusion,
-    "concat": ConcatFusion,
-    "tokens": TokenFusion,
-}
+FUSIONS = {"broadcast": BroadcastFusion, "modulation": ModulationFusion, "concat": ConcatFusion, "tokens": TokenFusion}
