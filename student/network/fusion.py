@@ -77,7 +77,7 @@ class FoldedFusions(nn.Module):
 
 
 class ModulationFusion(AffineFusion):
-    """[authors' code] `adaptive_modulation`: x·w_f·(1 + scale·w_p) + shift·w_p; scale and shift come from a small MLP."""
+    """[authors' code] `adaptive_modulation`: x·w_f·(1 + scale·w_p) + shift·w_p; an MLP gives scale and shift."""
 
     def __init__(self, channels: int, dim: int):
         super().__init__()
