@@ -129,7 +129,7 @@ def from_published(theirs: Weights, shapes: dict[str, torch.Size], config: Model
             tensor = tensor.chunk(3)[2]
         # Sides of 1 come and go (a 1×1 convolution is a matrix here); a transposed weight has as many numbers, though.
         if [side for side in tensor.shape if side > 1] != [side for side in shape if side > 1]:
-            raise NotPublished(f"{source}: {list(theirs[source].shape)} does not fit {list(shape)}")
+            raise NotPublished(f"{sources[0]}: {list(theirs[sources[0]].shape)} does not fit {list(shape)}")
         ours[name] = tensor.reshape(shape).contiguous()
     dead = [name for name in rest if _DEAD.search(name)]
     if unexpected := [name for name in rest if name not in dead]:
@@ -147,7 +147,7 @@ def to_published(ours: Weights, config: ModelConfig) -> Weights:
     Raises NotPublished for a shape that the published classes cannot take.
     """
     levels = len(config.encoder_blocks)
-    if config.backbone not in ("restormer", "nafnet"):
+    if config.backbone not in _PLACES:
         raise NotPublished(f"backbone {config.backbone}: the published code has Restormer and NAFNet alone")
     if config.fusion == "tokens":
         raise NotPublished("fusion tokens: the published code has no such fusion")
