@@ -145,9 +145,8 @@ def largest_difference(network: "nn.Module", content: bytes) -> float:
                 theirs = network(torch.from_numpy(lq)).numpy()
             worst = float(np.maximum(worst, np.abs(ours - theirs).max()))  # unlike max(), keeps a NaN
     except Exception as error:  # onnxruntime's errors share no base class of their own
-        raise ExportError(
-            f"onnxruntime cannot run it: {str(error).splitlines()[0][:300]}; try --opset {OPSET}"
-        ) from None
+        reason = str(error).splitlines()[0][:300]
+        raise ExportError(f"onnxruntime cannot run it: {reason}; try --opset {OPSET}") from None
     return worst
 
 
@@ -156,8 +155,7 @@ def _quiet() -> Iterator[None]:
     """The exporter reports on its own progress and on PyTorch's internals: nothing that a user can act on."""
     logging.disable(logging.WARNING)
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings(action="ignore"), contextlib.redirect_stdout(io.StringIO()):
             yield
     finally:
         logging.disable(logging.NOTSET)
