@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from student.files import write_file
 from student.network.config import BACKBONES, ModelConfig
-from student.network.fusion import Condition, FoldedFusions
+from student.network.fusion import Condition
 from student.network.model_card import model_card
 from student.network.prompts import PromptBranch, PromptPool, Prompts
 from student.network.u_shape import UShape
@@ -46,7 +46,6 @@ class Student(
         self.backbone: UShape = resolve_name(BACKBONES[config.backbone])(config)
         if config.has_prompts:
             self.prompts = PromptBranch(config, self.backbone.first_channels, self.backbone.deepest_channels)
-        self.folded: FoldedFusions | None = None
         if config.zero_init_output:
             for parameter in self.backbone.output.parameters():
                 nn.init.zeros_(parameter)
@@ -90,25 +89,6 @@ class Student(
             raise ValueError("model.domain_pool is off: there is no domain pool to start from centroids")
         self.prompts.domain_pool.start_from(torch.as_tensor(centroids_ND))
 
-    @torch.no_grad()
-    def fold(self) -> "Student":
-        """Fold constants for inference: with `fusion: broadcast`, every block's shift then comes out of one matrix
-        product. Without effect on other fusions. Returns itself, in eval mode; `train()` and `load_state_dict` unfold.
-        """
-        self.eval()
-        if self.config.has_prompts and self.config.fusion == "broadcast":
-            self.folded = FoldedFusions([block.fusion for block in self.backbone.prompted_blocks()])
-        return self
-
-    def train(self, mode: bool = True) -> "Student":
-        if mode:
-            self.folded = None
-        return super().train(mode)
-
-    def load_state_dict(self, *arguments: Any, **options: Any) -> Any:
-        self.folded = None
-        return super().load_state_dict(*arguments, **options)
-
     def _embed(self, lq: Tensor) -> tuple[Tensor, int, int]:
         if lq.ndim != 4 or lq.shape[1] != 3 or min(lq.shape[2:]) < 8:
             raise ValueError(f"the input must be [B, 3, H, W] with H and W of at least 8, not {list(lq.shape)}")
@@ -126,9 +106,6 @@ class Student(
         blocks = self.backbone.prompted_blocks()
         if not self.config.has_prompts:
             return [()] * len(blocks)
-        if self.folded is not None:
-            gains, shifts = self.folded(prompts.fused)
-            return list(zip(gains, shifts, strict=True))
         with torch.autocast(prompts.fused.device.type, enabled=False):  # for the reason given in PromptBranch
             inputs = self.prompts.tokens(prompts) if self.config.fusion == "tokens" else (prompts.fused,)
             return [block.fusion.prepare(*inputs) for block in blocks]

@@ -152,17 +152,6 @@ def test_a_restoring_student_is_the_same_student(variant):
     assert list(student.state_dict()) == names and student.backbone is not model.backbone
 
 
-@torch.no_grad()
-def test_folding_changes_nothing_and_training_unfolds(variant):
-    model, lq = alive(make_student(**variant)).eval(), torch.rand(2, 3, 16, 16)
-    expected, names = model(lq), model.state_dict().keys()
-    torch.testing.assert_close(model.fold()(lq), expected, atol=1e-6, rtol=1e-5)
-    assert model.state_dict().keys() == names
-    assert model.train().folded is None
-    model.fold().load_state_dict(make_student(**variant).state_dict())
-    assert model.folded is None
-
-
 def test_saving_and_loading_keeps_everything(variant, tmp_path):
     model, lq = alive(make_student(**variant)).eval(), torch.rand(1, 3, 16, 16)
     model.save_pretrained(tmp_path)

@@ -51,30 +51,6 @@ class BroadcastFusion(AffineFusion):
         w_feature, w_prompt = self.weights()
         return w_feature, self.out(self.value(self.norm(fused_BD)) * w_prompt)[:, None, None]
 
-    def folded(self) -> tuple[Tensor, Tensor]:
-        """[C, D] and [C]: the same shift as one affine map of the normalised prompt, before the norm's own gain."""
-        _, w_prompt = self.weights()
-        value_CD = self.out.weight @ self.value.weight * w_prompt
-        bias_C = self.out.weight @ self.value.bias * w_prompt + self.out.bias
-        return value_CD * self.norm.weight, value_CD @ self.norm.bias + bias_C
-
-
-class FoldedFusions(nn.Module):
-    """The `prepare` of many `BroadcastFusion`s as one matrix product, for inference. Its constants are not saved."""
-
-    def __init__(self, fusions: list[BroadcastFusion]):
-        super().__init__()
-        weights, biases = zip(*(fusion.folded() for fusion in fusions), strict=True)
-        self.channels, self.eps = [len(bias) for bias in biases], fusions[0].norm.eps
-        self.register_buffer("weight", torch.cat(weights), persistent=False)
-        self.register_buffer("bias", torch.cat(biases), persistent=False)
-        self.register_buffer("gains", torch.stack([fusion.weights()[0] for fusion in fusions]), persistent=False)
-
-    def forward(self, fused_BD: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-        """The blocks' gains and their shifts [B, 1, 1, C]."""
-        normed_BD = F.layer_norm(fused_BD, fused_BD.shape[-1:], eps=self.eps)
-        return self.gains.unbind(), F.linear(normed_BD, self.weight, self.bias)[:, None, None].split(self.channels, -1)
-
 
 class ModulationFusion(AffineFusion):
     """[authors' code] `adaptive_modulation`: x·w_f·(1 + scale·w_p) + shift·w_p; an MLP gives scale and shift."""
