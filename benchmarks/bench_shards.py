@@ -12,21 +12,23 @@ evicts the release's files from the page cache first. Rates are medians of five 
 """
 
 import argparse
-import datetime
 import hashlib
 import json
 import os
-import platform
 import random
-import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+from tables import show
+
+from shards import open_release, write_release
 
 DIM = 1024
 PERSPECTIVES = ("brightness", "category", "colour", "content", "viewpoint")
@@ -37,35 +39,25 @@ def sha_of(i: int) -> str:
     return hashlib.sha256(b"%d" % i).hexdigest()
 
 
-def batches(rows: int, size: int = 4096):
-    import pyarrow as pa
-
+def batches(rows: int, spent: list[float], size: int = 4096) -> Iterator[pa.RecordBatch]:
+    """Random rows in order of their hashes; the seconds that making them takes are added to `spent`."""
     rng, words, images = np.random.default_rng(0), np.array(WORDS), sorted(map(sha_of, range(rows)))
     for start in range(0, rows, size):
-        n = min(size, rows - start)
+        began, n = time.perf_counter(), min(size, rows - start)
         texts = [" ".join(line) for line in words[rng.integers(len(words), size=(n * len(PERSPECTIVES), 10))]]
+        columns = [PERSPECTIVES * n, texts, pa.array([12] * len(texts), pa.int32()), ["stop"] * len(texts)]
         captions = pa.StructArray.from_arrays(
-            [
-                pa.array(PERSPECTIVES * n),
-                pa.array(texts),
-                pa.array([12] * len(texts), pa.int32()),
-                pa.array(["stop"] * len(texts)),
-            ],
-            ["perspective", "text", "n_tokens", "finish_reason"],
+            [pa.array(column) for column in columns], ["perspective", "text", "n_tokens", "finish_reason"]
         )
         offsets = pa.array(np.arange(0, len(texts) + 1, len(PERSPECTIVES), dtype=np.int32))
-        size_px = pa.array([256] * n, pa.int32())
-        vectors = rng.standard_normal(n * DIM, dtype=np.float32)
-        yield pa.RecordBatch.from_arrays(
-            [
-                pa.array(images[start : start + n]),
-                size_px,
-                size_px,
-                pa.ListArray.from_arrays(offsets, captions),
-                pa.FixedSizeListArray.from_arrays(pa.array(vectors), DIM),
-            ],
+        side = pa.array([256] * n, pa.int32())
+        vectors = pa.FixedSizeListArray.from_arrays(pa.array(rng.standard_normal(n * DIM, dtype=np.float32)), DIM)
+        batch = pa.RecordBatch.from_arrays(
+            [pa.array(images[start : start + n]), side, side, pa.ListArray.from_arrays(offsets, captions), vectors],
             ["image_sha256", "width", "height", "captions", "embedding"],
         )
+        spent.append(time.perf_counter() - began)
+        yield batch
 
 
 def private_mib() -> float:
@@ -75,8 +67,6 @@ def private_mib() -> float:
 
 class Ours:
     def __init__(self, folder: str):
-        from shards import open_release
-
         self.release = open_release(folder)
 
     def lookup(self, images):
@@ -100,12 +90,9 @@ class Datasets:
         import datasets
 
         datasets.disable_progress_bars()
-        cache = os.path.join(os.path.dirname(folder), "datasets-cache")
-        self.data = datasets.load_dataset(folder, split="train", cache_dir=cache).select_columns(
-            ["image_sha256", "embedding"]
-        )
-        self.row = {image: i for i, image in enumerate(self.data["image_sha256"])}
-        self.data = self.data.select_columns(["embedding"]).with_format("numpy")
+        data = datasets.load_dataset(folder, split="train", cache_dir=f"{Path(folder).parent}/datasets-cache")
+        self.row = {image: i for i, image in enumerate(data["image_sha256"])}
+        self.data = data.select_columns(["embedding"]).with_format("numpy")
 
     def lookup(self, images):
         return self.data[[self.row[image] for image in images]]["embedding"].astype(np.float32)
@@ -146,11 +133,9 @@ def measure(name: str, folder: str, rows: int, cold: bool) -> dict:
     before, start = private_mib(), time.perf_counter()
     rival = RIVALS[name](folder)
     rival.lookup([sha_of(0)])
-    result = {"open": time.perf_counter() - start}
+    result, rng, slow = {"open": time.perf_counter() - start}, random.Random(0), name == "JSON, encoded"
     if cold:
         return result
-    rng = random.Random(0)
-    slow = name == "JSON, encoded"
     if not slow:
         same = [sha_of(rng.randrange(rows)) for _ in range(256)]
         result["answer"] = hashlib.sha256(np.ascontiguousarray(rival.lookup(same), np.float32)).hexdigest()
@@ -177,69 +162,43 @@ def in_child(*arguments) -> dict:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def captions_of(folder: Path):
-    from shards import open_release
-
-    for batch in open_release(folder).iter_batches(4096, ["image_sha256", "captions"]):
-        for row in batch.to_pylist():
-            yield row["image_sha256"], [caption["text"] for caption in row["captions"]]
-
-
-def one_size(rows: int, scratch: Path) -> list[str]:
-    from shards import write_release
-
-    folder = scratch / "caption_shards"
+def one_size(rows: int, scratch: Path) -> tuple[list[dict], str]:
+    """The table's rows, and how fast the release was written."""
+    folder, making = scratch / "caption_shards", list[float]()
     identity = {"fingerprints": dict.fromkeys(PERSPECTIVES, "a" * 64), "teacher_fingerprint": "b" * 64}
-    making = 0.0
-
-    def timed():
-        nonlocal making
-        source = batches(rows)
-        while True:
-            start = time.perf_counter()
-            batch = next(source, None)
-            making += time.perf_counter() - start
-            if batch is None:
-                return
-            yield batch
-
-    start = time.perf_counter()
     aliases = ((f"{i}.png", "set", "natural", sha_of(i)) for i in range(rows))
-    manifest = write_release(folder, timed(), aliases, teacher={}, embedder={}, dim=DIM, **identity)
-    writing = time.perf_counter() - start - making
-    size = sum(entry["bytes"] for entry in [*manifest["parts"], *manifest["files"]])
-    lines = [
-        f"**{rows:,} images** ({size / 1e6:,.0f} MB): written at {rows / writing:,.0f} rows/s "
-        f"({size / 1e6 / writing:,.0f} MB/s; making the input, {making:.1f} s, not counted)\n",
-        "| method | open, warm | cold | lookups/s, by 1 | by 12 | by 4096 | private | open | private |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    with open(scratch / "captions.json", "w") as file:
-        file.write(json.dumps(dict(captions_of(folder))))
+    start = time.perf_counter()
+    manifest = write_release(folder, batches(rows, making), aliases, teacher={}, embedder={}, dim=DIM, **identity)
+    seconds = time.perf_counter() - start - sum(making)
+    size = sum(entry["bytes"] for entry in [*manifest["parts"], *manifest["files"]]) / 1e6
+    written = f"{rows:,} images, {size:,.0f} MB: written at {rows / seconds:,.0f} rows/s, {size / seconds:,.0f} MB/s"
+    captions = {}
+    for batch in open_release(folder).iter_batches(4096, ["image_sha256", "captions"]):
+        captions |= {row["image_sha256"]: [c["text"] for c in row["captions"]] for row in batch.to_pylist()}
+    (scratch / "captions.json").write_text(json.dumps(captions))
     ours: dict = {}
+    found = []
     for name in RIVALS:
         in_child(name, folder, rows, 0)  # the first run fills caches, the page cache and that of `datasets`
         warm, cold = in_child(name, folder, rows, 0), in_child(name, folder, rows, 1)
         ours = ours or warm
         if warm.get("answer", ours["answer"]) != ours["answer"]:
             sys.exit(f"bench_shards: {name} gives other vectors than the release")
-        rates = " | ".join(f"{warm[f'by {n}']:,.0f}" for n in (1, 12, 4096))
-        times = f"{warm['open']:.3f} s | {cold['open']:.3f} s"
+        rates = {f"lookups/s, by {n}": f"{warm[f'by {n}']:,.0f}" for n in (1, 12, 4096)}
         # Below 8 MiB the reader's own growth is noise, and a ratio to it would flatter.
-        ratios = f"{warm['open'] / ours['open']:.2f}x | {warm['private'] / max(ours['private'], 8):.2f}x"
-        lines.append(f"| {name} | {times} | {rates} | {warm['private']:,.0f} MiB | {ratios} |")
-        print(lines[-1], flush=True)
-    shutil.rmtree(scratch / "datasets-cache", ignore_errors=True)
-    shutil.rmtree(folder)
-    return lines
+        memory = f"{warm['private'] / max(ours['private'], 8):.2f}x"
+        times = {"open, warm": f"{warm['open']:.3f} s", "cold": f"{cold['open']:.3f} s"}
+        ratios = {"open": f"{warm['open'] / ours['open']:.2f}x", "memory": memory}
+        private = {"private": f"{warm['private']:,.0f} MiB"}
+        found.append({"images": f"{rows:,}", "method": name} | times | rates | private | ratios)
+        print(found[-1], file=sys.stderr)
+    return found, f"{written} (making the rows, {sum(making):.1f} s, not counted)."
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 100_000])
     parser.add_argument("--scratch", help="folder for temporary files (about 6 kB a row; default: the system's)")
-    parser.add_argument("--device", default=f"{os.cpu_count()} CPU cores ({platform.machine()}, no GPU)")
-    parser.add_argument("--date", default=datetime.date.today().isoformat())
     parser.add_argument("--record", action="store_true", help="append to benchmarks/RESULTS.md")
     parser.add_argument("--child", nargs=4, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -247,21 +206,13 @@ def main() -> None:
         name, folder, rows, cold = args.child
         print(json.dumps(measure(name, folder, int(rows), bool(int(cold)))))
         return
-    lines = []
+    lines, remarks = [], []
     for rows in args.rows:
         with tempfile.TemporaryDirectory(dir=args.scratch) as scratch:
-            table = one_size(rows, Path(scratch))
-        print("\n".join(table), flush=True)
-        lines += [*table, ""]
-    if args.record:
-        root = Path(__file__).parents[1]
-        commit = subprocess.run(
-            ["git", "rev-parse", "--short", "HEAD"], cwd=root, capture_output=True, text=True
-        ).stdout
-        head = f"\n## shards, {args.date}\n\nCommit {commit.strip()}, {args.device}, dim {DIM} float16. "
-        command = f"`python benchmarks/bench_shards.py --rows {' '.join(map(str, args.rows))} --record`"
-        with open(root / "benchmarks" / "RESULTS.md", "a") as file:
-            file.write(f"{head}{command}\n\n" + "\n".join(lines))
+            found, remark = one_size(rows, Path(scratch))
+        lines += found
+        remarks.append(remark)
+    show("Shards", lines, args.record, remark="\n".join(remarks))
 
 
 if __name__ == "__main__":

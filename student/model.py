@@ -84,7 +84,7 @@ class Student(
         return {name: pool for name, pool in pools.items() if pool is not None}
 
     def init_domain_pool(self, centroids_ND: Tensor) -> None:
-        """Start the domain pool at `centroids_ND` (`student.training.kmeans.kmeans` of the release's embeddings)."""
+        """Start the domain pool at `centroids_ND` (`student.training.setup.kmeans` of the release's embeddings)."""
         if not self.config.domain_pool:
             raise ValueError("model.domain_pool is off: there is no domain pool to start from centroids")
         self.prompts.domain_pool.start_from(torch.as_tensor(centroids_ND))

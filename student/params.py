@@ -7,10 +7,11 @@ import argparse
 import difflib
 import io
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+from pydantic import BaseModel, ConfigDict, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
@@ -54,25 +55,15 @@ def add_params_arguments(parser: argparse.ArgumentParser) -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     parser.add_argument("--params", type=Path, default=Path("params.yaml"), metavar="FILE", help="default: params.yaml")
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        dest="overrides",
-        metavar="SECTION.KEY=VALUE",
-        help="override one parameter, e.g. --set train.max_steps=10 (repeatable; the value is YAML)",
-    )
+    about = "override one parameter, e.g. --set train.max_steps=10 (repeatable; the value is YAML)"
+    parser.add_argument("--set", action="append", default=[], dest="overrides", metavar="SECTION.KEY=VALUE", help=about)
 
 
-def _yaml() -> YAML:
-    # ruamel reads YAML 1.2 as DVC does; PyYAML would read 4e-4 as a string.
-    return YAML(typ="safe", pure=True)
-
-
-def read_params(file: Path, overrides: list[str] | tuple[str, ...] = ()) -> dict[str, Any]:
+def read_params(file: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Read a parameter file and apply `section.key=value` overrides; raises `ParamsError`."""
+    yaml = YAML(typ="safe", pure=True)  # reads YAML 1.2 as DVC does; PyYAML would read 4e-4 as a string
     try:
-        params = _yaml().load(Path(file).read_text(encoding="utf-8"))
+        params = yaml.load(Path(file).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ParamsError(f"{file}: no such parameter file; run from the repository or give --params FILE") from None
     except (OSError, UnicodeDecodeError, YAMLError) as error:
@@ -92,7 +83,7 @@ def read_params(file: Path, overrides: list[str] | tuple[str, ...] = ()) -> dict
             if not isinstance(node, dict):
                 raise ParamsError(f"--set {override}: '{parent}' is a value, not a section")
         try:
-            node[last] = _yaml().load(io.StringIO(text))
+            node[last] = yaml.load(text)
         except YAMLError as error:
             raise ParamsError(f"--set {override}: the value is not YAML: {' '.join(str(error).split())}") from error
     for name in params:
@@ -103,33 +94,35 @@ def read_params(file: Path, overrides: list[str] | tuple[str, ...] = ()) -> dict
 
 def load_sections(cls: type[AnySection], params: dict[str, Any]) -> AnySection:
     """Validate the sections of `params` that `cls` has as fields (missing = all defaults); raises `ParamsError`."""
-    try:
-        return cls.model_validate({key: params[key] for key in cls.model_fields if params.get(key) is not None})
-    except ValidationError as error:
-        raise ParamsError("\n".join(_explain(cls, detail) for detail in error.errors())) from None
+    return _validate(cls, {key: params[key] for key in cls.model_fields if params.get(key) is not None})
 
 
 def load_section(cls: type[AnySection], name: str, params: dict[str, Any]) -> AnySection:
     """Validate section `name` of `params` as `cls` (missing section = all defaults); raises `ParamsError`."""
-    whole = create_model("Sections", __base__=Section, **{name: (cls, ...)})
-    return getattr(load_sections(whole, {name: params.get(name) or {}}), name)
+    return _validate(cls, params.get(name) or {}, name)
 
 
-def _explain(cls: type[BaseModel], detail: Any) -> str:
-    location = [str(part) for part in detail["loc"]]
-    where = ".".join(location)
-    if detail["type"] == "extra_forbidden":
-        nearest = _nearest(location[-1], _keys_at(cls, location[:-1]))
-        return f"params: unknown key {where} = {detail['input']!r}{nearest}"
-    return f"params: {where} = {detail['input']!r}: {detail['msg']}"
+def _validate(cls: type[AnySection], values: Any, *prefix: str) -> AnySection:
+    try:
+        return cls.model_validate(values)
+    except ValidationError as error:
+        lines = []
+        for detail in error.errors():
+            location = [str(part) for part in detail["loc"]]
+            what = f"{'.'.join([*prefix, *location])} = {detail['input']!r}"
+            if detail["type"] == "extra_forbidden":
+                lines.append(f"params: unknown key {what}{_nearest(location[-1], _keys_at(cls, location[:-1]))}")
+            else:
+                lines.append(f"params: {what}: {detail['msg']}")
+        raise ParamsError("\n".join(lines)) from None
 
 
-def _keys_at(cls: Any, location: list[str]) -> list[str]:
+def _keys_at(cls: type[BaseModel], location: list[str]) -> list[str]:
     """Field names of the model that `location` leads to, through nested models, lists and unions."""
     models = [cls]
     for part in location:
-        found = [m.model_fields[part].annotation for m in models if part in m.model_fields]
-        models = [m for annotation in (found or models) for m in _models_in(annotation)]
+        found = [model.model_fields[part].annotation for model in models if part in model.model_fields]
+        models = [model for annotation in (found or models) for model in _models_in(annotation)]
     return [key for model in models for key in model.model_fields]
 
 
@@ -139,7 +132,6 @@ def _models_in(annotation: Any) -> list[type[BaseModel]]:
     return [model for argument in getattr(annotation, "__args__", ()) for model in _models_in(argument)]
 
 
-def _nearest(word: str, choices: Any) -> str:
-    choices = list(choices)
+def _nearest(word: str, choices: Sequence[str]) -> str:
     match = difflib.get_close_matches(word, choices, n=1)
     return f"; did you mean '{match[0]}'?" if match else f"; valid keys: {', '.join(choices)}"

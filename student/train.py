@@ -3,7 +3,7 @@
     accelerate launch student/train.py                                  # as params.yaml says; goes on where it stopped
     accelerate launch student/train.py --dry-run                        # print the plan and exit
     accelerate launch student/train.py --set train.max_steps=2000 --set train.batch_size=8
-    accelerate launch student/train.py --init-from artifacts/student-before     # fine-tune a released student
+    accelerate launch student/train.py --init-from artifacts/student-before     # fine-tune a student
 
 Writes config.json, model.safetensors, README.md, log.jsonl, curves/ and checkpoints/ into paths.student.
 SIGTERM and Ctrl-C save a checkpoint and exit; so does train.max_minutes. docs/training.md tells the rest.
@@ -18,16 +18,21 @@ import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-# Run as a script, Python puts `student/` first on the path, and `import student` would find whatever checkout is
-# installed: a worktree, a second clone or a queued experiment would train other code than it says.
+# Python puts the folder of a script first on the path, and `import student` would find whatever checkout is installed.
 if Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from student.params import ParamsError, add_params_arguments, read_params  # noqa: E402
 from student.progress import progress  # noqa: E402
 from student.training.config import TrainConfig  # noqa: E402
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from student.training.losses import Losses
+    from student.training.setup import Job
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -48,7 +53,13 @@ def main(argv: list[str] | None = None) -> int:
     job = None
     try:
         job = open_job(read_params(args.params, args.overrides), args.init_from)
-        return dry_run(job) if args.dry_run else train(job, begun)
+        if not args.dry_run:
+            return train(job, begun)
+        from student.training.dry_run import plan
+
+        if int(os.environ.get("RANK", 0)) == 0:
+            print(plan(job))
+        return 0
     except (ParamsError, TrainDataError, CheckpointError, TrainingStopped) as error:
         print(f"train: {error}", file=sys.stderr)
         return 1
@@ -56,27 +67,9 @@ def main(argv: list[str] | None = None) -> int:
         out = Path(job.paths.student) if job else Path()
         if getattr(error, "errno", None) not in (errno.ENOSPC, errno.EDQUOT) and shutil.disk_usage(out).free > 2**20:
             raise
-        print(
-            f"train: {out}: the disk is full; free some space and start again: it goes on from the last checkpoint "
-            f"({' '.join(str(error).split())[:200]})",
-            file=sys.stderr,
-        )
+        remedy = "free some space and start again: it goes on from the last checkpoint"
+        print(f"train: {out}: the disk is full; {remedy} ({' '.join(str(error).split())[:200]})", file=sys.stderr)
         return 1
-
-
-def dry_run(job: Any) -> int:
-    """Print what `train` would do."""
-    from student.training.checkpoints import Checkpoints, differing_keys, read_meta
-    from student.training.dry_run import plan
-    from student.training.run import make_batches
-
-    latest = Checkpoints(job.paths.student).latest()
-    same = latest is not None and not differing_keys(read_meta(latest)["identity"], job.identity)
-    start = read_meta(latest)["step"] if same else 0
-    batches = make_batches(job, start, 0, int(os.environ.get("WORLD_SIZE", 1)))
-    if int(os.environ.get("RANK", 0)) == 0:
-        print(plan(job.config, job.model, job.pairs, job.val, job.count_priors(), batches, start))
-    return 0
 
 
 def lr_at(step: int, config: TrainConfig) -> float:
@@ -87,22 +80,21 @@ def lr_at(step: int, config: TrainConfig) -> float:
     return config.min_lr + (config.lr - config.min_lr) * (1 + math.cos(math.pi * share)) / 2
 
 
-def train(job: Any, begun: float) -> int:
+def train(job: "Job", begun: float) -> int:
     """Train to the last step, or until asked to stop; returns the exit code."""
     from student.training.cuda_graph import Recorded
     from student.training.log import words
-    from student.training.run import Run
-    from student.training.stopping import suspects
+    from student.training.run import Run, suspects
 
     config, run = job.config, Run(job, begun)
-    if run.already_done():
+    if run.start >= run.last and run.written:
         run.say(f"already at step {run.start} of {config.max_steps}: nothing to do")
         return 0
     run.build()
     accelerator, done = run.accelerator, run.start
     model, optimizer, average = run.weights.model, run.weights.optimizer, run.weights.average
 
-    def gradients(batches: Iterable[dict[str, Any]]) -> tuple[list[Any], list[tuple[Any, Any]], Any]:
+    def gradients(batches: "Iterable[dict[str, Tensor]]") -> "tuple[list[Losses], list[tuple[Tensor, Tensor]], Tensor]":
         """Losses of the micro-batches, their rows with the suspects among them, and the gradients' norm before they
         were clipped."""
         optimizer.zero_grad()
@@ -118,7 +110,7 @@ def train(job: Any, begun: float) -> int:
 
     update = optimizer.step
     if config.cuda_graph:
-        gradients, update = Recorded(gradients), Recorded(update)
+        gradients, update = Recorded(gradients), Recorded(update)  # type: ignore[assignment]
 
     with run.stop, progress("train", run.last, run.start, shown=run.main) as advance:
         for step in range(run.start, run.last):
@@ -132,22 +124,22 @@ def train(job: Any, begun: float) -> int:
                 if average:
                     average.update(step)
             done = step + 1
-            run.count(time.monotonic() - lapse)
+            run.step_seconds += time.monotonic() - lapse
             # ---- end of the step ----
 
-            row = None
+            note = ""
             if done % config.log_every == 0 or done == config.max_steps:
-                row = run.log_row(done, lr, means, norm)
-            if run.val and (done % config.val_every == 0 or done == config.max_steps) and run.validate(done):
+                note = words(run.log_row(done, lr, means, norm))
+            if run.val_rows and (done % config.val_every == 0 or done == config.max_steps) and run.validate(done):
                 run.save(done)  # the best so far
             if done % config.save_every == 0:
                 run.save(done)
-            advance(1, words(row) if row else "")
+            advance(1, note)
             if stop:
                 break
 
         run.save(done)
-        run.publish(done)
+        run.write_student(done)
     run.finish(done, begun)
     return 0
 

@@ -38,7 +38,7 @@ def apply(diff: str, folder: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("seam", SECTIONS)
-def test_the_toy_works_as_the_page_says(seam, tmp_path):
+def test_the_toy_works_as_the_page_says(seam, tmp_path, tmp_path_factory):
     blocks = re.findall(r"^```(\w+)\n(.*?)^```$", SECTIONS[seam], re.M | re.S)
     for room in ("pipeline", "teacher", "student", "shards"):
         shutil.copytree(ROOT / room, tmp_path / room, ignore=shutil.ignore_patterns("__pycache__", "mini"))
@@ -58,5 +58,6 @@ def test_the_toy_works_as_the_page_says(seam, tmp_path):
     run = [sys.executable, "-c", trial]
     done = subprocess.run(run, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    bare = subprocess.run(run, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, timeout=120)
+    environment, elsewhere = {**os.environ, "PYTHONPATH": str(ROOT)}, tmp_path_factory.mktemp("bare")
+    bare = subprocess.run(run, cwd=elsewhere, env=environment, capture_output=True, timeout=120)
     assert bare.returncode != 0, "the trial passes without the toy"

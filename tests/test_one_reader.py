@@ -125,7 +125,7 @@ def indexed(folder: Path, **more) -> PairDataset:
     assert write_index(rows, folder / "index.parquet", lambda: True)
     pairs = read_pairs(folder / "index.parquet", "train")
     assert len(pairs), "nothing usable"
-    images = open_images("memory", pairs.files, folder, "", pairs.ranges)
+    images = open_images("memory", pairs, "")
     fresh, kept = PairDataset(pairs, None, 8, 0), PairDataset(pairs, None, 8, 0, images=images)
     assert all(np.array_equal(*both) for both in zip(fresh.whole_image(0), kept.whole_image(0), strict=True))
     return fresh

@@ -7,11 +7,9 @@ import pytest
 import torch
 import toy_training as toy
 
-from student.training.checkpoints import Checkpoints
-from student.training.losses import TERMS, gather_rows, loss_balance, loss_contrastive
+from student.training.losses import gather_rows, loss_balance, loss_contrastive
 
 # Equal to 1e-5 needs the published learning rate: at a higher one rounding soon flips a choice among the top-k prompts.
-STILL = {"dropout": 0.0, "selection_noise": 0.0}
 RUN = {"max_steps": 20, "lr": 4e-4, "val_every": 10, "seed": 3}
 
 
@@ -19,21 +17,18 @@ RUN = {"max_steps": 20, "lr": 4e-4, "val_every": 10, "seed": 3}
 def alone(tmp_path_factory):
     folder = tmp_path_factory.mktemp("alone")
     toy.make_data(folder)
-    toy.finish(toy.start(folder, STILL, **RUN))
+    toy.finish(toy.start(folder, toy.STILL, **RUN))
     return folder
 
 
 def assert_equal_to(rows: list[dict], expected: list[dict]) -> None:
-    assert len(rows) == len(expected) == 20
-    for row, other in zip(rows, expected, strict=True):
-        for term in TERMS:
-            # Rounding grows with the steps, and a prompt chosen otherwise once makes a jump.
-            near = 2e-6 if row["step"] <= 5 else 1e-3
-            assert row[f"loss_{term}"] == pytest.approx(other[f"loss_{term}"], abs=near), (row["step"], term)
+    assert len(rows) == 20
+    toy.assert_losses_near(rows[:5], expected[:5], 2e-6)
+    toy.assert_losses_near(rows, expected, 1e-3)  # rounding grows, and a prompt chosen otherwise once makes a jump
 
 
 def test_two_processes_at_half_the_batch_equal_one(alone, tmp_path):
-    toy.finish(toy.start(toy.beside(alone, tmp_path), STILL, processes=2, **RUN))
+    toy.finish(toy.start(toy.beside(alone, tmp_path), toy.STILL, processes=2, **RUN))
     assert_equal_to(toy.losses(tmp_path / "student"), toy.losses(alone / "student"))
     scores = [toy.log_rows(folder / "student", "val")[-1]["val"] for folder in (tmp_path, alone)]
     assert scores[0].keys() == scores[1].keys()
@@ -43,24 +38,21 @@ def test_two_processes_at_half_the_batch_equal_one(alone, tmp_path):
 
 @pytest.mark.slow
 def test_a_signal_to_one_process_stops_both_and_one_alone_goes_on(alone, tmp_path):
-    processes = toy.start(toy.beside(alone, tmp_path), STILL, processes=2, **RUN)
+    processes = toy.start(toy.beside(alone, tmp_path), toy.STILL, processes=2, **RUN)
     toy.wait_for_rows(tmp_path / "student", 5, processes[0])
     os.kill(processes[1].pid, signal.SIGTERM)
     toy.finish(processes)
-    assert 5 <= int(Checkpoints(tmp_path / "student").latest().name[5:]) < 20
-    toy.finish(toy.start(tmp_path, STILL, **RUN))
+    assert 5 <= int(toy.newest(tmp_path / "student").name[5:]) < 20
+    toy.finish(toy.start(tmp_path, toy.STILL, **RUN))
     assert_equal_to(toy.losses(tmp_path / "student"), toy.losses(alone / "student"))
 
 
-@pytest.mark.parametrize("term", ["balance", "contrastive"])
-def test_the_mean_of_the_processes_gradients_is_the_whole_batch_s(monkeypatch, term):
+@pytest.mark.parametrize(
+    "loss", [loss_balance, lambda rows: loss_contrastive(rows, torch.tensor([0, 1, 0, 1, 2, 2]), 0.1)]
+)
+def test_the_mean_of_the_processes_gradients_is_the_whole_batch_s(monkeypatch, loss):
     """What DDP relies on, without processes: each "process" sees the others' rows as constants."""
     rows = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
-    labels = torch.tensor([0, 1, 0, 1, 2, 2])
-
-    def loss(x):
-        return loss_balance(x) if term == "balance" else loss_contrastive(x, labels, 0.1)
-
     whole = rows.clone().requires_grad_()
     expected = loss(whole)
     expected.backward()

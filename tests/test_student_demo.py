@@ -39,9 +39,20 @@ def release(tmp_path_factory):
 def test_what_the_page_shows(model, release, tmp_path):
     photo = np.ascontiguousarray(photographs.astronaut()[:96, 180:300])
     Image.fromarray(photo).save(tmp_path / "in.png")
-    (before, after), words = demo.Demo(str(model), str(release), "cpu").restore(str(tmp_path / "in.png"))
+    shown, words, file = demo.Demo(str(model), str(release), "cpu").restore(str(tmp_path / "in.png"))
+    before, after = shown
     assert np.array_equal(before, photo) and after.shape == photo.shape and after.dtype == np.uint8
-    assert "120 × 96" in words and "Task prompts**, of 4" in words and "waves" in words
+    assert "120 × 96" in words and "Task prompts</b>, of 4" in words and "waves" in words
+    assert np.array_equal(np.asarray(Image.open(file)), after) and file.endswith("restored-in.png")
+
+
+def test_captions_of_strangers_are_text(model, tmp_path):
+    hostile = "![x](http://example.org/x.png) <img src=http://example.org/y.png>"
+    page = demo.Demo(str(model), str(tmp_path / "none"), "cpu")
+    page.explainer.explain = lambda _: {"nearest_captions": [{"similarity": 0.5, "captions": {"content": hostile}}]}
+    Image.new("RGB", (16, 16)).save(tmp_path / "in.png")
+    words = page.restore(str(tmp_path / "in.png"))[1]
+    assert "<img" not in words and "&lt;img" in words
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -67,7 +78,7 @@ def test_the_page_turns_before_and_after(model, release, tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.fromarray(photographs.astronaut()[:96, 180:300]).save(tmp_path / "in.jpg", exif=exif)
-    (before, after), words = demo.Demo(str(model), str(release), "cpu").restore(str(tmp_path / "in.jpg"))
+    (before, after), words, _ = demo.Demo(str(model), str(release), "cpu").restore(str(tmp_path / "in.jpg"))
     assert before.shape == after.shape == (120, 96, 3) and "96 × 120" in words
     assert np.abs(before.astype(int) - after).mean() < 60, "both were turned"
 
@@ -114,7 +125,14 @@ def test_the_page_in_a_browser(model, release, tmp_path):
             pictures = page.locator("[data-testid=imageslider] img, .slider-wrap img, .image-container img, img")
             pictures.nth(1).wait_for(timeout=60_000)
             page.wait_for_function("[...document.images].filter(i => i.naturalWidth == 300).length >= 2")
+            with page.expect_download() as download:
+                page.get_by_text("Download, as the kind of file it was").click()
+            assert Image.open(download.value.path()).size == (300, 256)
             page.screenshot(path=os.environ.get("DEMO_SCREENSHOT", tmp_path / "page.png"))
+            (tmp_path / "no.png").write_bytes(b"no image")
+            page.goto(f"http://127.0.0.1:{port}", timeout=120_000)
+            page.set_input_files("input[type=file]", str(tmp_path / "no.png"), timeout=120_000)
+            page.get_by_text("Not restored:").wait_for(timeout=60_000)
             browser.close()
     finally:
         server.terminate()

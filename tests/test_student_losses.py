@@ -7,12 +7,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from toy_student import losses_of
 
 from student.model import Student
 from student.network.config import ModelConfig
 from student.network.prompts import PromptPool
 from student.training import losses as L
-from student.training.config import LossWeights, TrainConfig
 
 SMALL = ModelConfig(
     width=8, encoder_blocks=(1,), latent_blocks=1, decoder_blocks=(1,), refinement_blocks=0, heads=(1, 2),
@@ -33,18 +33,12 @@ def test_pixel_and_fft_equal_numpy():
 
 
 def test_align_is_one_minus_cosine_over_the_rows_that_have_a_prior():
-    prompt, prior = torch.eye(3), torch.tensor([[2.0, 0, 0], [0, -1, 0], [float("nan")] * 3])
+    prompt, prior = torch.eye(3).requires_grad_(), torch.tensor([[2.0, 0, 1], [0, -1, 0], [float("nan")] * 3])
     loss = L.loss_align(prompt, prior, torch.tensor([True, True, False]))
-    assert loss.item() == pytest.approx((0 + 2) / 2)
+    assert loss.item() == pytest.approx((1 - 2 / 5**0.5 + 2) / 2)
+    loss.backward()
+    assert prompt.grad[0].abs().sum() > 0 and not prompt.grad[:2].isnan().any()
     assert L.loss_align(prompt, prior, torch.zeros(3, dtype=torch.bool)).item() == 0
-
-
-def test_a_row_without_a_prior_gets_no_gradient_even_if_its_prior_is_nan():
-    prompt = random(2, 4).requires_grad_()
-    prior = torch.stack([random(4, seed=1), torch.full((4,), float("nan"))])
-    L.loss_align(prompt, prior, torch.tensor([True, False])).backward()
-    assert prompt.grad[0].abs().sum() > 0
-    assert not prompt.grad.isnan()[0].any()
 
 
 def test_diversity_is_zero_for_prompts_less_alike_than_the_margin():
@@ -63,7 +57,7 @@ def test_balance_is_zero_for_even_use_and_log_n_for_one_prompt():
 
 
 @given(st.lists(st.integers(0, 2), min_size=2, max_size=7), st.integers(0, 99))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_contrastive_equals_its_definition_written_as_loops(labels, seed):
     prompt, t = random(len(labels), 5, seed=seed), 0.1
     unit = torch.nn.functional.normalize(prompt, dim=1).double()
@@ -76,13 +70,6 @@ def test_contrastive_equals_its_definition_written_as_loops(labels, seed):
             anchors.append(-sum((unit[i] @ unit[j] / t).item() - scale for j in positives) / len(positives))
     loss = L.loss_contrastive(prompt, torch.tensor(labels), t).item()
     assert loss == pytest.approx(np.mean(anchors) if anchors else 0, rel=1e-4, abs=1e-5)
-
-
-def test_contrastive_falls_when_a_label_s_rows_draw_together():
-    labels = torch.tensor([0, 0, 1, 1])
-    apart = L.loss_contrastive(torch.eye(4), labels, 0.1)
-    together = L.loss_contrastive(torch.eye(2).repeat_interleave(2, 0), labels, 0.1)
-    assert together < 1e-3 < apart
 
 
 @pytest.mark.parametrize("label", [[0, 0, 1, 1, 2], [0, 1, 0, 1, 0], [0, 0, 0, 0, 0]])
@@ -116,17 +103,10 @@ def test_contrastive_falls_to_almost_nothing_where_queries_tell_the_labels_apart
     assert history[0] > floor + 0.5 and history[-1] < floor + 0.1
 
 
-def student_losses(weights: dict[str, float], student: Student | None = None):
+def student_losses(weights: dict[str, float], student: Student | None = None, dtype: torch.dtype | None = None):
     torch.manual_seed(0)
-    student, lq = student or Student(SMALL), random(4, 3, 16, 16)
-    restored, prompts = student(lq, return_prompts=True)
-    values = {name: pool.values_NLD for name, pool in student.pools().items()}
-    labels = {"task": torch.tensor([0, 1, 0, 1]), "domain": torch.tensor([0, 0, 1, 1])}
-    config = TrainConfig(losses=LossWeights(**({name: 0.0 for name in L.TERMS} | weights)))
-    found = torch.ones(4, dtype=torch.bool)
-    return student, L.compute_losses(
-        restored, random(4, 3, 16, 16, seed=2), prompts, values, labels, random(4, 16, seed=3), found, config
-    )
+    student = student or Student(SMALL)
+    return student, losses_of(student, random(4, 3, 16, 16), weights, dtype)
 
 
 @pytest.mark.parametrize("term", L.TERMS)
@@ -135,38 +115,23 @@ def test_each_weight_moves_its_own_loss(term):
     student, before = student_losses({term: 1.0})
     assert set(before.raw) == {term}
     before.total.backward()
-    moved = [parameter for parameter in student.parameters() if parameter.grad is not None]
-    norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in moved])
-    with torch.no_grad():
-        for parameter in moved:
-            parameter -= 0.03 * parameter.grad / norm
+    torch.nn.utils.clip_grad_norm_(student.parameters(), 1e-9)
+    torch.optim.SGD(student.parameters(), lr=0.03 / 1e-9).step()
     _, after = student_losses({term: 1.0}, student)
     assert after.raw[term] < before.raw[term]
     _, doubled = student_losses({term: 2.0})
     assert doubled.total.item() == pytest.approx(2 * before.total.item(), rel=1e-6)
 
 
-def test_the_total_is_the_weighted_sum():
+def test_the_total_is_the_weighted_sum_and_terms_of_both_pools_are_the_mean_of_their_pools():
     weights = {"pixel": 1.0, "fft": 0.1, "align": 0.7, "diversity": 1.3, "balance": 0.1, "contrastive": 0.2}
-    _, losses = student_losses(weights)
+    student, losses = student_losses(weights)
     assert losses.total.item() == pytest.approx(sum(weights[k] * v.item() for k, v in losses.raw.items()), rel=1e-6)
-
-
-def test_terms_of_both_pools_are_the_mean_of_their_pools():
-    student, losses = student_losses({"diversity": 1.0})
     parts = [L.loss_diversity(pool.values_NLD, 0.1).item() for pool in student.pools().values()]
     assert len(parts) == 2
     assert losses.raw["diversity"].item() == pytest.approx(sum(parts) / 2, rel=1e-6)
 
 
 def test_losses_are_computed_in_float32_whatever_the_network_gave():
-    assert L.loss_fft(random(1, 3, 8, 8), random(1, 3, 8, 8, seed=1)).dtype == torch.float32
-    student, lq = Student(SMALL), random(2, 3, 16, 16).bfloat16()
-    with torch.autocast("cpu", torch.bfloat16):
-        restored, prompts = student(lq.float(), return_prompts=True)
-    values = {name: pool.values_NLD for name, pool in student.pools().items()}
-    labels = {"task": torch.tensor([0, 0]), "domain": torch.tensor([0, 0])}
-    losses = L.compute_losses(
-        restored.bfloat16(), lq, prompts, values, labels, random(2, 16), torch.ones(2, dtype=torch.bool), TrainConfig()
-    )
+    _, losses = student_losses({term: 1.0 for term in L.TERMS}, dtype=torch.bfloat16)
     assert {value.dtype for value in losses.raw.values()} == {torch.float32}

@@ -1,5 +1,6 @@
 """The one progress bar: a bar on a terminal, lines elsewhere, nothing where it is not wanted."""
 
+import contextlib
 import os
 import pty
 import subprocess
@@ -27,11 +28,9 @@ def test_a_terminal_shows_a_bar_with_rate_time_and_note():
     process = subprocess.Popen([sys.executable, "-c", CODE], stderr=theirs, env=environment)
     os.close(theirs)
     said = b""
-    while True:
-        try:
+    with contextlib.suppress(OSError):  # the other end is closed
+        while True:
             said += os.read(ours, 4096)
-        except OSError:  # the other end is closed
-            break
     assert process.wait() == 0
     for part in (b"working", b"7/12", b"/s", b"0:00:0", b"loss [0.5]"):
         assert part in said, said[-500:]

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from student.network.fusion import BroadcastFusion, ConcatFusion, ModulationFusion, TokenFusion
 from student.network.prompts import PoolFusion, PromptPool
-from student.training.kmeans import kmeans
+from student.training.setup import kmeans
 
 
 def pool(size=6, top_k=3, length=2, dim=16, noise=0.1) -> PromptPool:

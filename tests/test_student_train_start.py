@@ -1,11 +1,11 @@
 """How a run starts: its plan, its first weights, what it refuses, the command itself."""
 
+import functools
 import os
 import re
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -30,23 +30,23 @@ def test_a_dry_run_prints_the_plan_and_touches_nothing(room, capsys):
 
 def test_the_plan_s_memory_is_what_autograd_keeps():
     model = ModelConfig(**(toy.MODEL | {"prompt_dim": 32}))
-    small, large = (
-        training_bytes(TrainConfig(batch_size=batch, patch_size=32, mixed_precision="no"), model, 1) for batch in (2, 4)
-    )
+    two, four = (TrainConfig(batch_size=batch, patch_size=32, mixed_precision="no") for batch in (2, 4))
+    small, large = (training_bytes(config, model, 1) for config in (two, four))
     assert small[0] == sum(p.numel() for p in Student(model).parameters())
     assert large[1] == pytest.approx(2 * small[1], rel=0.1)
-    checkpointed = ModelConfig(**(model.model_dump() | {"activation_checkpointing": True}))
-    config = TrainConfig(batch_size=4, patch_size=32, mixed_precision="no")
-    assert training_bytes(config, checkpointed, 1)[1] < large[1]
+    checkpointed = model.model_copy(update={"activation_checkpointing": True})
+    assert training_bytes(four, checkpointed, 1)[1] < large[1]
 
 
-def test_a_run_can_start_from_a_student(room):
-    before = toy.run_here(room, max_steps=3, val_every=0)
-    (room / "student").rename(room / "before")
+def test_a_run_can_start_from_a_student_of_the_same_network(room, capsys):
+    out, before = toy.run_here(room, max_steps=3, val_every=0), room / "before"
+    out.rename(before)
     file = toy.write_params(room, max_steps=2, val_every=0, lr=1e-12, min_lr=0)
-    assert main(["--params", str(file), "--init-from", str(room / "before")]) == 0
-    for name, tensor in toy.weights(room / "before").items():
-        torch.testing.assert_close(toy.weights(before)[name], tensor)
+    assert main(["--params", str(file), "--init-from", str(before)]) == 0
+    torch.testing.assert_close(toy.weights(out), toy.weights(before))
+    file = toy.write_params(room, model={"width": 16}, init_from=str(before))
+    assert main(["--params", str(file)]) == 1
+    assert "model.width 8 there, 16 here" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -75,42 +75,32 @@ def test_what_cannot_work_is_refused_in_one_line(room, capsys, overrides, words)
     assert re.search(words, error), error
 
 
-def test_init_from_another_network_names_the_differing_keys(room, capsys):
-    toy.run_here(room, max_steps=1, val_every=0)
-    (room / "student").rename(room / "before")
-    file = toy.write_params(room, model={"width": 16}, init_from=str(room / "before"))
-    assert main(["--params", str(file)]) == 1
-    assert "model.width 8 there, 16 here" in capsys.readouterr().err
-
-
 def test_help_teaches_without_loading_torch():
-    code = "import sys; sys.argv = ['train.py', '--help']\nimport student.train as t\n" \
-           "try: t.main()\nexcept SystemExit: print('torch' in sys.modules)"  # fmt: skip
+    code = "import sys, student.train as t\ntry: t.main(['--help'])\nexcept SystemExit: print('torch' in sys.modules)"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert "accelerate launch student/train.py --dry-run" in out and out.strip().endswith("False")
 
 
+LAUNCHERS = [[sys.executable], [sys.executable, "-m", "accelerate.commands.launch", "--quiet", "--cpu"]]
+
+
 def test_accelerate_launch_trains_and_a_failure_is_one_line(room):
-    file = toy.write_params(room, max_steps=2, val_every=0)
-    code, output = toy.launch(file)
-    assert code == 0 and "train: step 2 of 2" in output
-    code, output = toy.launch(file, "--set", "paths.index=none.parquet")
-    assert code != 0 and "no such index" in output and "Traceback" not in output
+    command = [*LAUNCHERS[1], str(toy.ROOT / "student" / "train.py"), "--params", str(toy.write_params(room))]
+    run = functools.partial(subprocess.run, capture_output=True, text=True, timeout=600)
+    done = run([*command, "--set", "train.max_steps=2", "--set", "train.val_every=0"])
+    assert done.returncode == 0 and "train: step 2 of 2" in done.stdout
+    done = run([*command, "--set", "paths.index=none.parquet"])
+    assert done.returncode and "no such index" in done.stderr and "Traceback" not in done.stderr
 
 
-def test_a_checkout_trains_its_own_code(tmp_path):
+@pytest.mark.parametrize("launcher", LAUNCHERS, ids=["python", "accelerate"])
+def test_a_checkout_trains_its_own_code(tmp_path, launcher):
     """Not that of the checkout which is installed: worktrees and queued experiments stand beside it."""
-    root = Path(__file__).parents[1]
     for package in ("student", "shards"):
-        ignored = shutil.ignore_patterns("mini", "__pycache__")
-        shutil.copytree(root / package, tmp_path / package, ignore=ignored)
-    params = tmp_path / "student" / "params.py"
-    params.write_text(params.read_text() + "\nprint('code of this checkout')\n")
+        shutil.copytree(toy.ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("mini", "__pycache__"))
+    with open(tmp_path / "student" / "params.py", "a") as params:
+        params.write("\nprint('code of this checkout')\n")
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    for command in ([sys.executable], [sys.executable, "-m", "accelerate.commands.launch", "--quiet", "--cpu"]):
-        done = subprocess.run(
-            [*command, str(tmp_path / "student" / "train.py"), "--help"],
-            capture_output=True, text=True, cwd=tmp_path.parent, env=environment, timeout=120,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        assert "code of this checkout" in done.stdout
+    command = [*launcher, str(tmp_path / "student" / "train.py"), "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path.parent, env=environment, timeout=120)
+    assert done.returncode == 0 and "code of this checkout" in done.stdout, done.stderr

@@ -12,13 +12,10 @@ from PIL import Image
 from shards import write_release
 
 TASKS = {
-    "natural_sr_x4": "natural",
-    "natural_deraining": "natural",
-    "medical_sr_x4": "medical",
-    "medical_denoising": "medical",
-    "remote_sensing_sr_x4": "remote_sensing",
+    "natural_sr_x4": "natural", "natural_deraining": "natural", "medical_sr_x4": "medical",
+    "medical_denoising": "medical", "remote_sensing_sr_x4": "remote_sensing",
     "remote_sensing_cloud_removal": "remote_sensing",
-}
+}  # fmt: skip
 SUBJECTS = {
     "natural": "a photograph of a <b>cat</b> on a sofa",
     "medical": "a magnetic resonance scan of a brain",
@@ -74,16 +71,10 @@ def release_rows(shas: dict[str, str], rng: np.random.Generator):
 def write_toy_release(folder: Path, shas: dict[str, str], aliases: list[tuple], rng: np.random.Generator) -> None:
     """A sealed release."""
     fingerprints = {name: hashlib.sha256(name.encode()).hexdigest() for name in ("content", "brightness")}
-    write_release(
-        folder,
-        sorted(release_rows(shas, rng), key=lambda row: row["image_sha256"]),
-        aliases,
-        teacher={"name": "toy teacher"},
-        embedder={"name": "toy embedder"},
-        fingerprints=fingerprints,
-        teacher_fingerprint=hashlib.sha256(b"both").hexdigest(),
-        dim=DIM,
-    )
+    rows = sorted(release_rows(shas, rng), key=lambda row: row["image_sha256"])
+    both = hashlib.sha256(b"both").hexdigest()
+    names = {"teacher": {"name": "toy teacher"}, "embedder": {"name": "toy embedder"}}
+    write_release(folder, rows, aliases, fingerprints=fingerprints, teacher_fingerprint=both, dim=DIM, **names)
 
 
 def write_log(file: Path, steps: int = 300) -> None:
@@ -104,13 +95,9 @@ def write_log(file: Path, steps: int = 300) -> None:
 
 
 CHANGES = (
-    (2.0, [1.0, 3.0]),
-    (0.1, [-0.2, 0.4]),
-    (-1.0, [-1.5, -0.5]),
-    (None, None),
-    (7.0, [6.0, 8.0]),
+    (2.0, [1.0, 3.0]), (0.1, [-0.2, 0.4]), (-1.0, [-1.5, -0.5]), (None, None), (7.0, [6.0, 8.0]),
     (0.003, [0.002, 0.004]),
-)
+)  # fmt: skip
 """Mean and interval of each of the `TASKS`: shown, not shown, a loss, clean inputs, and twice shown."""
 
 

@@ -1,9 +1,13 @@
 """Tiny students of every kind, for tests of the network."""
 
+from contextlib import nullcontext
+
 import torch
 
 from student.model import Student
 from student.network.config import ModelConfig
+from student.training.config import LossWeights, TrainConfig
+from student.training.losses import TERMS, Losses, compute_losses
 
 TINY = {
     "width": 16, "encoder_blocks": (1,), "latent_blocks": 1, "decoder_blocks": (1,), "refinement_blocks": 1,
@@ -41,3 +45,18 @@ def alive(model: Student) -> Student:
             if name.endswith((".beta", ".gamma")) or name.startswith("backbone.output"):
                 parameter.normal_(0, 0.3)
     return model
+
+
+def losses_of(
+    student: Student, lq: torch.Tensor, weights: dict[str, float], dtype: torch.dtype | None = None
+) -> Losses:
+    """The trainer's own losses, of those that have a weight, on 4 rows of 2 tasks and 2 domains."""
+    random = torch.Generator().manual_seed(1)
+    with torch.autocast("cpu", dtype) if dtype else nullcontext():
+        restored, prompts = student(lq, return_prompts=True)
+    batch = {"prior": torch.randn(4, 16, generator=random), "has_prior": torch.ones(4, dtype=torch.bool)}
+    batch |= {"task": torch.tensor([0, 1, 0, 1]), "domain": torch.tensor([0, 0, 1, 1])}
+    batch["gt"] = torch.rand(lq.shape, generator=random)
+    values = {name: pool.values_NLD for name, pool in student.pools().items()}
+    config = TrainConfig(losses=LossWeights(**(dict.fromkeys(TERMS, 0.0) | weights)))
+    return compute_losses(restored, prompts, batch, values, config)

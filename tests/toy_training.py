@@ -5,9 +5,9 @@ import json
 import multiprocessing
 import os
 import socket
-import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from multiprocessing import forkserver
 from pathlib import Path
 
@@ -17,7 +17,9 @@ import pyarrow.parquet as parquet
 from PIL import Image
 
 from shards import write_release
+from student.training.config import LossWeights
 
+TERMS = tuple(LossWeights.model_fields)
 ROOT = Path(__file__).resolve().parents[1]
 DIM = 32
 DATASETS = {
@@ -34,11 +36,14 @@ TRAIN = {
     "max_steps": 12, "batch_size": 6, "patch_size": 16, "lr": 1e-3, "mixed_precision": "no", "num_workers": 0,
     "cache_images": "memory", "save_every": 4, "val_every": 6, "val_images": 1, "log_every": 1, "trackers": [],
 }  # fmt: skip
+STILL = {"dropout": 0.0, "selection_noise": 0.0}
+"""A model with nothing random in its forward pass."""
 
 
 def make_data(folder: Path, datasets: dict = DATASETS, seed: int = 0) -> None:
     """index.parquet, release/ and the images under `folder`; gt of "deraining" on disk, of "denoising" on the fly."""
     rows, priors = [], {}
+    domains = sorted({domain for domain, _, _ in datasets.values()})
     for name, (domain, task, count) in datasets.items():
         rng = np.random.default_rng([seed, len(name), count])
         for split, number in (("train", count), ("val", 2)):
@@ -50,8 +55,7 @@ def make_data(folder: Path, datasets: dict = DATASETS, seed: int = 0) -> None:
                 if lq_path:
                     save_png(lq_path, gt * 0.6 + 0.2)
                 sha256 = hashlib.sha256(gt_path.read_bytes()).hexdigest()
-                direction = np.eye(DIM)[sorted({d for d, _, _ in datasets.values()}).index(domain)]
-                priors[sha256] = direction + 0.1 * rng.standard_normal(DIM)
+                priors[sha256] = np.eye(DIM)[domains.index(domain)] + 0.1 * rng.standard_normal(DIM)
                 rows.append(index_row(name, domain, task, split, gt_path, lq_path, sha256, gt.shape))
     parquet.write_table(pa.Table.from_pylist(rows), folder / "index.parquet")
     write_priors(folder / "release", priors)
@@ -114,26 +118,13 @@ def write_params(folder: Path, name: str = "params.yaml", model: dict | None = N
     return file
 
 
-def launch(file: Path, *arguments: str) -> tuple[int, str]:
-    """Train with `accelerate launch` as a user does; exit code and output."""
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", str(ROOT / "student" / "train.py")]
-    environment = os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*command, "--params", str(file), *arguments],
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, timeout=600,
-    )  # fmt: skip
-    return done.returncode, done.stdout
-
-
 def start(
     folder: Path, model: dict | None = None, processes: int = 1, name: str = "params", before=None, **train
 ) -> list:
-    """Start training in processes of its own, as torchrun would; several are one gloo group.
+    """Start training in processes of its own, as torchrun would; several are one gloo group. Each calls `before`, a
+    function of a module, first. Their output goes to `folder`/NAME-RANK.txt.
 
-    `before`, a function of a module, is called in each of them first.
-
-    They come from a server that has already imported everything, and so begin within a second. Their output goes to
-    `folder`/NAME-RANK.txt.
+    They come from a server that has already imported everything, and so begin within a second.
     """
     context, preload = multiprocessing.get_context("forkserver"), ["student.training.run", "student.train"]
     if forkserver._forkserver._preload_modules != preload:
@@ -204,9 +195,14 @@ def log_rows(out: Path, key: str = "loss") -> list[dict]:
 
 def losses(out: Path) -> list[dict]:
     """The rows of log.jsonl without what the clock decides."""
-    return [
-        {k: v for k, v in row.items() if k not in ("images_per_second", "data_wait_fraction")} for row in log_rows(out)
-    ]
+    clock = ("images_per_second", "data_wait_fraction")
+    return [{k: v for k, v in row.items() if k not in clock} for row in log_rows(out)]
+
+
+def assert_losses_near(rows: list[dict], expected: list[dict], near: float, terms: Iterable[str] = TERMS) -> None:
+    for row, other in zip(rows, expected, strict=True):
+        for term in terms:
+            assert abs(row[f"loss_{term}"] - other[f"loss_{term}"]) <= near, (row["step"], term)
 
 
 def weights(folder: Path) -> dict:
@@ -214,6 +210,11 @@ def weights(folder: Path) -> dict:
     from safetensors.torch import load_file
 
     return load_file(folder / "model.safetensors")
+
+
+def newest(out: Path) -> Path:
+    """The newest checkpoint of a student's directory that holds one run."""
+    return max((out / "checkpoints").glob("*/step-*"))
 
 
 def same(one: dict, other: dict) -> bool:

@@ -6,14 +6,13 @@ B batch, P patch side, D prompt dim. Images are float32 RGB in [0, 1], CHW, unle
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 
 from shards import Release
-from student.data.cache import FreshImages, as_float
+from student.data.cache import FreshImages, Images, as_float
 from student.data.degradations import WHOLE, DegradationSpec, degrade
 from student.data.pairs import Pairs, TrainDataError, exchanged
 from student.data.sampler import Draw
@@ -33,12 +32,12 @@ class PairDataset(Dataset):
         patch_size: int,
         seed: int,
         augment: bool = True,
-        images: Any = None,
+        images: Images | None = None,
         shuffle_priors: bool = False,
     ):
         self.pairs, self.release, self.patch_size, self.seed, self.augment = pairs, release, patch_size, seed, augment
         self.images = images or FreshImages(pairs.ranges)
-        self.prior_of = exchanged(pairs.gt_sha256, seed) if shuffle_priors else None
+        self.prior_of = exchanged(pairs.gt_sha256, seed) if shuffle_priors else {}
         self.specs = {text: DegradationSpec.model_validate_json(text) for text in set(pairs.degradation) if text}
 
     def __len__(self) -> int:
@@ -49,16 +48,13 @@ class PairDataset(Dataset):
         rows = np.array([draw.row for draw in draws])
         prior, found = np.zeros((len(rows), 1), np.float32), np.zeros(len(rows), bool)
         if self.release is not None:
-            sha256s = [self.pairs.gt_sha256[row] for row in rows]
-            if self.prior_of is not None:
-                sha256s = [self.prior_of[sha256] for sha256 in sha256s]
-            prior, found = self.release.lookup(sha256s)
+            prior, found = self.release.lookup([self.prior_of.get(x, x) for x in self.pairs.gt_sha256[rows]])
         return {
             "lq": torch.from_numpy(np.stack([lq for lq, _ in crops])),
             "gt": torch.from_numpy(np.stack([gt for _, gt in crops])),
-            "prior": torch.from_numpy(np.array(prior, dtype=np.float32)),
-            "has_prior": torch.from_numpy(np.array(found, dtype=bool)),
-            **{pool: torch.from_numpy(numbers[rows]) for pool, (_, numbers) in self.pairs.labels.items()},
+            "prior": torch.from_numpy(np.array(prior, np.float32)),
+            "has_prior": torch.from_numpy(np.array(found, bool)),
+            **{pool: torch.from_numpy(numbers[rows]) for pool, numbers in self.pairs.labels.items()},
             "row": torch.from_numpy(rows),
         }
 
@@ -91,15 +87,13 @@ class PairDataset(Dataset):
 
     def _window(self, image: np.ndarray, top: int, left: int, turn: tuple[bool, int], margin: int = 0) -> np.ndarray:
         """The patch at (top, left), with `margin` more pixels on every side, mirrored where the image ends."""
-        first = [max(start - margin, 0) for start in (top, left)]
-        last = [start + self.patch_size + margin for start in (top, left)]
-        window = image[:, first[0] : last[0], first[1] : last[1]]
-        missing = [
-            (begin - (start - margin), end - begin - side)
-            for begin, start, end, side in zip(first, (top, left), last, window.shape[1:], strict=True)
-        ]
+        size, places, missing = self.patch_size + 2 * margin, [slice(None)], [(0, 0)]
+        for start, side in ((top - margin, image.shape[1]), (left - margin, image.shape[2])):
+            places.append(slice(max(start, 0), start + size))
+            missing.append((max(-start, 0), max(start + size - side, 0)))
+        window = image[tuple(places)]
         if any(map(any, missing)):
-            window = np.pad(window, [(0, 0), *missing], mode="symmetric")
+            window = np.pad(window, missing, mode="symmetric")
         flip, turns = turn
         window = np.rot90(window[:, :, ::-1] if flip else window, turns, axes=(1, 2))
         return as_float(np.ascontiguousarray(window))

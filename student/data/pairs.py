@@ -16,8 +16,9 @@ from shards import Release, ReleaseError, open_release
 from shards.verify import verify
 from student.files import write_file
 
-COLUMNS = "dataset domain task split gt_path lq_path degradation range gt_sha256 width height status".split()
 TAIL_BYTES = 4096
+Ranges = dict[str, tuple[float, float]]
+"""File of more than 8 bits → the numbers that are black and white, the same for both images of a pair."""
 
 
 class TrainDataError(ValueError):
@@ -49,12 +50,10 @@ class Pairs:
         return {str(name): np.flatnonzero(self.dataset == name) for name in sorted(set(self.dataset))}
 
     @cached_property
-    def labels(self) -> dict[str, tuple[list[str], np.ndarray]]:
-        """ "task" and "domain": the sorted names, and each row's number among them."""
-        return {
-            pool: (sorted(set(column)), np.unique(column.astype(str), return_inverse=True)[1].astype(np.int64))
-            for pool, column in (("task", self.task), ("domain", self.domain))
-        }
+    def labels(self) -> dict[str, np.ndarray]:
+        """ "task" and "domain": each row's number among the sorted names."""
+        columns = {"task": self.task, "domain": self.domain}
+        return {pool: np.unique(column.astype(str), return_inverse=True)[1] for pool, column in columns.items()}
 
     @property
     def files(self) -> list[str]:
@@ -62,15 +61,10 @@ class Pairs:
         return sorted({*self.gt_path, *(path for path in self.lq_path if path is not None)})
 
     @property
-    def ranges(self) -> dict[str, tuple[float, float]]:
-        """The files of more than 8 bits, each with the two numbers that are black and white."""
-        both = [
-            (path, ends)
-            for row, ends in enumerate(self.range)
-            if ends
-            for path in (self.gt_path[row], self.lq_path[row])
-        ]
-        return {path: tuple(json.loads(ends)) for path, ends in both if path is not None}
+    def ranges(self) -> Ranges:
+        rows = [row for row, ends in enumerate(self.range) if ends]
+        given = [(path, row) for row in rows for path in (self.gt_path[row], self.lq_path[row])]
+        return {path: tuple(json.loads(self.range[row])) for path, row in given if path is not None}
 
     def describe(self, row: int) -> str:
         return f"{self.dataset[row]}: {self.lq_path[row] or self.gt_path[row]}"
@@ -78,27 +72,26 @@ class Pairs:
 
 def read_pairs(index: str | Path, split: str) -> Pairs:
     """The rows with status "ok" of one split, ordered by dataset and path; raises `TrainDataError`."""
+    import pyarrow.compute as pc
     import pyarrow.parquet as parquet
 
+    names = list(Pairs.__dataclass_fields__)
     try:
         older = "range" not in parquet.read_schema(index).names  # an index of version 0.1
-        columns = [name for name in COLUMNS if not older or name != "range"]
+        columns = [name for name in (*names, "split", "status") if not older or name != "range"]
         table = parquet.read_table(index, columns=columns, page_checksum_verification=True, partitioning=None)
         table = table.append_column("range", [[None] * len(table)]) if older else table
     except FileNotFoundError:
         raise TrainDataError(f"{index}: no such index; run python -m pipeline.index (or dvc repro index)") from None
     except (OSError, ValueError) as error:
         raise TrainDataError(f"{index}: not a readable index: {' '.join(str(error).split())}") from None
-    keep = [
-        s == split and ok == "ok" for s, ok in zip(*(table[c].to_pylist() for c in ("split", "status")), strict=True)
-    ]
-    table = table.filter(keep).sort_by([(column, "ascending") for column in ("dataset", "gt_path", "lq_path")])
-    names = Pairs.__dataclass_fields__
+    table = table.filter((pc.field("split") == split) & (pc.field("status") == "ok"))
+    table = table.sort_by([(column, "ascending") for column in ("dataset", "gt_path", "lq_path")])
     return Pairs(**{name: np.array(table[name].to_pylist(), dtype=object) for name in names})
 
 
 def read_release(path: str | Path) -> Release:
-    """The caption release, every byte of it verified once; raises `TrainDataError` where there is none, or damage.
+    """The caption release, every byte of it verified; raises `TrainDataError` where there is none, or damage.
 
     That it is sound is remembered in the user's cache, by the manifest's hash and every file's inode, size and times.
     """
@@ -129,12 +122,10 @@ def data_fingerprint(pairs: Pairs, release: Release | None) -> str:
     checksums of all its pixels), so that inputs which were made anew under the same names are noticed cheaply.
     """
     digest = hashlib.sha256()
+    columns = (pairs.dataset, pairs.domain, pairs.task, pairs.gt_sha256, pairs.lq_path, pairs.degradation)
     with ThreadPoolExecutor(16) as threads:
-        tails = list(threads.map(_file_key, pairs.lq_path))
-    for row, tail in enumerate(tails):
-        columns = (pairs.dataset, pairs.domain, pairs.task, pairs.gt_sha256, pairs.lq_path, pairs.degradation)
-        ends = [pairs.range[row]] if pairs.range[row] else []
-        digest.update(repr([*(column[row] for column in columns), tail, *ends]).encode())
+        for *row, tail, ends in zip(*columns, threads.map(_file_key, pairs.lq_path), pairs.range, strict=True):
+            digest.update(repr([*row, tail, ends] if ends else [*row, tail]).encode())
     if release is not None:
         digest.update(repr([part["sha256"] for part in release.manifest["parts"]]).encode())
     return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""Which samples make up which batch: a pure function of (seed, step), so that a run resumes anywhere, exactly.
+"""Which crops make up which batch: a pure function of (seed, step), so that a run resumes anywhere, exactly.
 
 Nothing here has a state to save: the number of processes and workers may change between interruptions, and prefetched
 batches are never counted as seen.
@@ -11,11 +11,13 @@ from typing import NamedTuple
 import numpy as np
 from torch.utils.data import Sampler
 
+from student.params import ParamsError
+
 GOLDEN = 0.6180339887498949
 
 
 class Draw(NamedTuple):
-    """One sample of a batch: row `row` of the pairs, on its dataset's pass number `epoch`."""
+    """One crop of a batch: row `row` of the pairs, on its dataset's pass number `epoch`."""
 
     row: int
     epoch: int
@@ -23,12 +25,11 @@ class Draw(NamedTuple):
 
 class BalancedBatches(Sampler[list[Draw]]):
     """Balanced batches as published: of B crops and N datasets, k = B // N come from each dataset and one more from
-    each of the remaining B - k N, in turn [release]; a dataset that is exhausted restarts, newly shuffled.
+    each of the remaining B - k N, in turn [authors' code]; a dataset that is exhausted restarts, newly shuffled.
 
     Weights w_d generalise this: k_d = floor(B w_d / sum w), and the rest goes by systematic sampling of the fractional
     parts, whose offset moves by the golden ratio from batch to batch: every dataset's share is exact in the long run
-    and never off by more than a few samples. (Repeat counts of datasets, as the release has them, only lengthen its
-    epochs; here an epoch is one dataset's pass.)
+    and never off by more than a few crops. (Repeat counts, as the authors' code has them, only lengthen its epochs.)
 
     Iterating yields what process `part` of `parts` sees of the batches `first` to `last` (exclusive): `micro_batches`
     lists a batch, all of one size, disjoint over processes and micro-batches, each a mixture of all datasets.
@@ -41,22 +42,20 @@ class BalancedBatches(Sampler[list[Draw]]):
         seed: int,
         weights: Mapping[str, float] | None = None,
         first: int = 0,
-        last: int | None = None,
+        last: int = 0,
         part: int = 0,
         parts: int = 1,
         micro_batches: int = 1,
     ):
         if unknown := sorted(set(weights or {}) - set(rows)):
-            raise ValueError(f"train.dataset_weights names {unknown[0]!r}; the datasets are {', '.join(sorted(rows))}")
+            raise ParamsError(f"train.dataset_weights names {unknown[0]!r}; the datasets are {', '.join(sorted(rows))}")
         if batch_size % (parts * micro_batches):
-            raise ValueError(
-                f"train.batch_size {batch_size} must be a multiple of processes x grad_accumulation = "
-                f"{parts} x {micro_batches}"
-            )
+            product = f"processes x grad_accumulation = {parts} x {micro_batches}"
+            raise ParamsError(f"train.batch_size {batch_size} must be a multiple of {product}")
         share = {name: (weights or {}).get(name, 1.0) for name in sorted(rows) if len(rows[name])}
         self.names = [name for name, weight in share.items() if weight > 0]
         if not self.names:
-            raise ValueError("no dataset to train on: all are empty or have weight 0 in train.dataset_weights")
+            raise ParamsError("no dataset to train on: all are empty or have weight 0 in train.dataset_weights")
         self.rows = [np.asarray(rows[name]) for name in self.names]
         # A dataset's order hangs on its name, not its place: adding a dataset leaves the others' order as it was.
         self.keys = [zlib.crc32(name.encode()) for name in self.names]
@@ -71,39 +70,33 @@ class BalancedBatches(Sampler[list[Draw]]):
         self._orders: dict[int, tuple[int, np.ndarray]] = {}
 
     def composition(self, batches: np.ndarray | int) -> np.ndarray:
-        """Samples from each dataset (in the order of `names`) in these batches, [..., N]."""
+        """Crops from each dataset (in the order of `names`) in these batches, [..., N]."""
         offset = np.asarray(batches)[..., None] * GOLDEN % 1.0
         return self.base + np.diff(np.floor(self.edges + offset), axis=-1).astype(np.int64)
 
     def drawn_before(self, batch: int) -> np.ndarray:
-        """Samples that each dataset has given to all batches before this one."""
+        """Crops that each dataset has given to all batches before this one."""
         chunks = range(0, batch, 65536)
         return sum((self.composition(np.arange(c, min(c + 65536, batch))).sum(0) for c in chunks), 0 * self.base)
 
-    def whole_batch(self, batch: int, drawn: np.ndarray | None = None) -> list[Draw]:
-        """All samples of one batch, over all parts."""
-        drawn = self.drawn_before(batch) if drawn is None else drawn
-        places = zip(drawn, self.composition(batch), strict=True)
-        return [self._draw(d, start + i) for d, (start, count) in enumerate(places) for i in range(count)]
-
     def __iter__(self) -> Iterator[list[Draw]]:
-        drawn, batch, stride = self.drawn_before(self.first), self.first, self.parts * self.micro_batches
-        while self.last is None or batch < self.last:
-            whole = self.whole_batch(batch, drawn)
+        drawn, stride = self.drawn_before(self.first), self.parts * self.micro_batches
+        for batch in range(self.first, self.last):
+            counts = self.composition(batch)
+            places = enumerate(zip(drawn, counts, strict=True))
+            whole = [self._draw(d, start + i) for d, (start, count) in places for i in range(count)]
             for micro in range(self.micro_batches):
                 yield whole[micro * self.parts + self.part :: stride]
-            drawn = drawn + self.composition(batch)
-            batch += 1
+            drawn = drawn + counts
 
     def __len__(self) -> int:
-        if self.last is None:
-            raise TypeError("endless")
         return (self.last - self.first) * self.micro_batches
 
     def _draw(self, dataset: int, position: int) -> Draw:
         rows = self.rows[dataset]
         epoch, place = divmod(int(position), len(rows))
-        if self._orders.get(dataset, (-1, None))[0] != epoch:
+        known = self._orders.get(dataset)
+        if known is None or known[0] != epoch:
             order = np.random.default_rng([self.seed, self.keys[dataset], epoch]).permutation(len(rows))
-            self._orders[dataset] = (epoch, order)
-        return Draw(int(rows[self._orders[dataset][1][place]]), epoch)
+            known = self._orders[dataset] = (epoch, order)
+        return Draw(int(rows[known[1][place]]), epoch)

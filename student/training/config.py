@@ -1,6 +1,6 @@
 """How the student is trained: section `train` of `params.yaml`. Imports no torch, so that `--help` stays fast.
 
-The defaults are the published schedule [release]: Adam, lr 4e-4, betas (0.9, 0.99), cosine to 1e-6 over 1,000,000
+The defaults are the published schedule: Adam, lr 4e-4, betas (0.9, 0.99), cosine to 1e-6 over 1,000,000
 steps, batches of 12 crops of 128 x 128, clip 1.0, and the loss weights of the paper.
 """
 
@@ -51,7 +51,7 @@ class TrainConfig(Section):
     clip_norm: PositiveFloat = 1.0
     """Largest gradient norm, over all parameters."""
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Decay of the moving average of the weights that is then validated and published; 0 turns it off. It is
+    """Decay of the moving average of the weights that is then validated and written out; 0 turns it off. It is
     min(ema_decay, (1 + step) / (10 + step)), so that short runs average too."""
     losses: LossWeights = LossWeights()
     diversity_margin: float = 0.1
@@ -63,12 +63,12 @@ class TrainConfig(Section):
     dataset_weights: dict[str, Weight] = {}
     """Relative share of each dataset in a batch, 1 where not named, 0 leaves a dataset out."""
     mixed_precision: Literal["no", "bf16", "fp16"] = "bf16"
-    """# differs from the release: bf16 needs no loss scale and runs on CPUs too; the release trains in fp16."""
+    """# differs from the authors' code: bf16 needs no loss scale and runs on CPUs too; theirs trains in fp16."""
     seed: int = 0
     init_from: str | None = None
     """Directory (or hub id) of a student to start from, as `--init-from` does."""
 
-    # How it is carried out: free to change between interruptions.
+    # How it is carried out, from here to the end: free to change between interruptions.
     stop_at_step: PositiveInt | None = None
     """End early, with a checkpoint, after this step; a later start goes on."""
     max_minutes: PositiveFloat | None = None
@@ -85,7 +85,7 @@ class TrainConfig(Section):
     data_timeout: PositiveFloat = 600
     """Seconds that a batch may take to come before training stops."""
     cache_images: Literal["none", "memory", "memmap"] = "none"
-    """Decode every image once: into memory, or into one memory-mapped file under `cache_dir` that processes share."""
+    """Decode every image once: into memory, or into `.npy` files under `cache_dir` that processes share."""
     cache_dir: str = "artifacts/image_cache"
     save_every: PositiveInt = 5_000
     """Steps between checkpoints."""
@@ -102,9 +102,6 @@ class TrainConfig(Section):
     """Consecutive steps with a non-finite loss or gradient, each of them skipped, after which training stops."""
     trackers: tuple[str, ...] = ("tensorboard",)
     """Names that Accelerate knows: tensorboard, wandb, mlflow, trackio, ..."""
-    on_changed: Literal["set_aside", "refuse"] = "set_aside"
-    """What happens to a run that other parameters or data began in the same directory: it is kept under
-    `checkpoints/earlier/` (and taken up again if the parameters return), or training refuses to start."""
 
     @model_validator(mode="after")
     def _consistent(self) -> "TrainConfig":
@@ -119,38 +116,16 @@ class TrainConfig(Section):
         return self
 
 
-EXECUTION_KEYS = frozenset(
-    "stop_at_step max_minutes channels_last compile cuda_graph num_workers data_timeout cache_images cache_dir "
-    "save_every keep_last val_every val_images val_crop log_every max_bad_steps trackers on_changed init_from".split()
-)
+_KEYS = list(TrainConfig.model_fields)
+EXECUTION_KEYS = frozenset(_KEYS[_KEYS.index("init_from") :])
 """Keys of `TrainConfig` that do not make it another run. `init_from` is replaced by the weights' sha256."""
 
 
-def check_losses(train: TrainConfig, model: ModelConfig) -> list[str]:
-    """Names of the keys that ask for a loss which the model cannot have."""
-    wrong = []
-    if train.losses.align and not model.domain_pool:
-        wrong.append("train.losses.align")
-    if not model.has_prompts:
-        wrong += [
-            f"train.losses.{term}" for term in ("diversity", "balance", "contrastive") if getattr(train.losses, term)
-        ]
-    return wrong
-
-
-def run_identity(train: TrainConfig, model: ModelConfig, **inputs: Any) -> dict[str, Any]:
+def run_identity(train: TrainConfig, model: ModelConfig, **inputs: str | None) -> dict[str, Any]:
     """Flat `section.key -> value` of everything that decides the numbers of a run; `inputs` are content hashes."""
-    nested = {
-        "train": train.model_dump(mode="json", exclude=set(EXECUTION_KEYS)),
-        "model": model.model_dump(mode="json"),
-    }
-    nested["model"].pop("activation_checkpointing")
-    return dict(_flatten(nested)) | inputs
-
-
-def _flatten(node: dict[str, Any], prefix: str = ""):
-    for key, value in node.items():
-        if isinstance(value, dict) and value:
-            yield from _flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
+    sections = (
+        ("train.losses.", {term: weight for term, weight in train.losses if weight}),
+        ("train.", train.model_dump(mode="json", exclude={*EXECUTION_KEYS, "losses"})),
+        ("model.", model.model_dump(mode="json", exclude={"activation_checkpointing"})),
+    )
+    return {prefix + key: value for prefix, values in sections for key, value in values.items()} | inputs

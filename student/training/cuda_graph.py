@@ -19,10 +19,9 @@ EAGER_CALLS = 3
 
 def check(accelerator: Accelerator) -> None:
     """Raises `ParamsError` where a step cannot be recorded."""
-    if accelerator.device.type != "cuda":
-        raise ParamsError(f"train.cuda_graph: this run is on {accelerator.device.type}, not on a GPU; set it to false")
-    if accelerator.num_processes > 1:
-        raise ParamsError(f"train.cuda_graph: for one process, not {accelerator.num_processes}; set it to false")
+    place, processes = accelerator.device.type, accelerator.num_processes
+    if place != "cuda" or processes > 1:
+        raise ParamsError(f"train.cuda_graph: this run is on {place} x {processes}, not on one GPU; set it to false")
 
 
 class Recorded:
@@ -35,8 +34,8 @@ class Recorded:
     """
 
     def __init__(self, function: Callable[..., Any]):
-        self._function, self._left, self._graph = function, EAGER_CALLS, None
-        self._stream = torch.cuda.Stream()
+        self._function, self._left, self._stream = function, EAGER_CALLS, torch.cuda.Stream()
+        self._graph: torch.cuda.CUDAGraph | None = None
 
     def __call__(self, *arguments: Iterable[Any]) -> Any:
         inputs = [list(argument) for argument in arguments]

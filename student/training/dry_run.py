@@ -1,58 +1,52 @@
 """What a training run would do, without doing it: `student/train.py --dry-run`."""
 
+import os
 from collections import Counter
-from typing import Any
 
+import numpy as np
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from student.data.pairs import Pairs
-from student.data.sampler import BalancedBatches
 from student.model import Student
 from student.network.config import ModelConfig
+from student.training.checkpoints import read_meta
 from student.training.config import TrainConfig
+from student.training.setup import Job
 
 
-def plan(
-    config: TrainConfig, model: ModelConfig, pairs: Pairs, val: Pairs, priors: int, batches: BalancedBatches, step: int
-) -> str:
-    """The plan in words. `priors`: training rows that have one; `step`: where the run would start."""
-    composition = batches.composition(0)
-    shares = dict(zip(batches.names, composition, strict=True))
-    rows = [("dataset", "domain", "task", "train", "val", "first batch", "passes")]
+def plan(job: Job) -> str:
+    """The plan in words."""
+    config, pairs, latest = job.config, job.pairs, job.checkpoints.latest()
+    processes = int(os.environ.get("WORLD_SIZE", 1))
+    batches = job.batches(0, 0, processes)
+    shares = dict(zip(batches.names, batches.composition(0), strict=True))
     given = batches.drawn_before(min(config.max_steps, 65536)) * max(1.0, config.max_steps / 65536)
     passes = dict(zip(batches.names, given, strict=True))
-    val_counts = Counter(val.dataset)
+    val = Counter(job.val.dataset)
+    rows = [("dataset", "domain", "task", "train", "val", "first batch", "passes")]
     for name, members in pairs.by_dataset.items():
-        one = members[0]
-        share, times = shares.get(name, 0), passes.get(name, 0) / len(members)
-        cells = (name, pairs.domain[one], pairs.task[one], len(members), val_counts[name], share, f"{times:.3g}")
-        rows.append(tuple(str(cell) for cell in cells))
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    table = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    parameters, activations = training_bytes(config, model, batches.parts)
-    weights = ", ".join(f"{name} {weight:g}" for name, weight in config.losses.model_dump().items())
-    steps = f"steps {step} to {config.max_steps}"
-    if config.stop_at_step:
-        steps += f", stopping at {config.stop_at_step}"
-    if config.max_minutes:
-        steps += f", for at most {config.max_minutes:g} min"
-    processes = "1 process" if batches.parts == 1 else f"{batches.parts} processes"
-    copies = 4 + bool(config.ema_decay)
-    return "\n".join(
-        [
-            *table,
-            f"priors: {priors} of {len(pairs)} training rows; the others are left out of the align loss",
-            f"batch: {config.batch_size} crops of {config.patch_size} x {config.patch_size} over {processes} x "
-            f"{config.grad_accumulation} micro-batches",
-            f"{steps}; Adam, lr {config.lr:g} → {config.min_lr:g}, precision {config.mixed_precision}",
-            f"losses: {weights}",
-            f"student: {model.backbone}, {parameters / 1e6:.2f} M parameters",
-            f"memory per process, about: {(copies * 4 * parameters + activations) / 2**30:.2f} GiB "
-            f"(weights, gradients, Adam{', EMA' if config.ema_decay else ''}: {copies * 4 * parameters / 2**30:.2f}; "
-            f"activations kept for the backward pass: {activations / 2**30:.2f})",
-        ]
-    )
+        domain, task, times = pairs.domain[members[0]], pairs.task[members[0]], passes.get(name, 0) / len(members)
+        rows.append((name, domain, task, str(len(members)), str(val[name]), str(shares.get(name, 0)), f"{times:.3g}"))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    priors = 0 if job.release is None else int(np.sum(job.release.lookup(list(pairs.gt_sha256))[1]))
+    steps = f"steps {read_meta(latest)['step'] if latest else 0} to {config.max_steps}"
+    steps += f", stopping at {config.stop_at_step}" if config.stop_at_step else ""
+    steps += f", for at most {config.max_minutes:g} min" if config.max_minutes else ""
+    parameters, activations = training_bytes(config, job.model, processes)
+    state = (4 + bool(config.ema_decay)) * 4 * parameters
+    lines = [
+        *("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows),
+        f"priors: {priors} of {len(pairs)} training rows; the others are left out of the align loss",
+        f"batch: {config.batch_size} crops of {config.patch_size} x {config.patch_size} over {processes} "
+        f"process{'es' * (processes > 1)} x {config.grad_accumulation} micro-batches",
+        f"{steps}; Adam, lr {config.lr:g} → {config.min_lr:g}, precision {config.mixed_precision}",
+        "losses: " + ", ".join(f"{name} {weight:g}" for name, weight in config.losses.model_dump().items()),
+        f"student: {job.model.backbone}, {parameters / 1e6:.2f} M parameters",
+        f"memory per process, about: {(state + activations) / 2**30:.2f} GiB "
+        f"(weights, gradients, Adam{', EMA' if config.ema_decay else ''}: {state / 2**30:.2f}; "
+        f"activations kept for the backward pass: {activations / 2**30:.2f})",
+    ]
+    return "\n".join(lines)
 
 
 def training_bytes(config: TrainConfig, model: ModelConfig, processes: int) -> tuple[int, int]:
@@ -61,7 +55,7 @@ def training_bytes(config: TrainConfig, model: ModelConfig, processes: int) -> t
     Counted over a forward on fake tensors, which have shapes but no storage: exact for what autograd keeps, without
     the convolutions' workspaces.
     """
-    kept: dict[int, Any] = {}
+    kept: dict[int, torch.UntypedStorage] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()

@@ -43,21 +43,15 @@ class WeightAverage:
             mine.copy_(theirs)
             theirs.copy_(kept)
 
-    def save(self, folder: Path, process: int, sharded: bool) -> None:
-        """One file, or one a process when the parameters are sharded."""
-        if sharded or process == 0:
-            tensors = {name: _local(average).contiguous() for name, average in self._average.items()}
-            save_file(tensors, folder / _file(process if sharded else 0))
+    def save(self, file: Path) -> None:
+        """The whole average, or this process's shard of it."""
+        save_file({name: _local(average).contiguous() for name, average in self._average.items()}, file)
 
     @torch.no_grad()
-    def load(self, folder: Path, process: int, sharded: bool) -> None:
-        saved = load_file(folder / _file(process if sharded else 0))
+    def load(self, file: Path) -> None:
+        saved = load_file(file)
         for name, average in self._average.items():
             _local(average).copy_(saved[name])
-
-
-def _file(process: int) -> str:
-    return f"ema-{process:05d}.safetensors"
 
 
 def _local(tensor: Tensor) -> Tensor:

@@ -1,92 +1,93 @@
 """What a run shows: log.jsonl, curves that `dvc plots` reads, trackers, and words for the terminal."""
 
-import csv
-import io
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from accelerate import Accelerator
+from PIL import Image
+
 from student.files import write_file
 from student.training.losses import TERMS
 
+Row = dict[str, Any]
+"""{"step": ..., ...}; "loss" and its terms, or "val" (dataset → scores), or "usage"."""
+
 
 class RunLog:
-    """log.jsonl of one run, and everything that is made from its rows. Only the main process has one."""
+    """log.jsonl of one run, and everything that is made from its rows. Only the main process has one.
 
-    def __init__(self, out: Path, accelerator: Any, resumed_at: int):
-        self.out, self.accelerator, self.file = out, accelerator, out / "log.jsonl"
-        # What an interrupted start logged after the checkpoint will be computed, and logged, again.
-        kept = [line for line in self._lines() if json.loads(line)["step"] <= resumed_at] if resumed_at else []
-        write_file(self.file, "".join(kept))
+    Every checkpoint has a copy: a start goes on from that of its checkpoint, `saved`, and what an interrupted one
+    logged after it is computed, and logged, again.
+    """
 
-    def write(self, row: dict[str, Any]) -> None:
-        """Append one row, {"step": ..., ...}, and send its numbers to the trackers."""
+    def __init__(self, out: Path, accelerator: Accelerator, saved: Path | None, panels: Path):
+        self.out, self.accelerator, self.panels = out, accelerator, panels
+        self.file = out / "log.jsonl"
+        write_file(self.file, (saved / self.file.name).read_bytes() if saved else "")
+        self.write_curves()
+
+    def rows(self) -> list[Row]:
+        return [json.loads(line) for line in self.file.read_text(encoding="utf-8").splitlines()]
+
+    def write(self, row: Row) -> None:
+        """Append one row and send its numbers to the trackers."""
         with open(self.file, "a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
         if self.accelerator.trackers:
             numbers = dict(_numbers({key: value for key, value in row.items() if key not in ("step", "usage")}))
             self.accelerator.log(numbers, step=row["step"])
 
-    def images(self, step: int, panels: dict[str, Any]) -> None:
+    def images(self, step: int, panels: dict[str, np.ndarray]) -> None:
         """Panels, dataset → uint8 [H, W, 3], as one PNG each and to the trackers that take images."""
-        from PIL import Image
-
+        self.panels.mkdir(parents=True, exist_ok=True)
         for name, panel in panels.items():
-            file = self.out / "panels" / f"step-{step:08d}-{name}.png"
-            file.parent.mkdir(exist_ok=True)
-            Image.fromarray(panel).save(file)
+            Image.fromarray(panel).save(self.panels / f"step-{step:08d}-{name}.png")
         for tracker in self.accelerator.trackers:
             if hasattr(tracker, "log_images"):
                 layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
                 tracker.log_images({name: panel[None] for name, panel in panels.items()}, step=step, **layout)
 
+    def save(self, folder: Path) -> None:
+        """Into a checkpoint, and into the curves."""
+        shutil.copy(self.file, folder)
+        self.write_curves()
+
     def newest_scores(self) -> dict[str, dict[str, float]]:
         """The last validation, dataset → scores; empty before the first."""
-        rows = [json.loads(line) for line in self._lines()]
-        return next((row["val"] for row in reversed(rows) if "val" in row), {})
+        return next((row["val"] for row in reversed(self.rows()) if "val" in row), {})
 
     def write_curves(self) -> None:
         """curves/train.tsv (a column a loss) and curves/val.tsv (a row a dataset) for `dvc plots`, metrics.json with
         the newest values for `dvc exp show`."""
-        rows = [json.loads(line) for line in self._lines()]
+        rows = self.rows()
         train = [row for row in rows if "loss" in row]
         val = [row for row in rows if "val" in row]
-        columns = ["step", "loss", *(f"loss_{term}" for term in TERMS), "lr", "grad_norm", "images_per_second"]
-        _write_tsv(self.out / "curves" / "train.tsv", columns, train)
         scores = [{"step": row["step"], "dataset": name, **score} for row in val for name, score in row["val"].items()]
-        _write_tsv(self.out / "curves" / "val.tsv", ["step", "dataset", "psnr", "psnr_gain"], scores)
+        columns = ["step", "loss", *(f"loss_{term}" for term in TERMS), "lr", "grad_norm", "images_per_second"]
+        for name, keys, part in (("train", columns, train), ("val", ["step", "dataset", "psnr", "psnr_gain"], scores)):
+            cells = [keys, *([str("" if row[key] is None else row[key]) for key in keys] for row in part)]
+            write_file(self.out / "curves" / f"{name}.tsv", "".join("\t".join(line) + "\n" for line in cells))
         newest = {key: train[-1][key] for key in columns if key != "images_per_second"} if train else {}
         if val:
             newest["val"] = val[-1]["val"]
         write_file(self.out / "metrics.json", json.dumps(newest, indent=1))
 
-    def _lines(self) -> list[str]:
-        if not self.file.exists():
-            return []
-        # A process that was killed while it wrote leaves half a last line.
-        return [line for line in self.file.read_text(encoding="utf-8").splitlines(True) if line.endswith("}\n")]
 
-
-def words(row: dict[str, Any]) -> str:
+def words(row: Row) -> str:
     """A row of the log for people who watch."""
     terms = " ".join(f"{term} {row[f'loss_{term}']:.3f}" for term in TERMS if row[f"loss_{term}"] is not None)
-    memory = f" · {row['gpu_gib']:.1f} GiB" if row.get("gpu_gib") else ""
+    memory = f" · {row['gpu_gib']:.1f} GiB" if "gpu_gib" in row else ""
     rate = f"{row['images_per_second']:.1f} img/s · data {row['data_wait_fraction']:.0%}"
     return f"loss {row['loss']:.4f} · {terms} · {rate}{memory}"
 
 
-def _numbers(node: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+def _numbers(node: Row, prefix: str = "") -> Iterator[tuple[str, float]]:
     for key, value in node.items():
         if isinstance(value, dict):
             yield from _numbers(value, f"{prefix}{key}/")
         elif isinstance(value, int | float):
             yield f"{prefix}{key}", value
-
-
-def _write_tsv(path: Path, columns: list[str], rows: list[dict[str, Any]]) -> None:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, delimiter="\t", extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_file(path, text.getvalue())

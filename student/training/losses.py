@@ -1,7 +1,7 @@
 """The six losses of DATPRL-IR (arXiv 2603.01725), each a plain function, and their weighted sum.
 
 B batch, N pool size, L tokens, D prompt dim, G whole batch (over all processes). The paper names the six terms and tau,
-the release their weights; forms marked [ours] are written out nowhere.
+the authors' code their weights (`LossWeights`); forms marked [ours] are written out nowhere.
 
 Several processes: `balance` and `contrastive` are not means over rows, so they see the whole batch, gathered by
 `gather_rows`; then the mean of the processes' gradients, which DDP takes, is the gradient of the whole batch's loss.
@@ -16,26 +16,26 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from student.network.prompts import Prompts
-from student.training.config import TrainConfig
+from student.training.config import LossWeights, TrainConfig
 
-TERMS = ("pixel", "fft", "align", "diversity", "balance", "contrastive")
+TERMS = tuple(LossWeights.model_fields)
 
 Gather = Callable[[Tensor], Tensor]
 
 
 def loss_pixel(restored: Tensor, gt: Tensor) -> Tensor:
-    """mean |restored - gt| [paper]; weight 1.0 [release]."""
+    """mean |restored - gt| [paper]."""
     return (restored - gt).abs().mean()
 
 
 def loss_fft(restored: Tensor, gt: Tensor) -> Tensor:
-    """mean over real and imaginary parts of |fft2(restored) - fft2(gt)|, torch's default norm [paper]; weight 0.1
-    [release]. The transform is linear, so one of the difference is enough."""
+    """mean over real and imaginary parts of |fft2(restored) - fft2(gt)|, torch's default norm [paper]. The
+    transform is linear, so one of the difference is enough."""
     return torch.view_as_real(torch.fft.fft2(restored - gt)).abs().mean()
 
 
 def loss_align(prompt_BD: Tensor, prior_BD: Tensor, has_prior_B: Tensor, gather: Gather = lambda x: x) -> Tensor:
-    """1 - cos(PR_d, F_text), mean over the rows that have a prior [paper]; weight 1.0 [release].
+    """1 - cos(PR_d, F_text), mean over the rows that have a prior [paper].
 
     The processes may hold unequal numbers of priors: each divides by their mean number, so that the mean of the
     processes' losses is the whole batch's. Without any prior the loss is 0.
@@ -48,7 +48,7 @@ def loss_align(prompt_BD: Tensor, prior_BD: Tensor, has_prior_B: Tensor, gather:
 
 
 def loss_diversity(values_NLD: Tensor, margin: float) -> Tensor:
-    """mean over pairs i < j of relu(cos(V_i, V_j) - tau), values flattened [ours]; weight 1.0 [release]."""
+    """mean over pairs i < j of relu(cos(V_i, V_j) - tau), values flattened [ours]."""
     unit_NX = F.normalize(values_NLD.flatten(1), dim=-1)
     first, second = torch.triu_indices(len(unit_NX), len(unit_NX), offset=1, device=unit_NX.device)
     return F.relu((unit_NX @ unit_NX.T)[first, second] - margin).mean()
@@ -56,15 +56,15 @@ def loss_diversity(values_NLD: Tensor, margin: float) -> Tensor:
 
 def loss_balance(similarity_GN: Tensor) -> Tensor:
     """log N - H(p), p the batch mean of softmax(s) over all N prompts [ours]: 0 when all prompts are used alike, log N
-    when one takes all; weight 0.1 [release]."""
+    when one takes all."""
     usage_N = similarity_GN.softmax(dim=-1).mean(0)
     return math.log(similarity_GN.shape[1]) + torch.special.xlogy(usage_N, usage_N).sum()
 
 
 def loss_contrastive(prompt_GD: Tensor, label_G: Tensor, temperature: float) -> Tensor:
     """Supervised InfoNCE [ours]: for each row the mean over its positives (other rows of its label) of
-    -log softmax(cos / temperature) over all other rows; mean over the rows that have a positive; weight 0.1 [release].
-    0 when no row has one."""
+    -log softmax(cos / temperature) over all other rows; mean over the rows that have a positive. 0 when no row has
+    one."""
     unit_GD = F.normalize(prompt_GD, dim=-1)
     itself_GG = torch.eye(len(unit_GD), dtype=torch.bool, device=unit_GD.device)
     logits_GG = (unit_GD @ unit_GD.T / temperature).masked_fill(itself_GG, -torch.inf)
@@ -83,14 +83,12 @@ def gather_rows(rows: Tensor, gather: Gather) -> Tensor:
     """
     everyone = gather(rows.detach())
     processes = len(everyone) // len(rows)
-    if processes == 1 or not rows.requires_grad:
-        return everyone if processes > 1 else rows
+    if processes == 1:
+        return rows
     # Adds zeros whose gradient is not zero, exactly where this process's rows are.
     start = torch.distributed.get_rank() * len(rows)
-    grown = F.pad(
-        (rows - rows.detach()) * processes, (0, 0) * (rows.ndim - 1) + (start, len(everyone) - start - len(rows))
-    )
-    return everyone + grown
+    places = (0, 0) * (rows.ndim - 1) + (start, len(everyone) - start - len(rows))
+    return everyone + F.pad((rows - rows.detach()) * processes, places)
 
 
 class Losses(NamedTuple):
@@ -102,42 +100,37 @@ class Losses(NamedTuple):
 
 def compute_losses(
     restored: Tensor,
-    gt: Tensor,
     prompts: Prompts,
+    batch: dict[str, Tensor],
     values: dict[str, Tensor],
-    labels: dict[str, Tensor],
-    prior_BD: Tensor,
-    has_prior_B: Tensor,
     config: TrainConfig,
     gather: Gather = lambda rows: rows,
 ) -> Losses:
     """All terms whose weight is not 0, and their weighted sum, in float32.
 
-    `values` and `labels` are keyed by pool, "task" and "domain": [N, L, D] prompt values, and [B] integer labels of the
-    rows. Terms that both pools have are the mean over the pools that are on, so that a weight means the same with one.
-    `gather` concatenates rows over the processes, as `Accelerator.gather` does.
+    `batch` is one of `PairDataset`, `values` are the prompt values [N, L, D] of the pools, "task" and "domain". Terms
+    that both pools have are the mean over the pools that are on, so that a weight means the same with one. `gather`
+    concatenates rows over the processes, as `Accelerator.gather` does.
     """
-    restored, gt = restored.float(), gt.float()
+    restored, gt = restored.float(), batch["gt"].float()
     pools = {name: pool for name in ("task", "domain") if (pool := getattr(prompts, name)) is not None}
 
-    def over_pools(term: Callable[[str], Tensor]) -> Tensor:
-        return torch.stack([term(name) for name in pools]).mean()
+    def contrastive(name: str) -> Tensor:
+        prompt_GD = gather_rows(pools[name].prompt_BD.float(), gather)
+        return loss_contrastive(prompt_GD, gather(batch[name]), config.contrastive_temperature)
 
     terms: dict[str, Callable[[], Tensor]] = {
         "pixel": lambda: loss_pixel(restored, gt),
         "fft": lambda: loss_fft(restored, gt),
-        "align": lambda: loss_align(pools["domain"].prompt_BD.float(), prior_BD, has_prior_B, gather),
-        "diversity": lambda: over_pools(lambda name: loss_diversity(values[name].float(), config.diversity_margin)),
-        "balance": lambda: over_pools(
-            lambda name: loss_balance(gather_rows(pools[name].similarity_BN.float(), gather)),
-        ),
-        "contrastive": lambda: over_pools(
-            lambda name: loss_contrastive(
-                gather_rows(pools[name].prompt_BD.float(), gather), gather(labels[name]), config.contrastive_temperature
-            )
-        ),
+        "align": lambda: loss_align(pools["domain"].prompt_BD.float(), batch["prior"], batch["has_prior"], gather),
     }
-    weights = {name: getattr(config.losses, name) for name in TERMS}
-    raw = {name: terms[name]() for name in TERMS if weights[name]}
+    of_a_pool: dict[str, Callable[[str], Tensor]] = {
+        "diversity": lambda name: loss_diversity(values[name].float(), config.diversity_margin),
+        "balance": lambda name: loss_balance(gather_rows(pools[name].similarity_BN.float(), gather)),
+        "contrastive": contrastive,
+    }
+    raw, weights = {}, {name: weight for name, weight in config.losses.model_dump().items() if weight}
+    for name in weights:
+        raw[name] = terms[name]() if name in terms else torch.stack([of_a_pool[name](pool) for pool in pools]).mean()
     total = torch.stack([weights[name] * raw[name] for name in raw]).sum()
     return Losses(total, {name: value.detach() for name, value in raw.items()})

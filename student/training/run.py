@@ -8,35 +8,22 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from student.data.cache import open_images
 from student.data.dataset import PairDataset, whole
-from student.data.sampler import BalancedBatches
 from student.machine import keep_freed_memory, use_all_cores
-from student.params import ParamsError
+from student.network.prompts import Prompts
 from student.training import cuda_graph
-from student.training.checkpoints import Checkpoints, check_files, read_meta
-from student.training.fsdp import whole_tensor
-from student.training.log import RunLog
+from student.training.checkpoints import Values, check_files, read_meta
+from student.training.log import Row, RunLog
 from student.training.losses import TERMS, Losses, compute_losses
-from student.training.setup import Job, RunLock, build_student, make_accelerator, publish, published
-from student.training.stopping import BadSteps, StopRequest, TrainingStopped, end_workers, ignore_signals
+from student.training.setup import Job, build_student, lock, make_accelerator, student_written, write_student
+from student.training.stopping import StopRequest, TrainingStopped, ignore_signals
 from student.training.validation import choose_rows, validate
-from student.training.weights import TrainedWeights
-
-
-def make_batches(job: Job, start: int, process: int, processes: int) -> BalancedBatches:
-    """This process's share of the batches from step `start` to the last; raises `ParamsError`."""
-    config = job.config
-    try:
-        return BalancedBatches(
-            job.pairs.by_dataset, config.batch_size, config.seed, config.dataset_weights,
-            start, job.last_step, process, processes, config.grad_accumulation,
-        )  # fmt: skip
-    except ValueError as error:
-        raise ParamsError(str(error)) from None
+from student.training.weights import TrainedWeights, whole_tensor
 
 
 class Run:
@@ -47,29 +34,25 @@ class Run:
     """
 
     def __init__(self, job: Job, begun: float):
-        config = job.config
-        self.job, self.config, self.out = job, config, Path(job.paths.student)
-        self.accelerator = make_accelerator(config, self.out)
+        self.job, self.config, self.out = job, job.config, Path(job.paths.student)
+        self.checkpoints, self.accelerator = job.checkpoints, make_accelerator(job)
         self.rank, self.main = self.accelerator.process_index, self.accelerator.is_main_process
-        self.sampler = make_batches(job, 0, self.rank, self.accelerator.num_processes)
-        self.stop, self.checkpoints = StopRequest(begun, config.max_minutes), Checkpoints(self.out)
-        if self.main:
-            self._lock = RunLock(self.out)
-            if message := self.checkpoints.open_run(job.identity, config.on_changed):
-                print(f"train: {message}", flush=True)
+        job.batches(0, self.rank, self.accelerator.num_processes)  # may refuse the number of processes
+        self.stop = StopRequest(begun, self.config.max_minutes)
         # The main process looks, so that all agree: a network file system may show the others something older.
-        found = [None, -math.inf, False]
+        found: list[Any] = [None, -math.inf, False]
         if self.main:
+            self._lock = lock(self.out)
+            if message := self.checkpoints.open():
+                self.say(message)
             best = max(self.checkpoints.scores().values(), default=-math.inf)
-            found = [self.checkpoints.latest(), best, published(job)]
-        self.latest, self.best, self.published = broadcast_object_list(found)
-        self.meta = read_meta(self.latest) if self.latest else {"step": 0, "bad_steps": 0, "val_psnr": None}
+            found = [self.checkpoints.latest(), best, student_written(job)]
+        self.latest, self.best, self.written = broadcast_object_list(found)
+        self.meta: Values = {"step": 0, "bad_steps": 0, "val_psnr": None}
+        self.meta |= read_meta(self.latest) if self.latest else {}
         self.start, self.last = self.meta["step"], job.last_step
         self.saved = self.start if self.latest else -1
-        self.bad_steps = BadSteps(config.max_bad_steps, self.meta["bad_steps"])
-
-    def already_done(self) -> bool:
-        return self.start >= self.last and self.published
+        self.bad_steps, self.bad_in_a_row = self.meta["bad_steps"], 0
 
     def build(self) -> None:
         """Network and data, restored from the latest checkpoint."""
@@ -84,51 +67,46 @@ class Run:
         if self.latest:
             check_files(self.latest, self.meta["sha256"])
             self.weights.restore(self.latest, self.meta["shards"])
-        self.dataset = self.job.dataset()
+        self.val = PairDataset(self.job.val, None, config.patch_size, config.seed)
+        self.val_rows = choose_rows(self.val, config.val_images) if config.val_every else []
+        panels = self.out / "panels" / self.checkpoints.folder.name
+        self.log = RunLog(self.out, accelerator, self.latest, panels) if self.main else None
+        identity = {k: v if isinstance(v, int | float) else str(v) for k, v in self.checkpoints.identity.items()}
+        accelerator.init_trackers("train", identity)
+        pairs, images = self.job.pairs, open_images(config.cache_images, self.job.pairs, config.cache_dir)
+        dataset = PairDataset(
+            pairs, self.job.release, config.patch_size, config.seed, config.augment, images, config.shuffle_priors
+        )
         # Accelerate's own loader wrapper is not used: the sampler already gives each process its share.
         loader = DataLoader(
-            self.dataset, batch_sampler=make_batches(self.job, self.start, self.rank, accelerator.num_processes),
+            dataset, batch_sampler=self.job.batches(self.start, self.rank, accelerator.num_processes),
             collate_fn=whole, num_workers=config.num_workers, worker_init_fn=ignore_signals, pin_memory=cuda,
         )  # fmt: skip
         self.batches = iter(loader)
-        val = PairDataset(self.job.val, None, config.patch_size, config.seed)
-        self.val = (val, choose_rows(val, config.val_images)) if config.val_every and len(val) else None
-        self.log = RunLog(self.out, accelerator, self.start) if self.main else None
-        settings = {k: v if isinstance(v, int | float) else str(v) for k, v in self.job.identity.items()}
-        accelerator.init_trackers("train", settings)
-        self.seconds = {"wait": 0.0, "step": 0.0}
-        self.images = 0
+        self.wait_seconds, self.step_seconds, self.logged = 0.0, 0.0, self.start
 
     def micro_batches(self, step: int) -> Iterator[dict[str, Tensor]]:
         """The micro-batches of a step, on the device; each seeds what is random in its forward pass."""
         for micro in range(self.config.grad_accumulation):
-            yield self._next_batch(step, micro)
+            begun = time.monotonic()
+            try:
+                with self.stop.waiting(self.config.data_timeout):
+                    rows = next(self.batches)
+            except TrainingStopped:
+                if micro == 0 and self.accelerator.num_processes == 1:  # the others would wait for this one
+                    self.save(step)
+                raise
+            batch = {name: rows.to(self.accelerator.device, non_blocking=True) for name, rows in rows.items()}
+            if self.config.channels_last:
+                batch["lq"] = batch["lq"].to(memory_format=torch.channels_last)
+            self.wait_seconds += time.monotonic() - begun
+            seed = np.random.SeedSequence([self.config.seed, step, micro, self.rank]).generate_state(1, np.uint64)[0]
+            torch.manual_seed(int(seed >> np.uint64(1)))
+            yield batch
 
-    def _next_batch(self, step: int, micro: int) -> dict[str, Tensor]:
-        begun = time.monotonic()
-        try:
-            with self.stop.waiting(self.config.data_timeout):
-                rows = next(self.batches)
-        except TrainingStopped:
-            end_workers()
-            if micro == 0 and self.accelerator.num_processes == 1:  # the others would wait for this one
-                self.save(step)
-            raise
-        batch = {name: rows.to(self.accelerator.device, non_blocking=True) for name, rows in rows.items()}
-        if self.config.channels_last:
-            batch["lq"] = batch["lq"].to(memory_format=torch.channels_last)
-        self.seconds["wait"] += time.monotonic() - begun
-        seed = np.random.SeedSequence([self.config.seed, step, micro, self.rank]).generate_state(1, np.uint64)[0]
-        torch.manual_seed(int(seed >> np.uint64(1)))
-        return batch
-
-    def losses(self, batch: dict[str, Tensor], restored: Tensor, prompts: Any) -> Losses:
-        pool_values = {name: whole_tensor(values) for name, values in self.weights.pool_values.items()}
-        return compute_losses(
-            restored, batch["gt"], prompts, pool_values,
-            {"task": batch["task"], "domain": batch["domain"]}, batch["prior"], batch["has_prior"],
-            self.config, self.accelerator.gather,
-        )  # fmt: skip
+    def losses(self, batch: dict[str, Tensor], restored: Tensor, prompts: Prompts) -> Losses:
+        values = {name: whole_tensor(values) for name, values in self.weights.pool_values.items()}
+        return compute_losses(restored, prompts, batch, values, self.config, self.accelerator.gather)
 
     def agree(self, parts: list[Losses], grad_norm: Tensor) -> tuple[dict[str, float], float, bool]:
         """Mean losses over micro-batches and processes, the gradient's norm, and whether any process wants to stop.
@@ -146,85 +124,82 @@ class Run:
         # fp16: gradients overflow whenever the loss scale is tried too high; the scaler itself then skips the update.
         # A scale below 1 cannot overflow any more: then the gradients themselves are at fault.
         scaler = self.accelerator.scaler
-        scaled = scaler is not None
-        fine = math.isfinite(norm) or scaled and scaler.get_scale() >= 1
-        if fine and all(math.isfinite(value) for value in means.values()):
-            self.bad_steps.good()
+        fine = math.isfinite(norm) or scaler is not None and scaler.get_scale() >= 1
+        terms = [name for name, value in means.items() if not math.isfinite(value)]
+        if fine and not terms:
+            self.bad_in_a_row = 0
             return True
-        rows = torch.cat([rows for rows, _ in suspected])
-        bad = torch.cat([bad for _, bad in suspected])
-        names = [self.job.pairs.describe(row) for row in (rows[bad] if bad.any() else rows).tolist()]
-        self.bad_steps.bad(step, means, norm, names, self.accelerator)
-        return scaled  # the scaler sees the gradients, skips the update, and lowers its scale
+        self.bad_steps += 1
+        self.bad_in_a_row += 1
+        if self.bad_in_a_row >= self.config.max_bad_steps:
+            what = f"loss terms {', '.join(terms)}" if terms else f"the gradient (norm {norm})"
+            rows, bad = (torch.cat(parts) for parts in zip(*suspected, strict=True))
+            images = [self.job.pairs.describe(row) for row in (rows[bad] if bad.any() else rows).tolist()]
+            images = sorted(set(gather_object(images)))
+            raise TrainingStopped(
+                f"step {step}: {what} not finite, {self.bad_in_a_row} steps in a row (train.max_bad_steps); images: "
+                f"{'; '.join(images)}; nothing was updated and the last checkpoint is good: look at these files, or "
+                "lower train.lr"
+            )
+        return scaler is not None  # the scaler sees the gradients, skips the update, and lowers its scale
 
-    def count(self, seconds: float) -> None:
-        self.seconds["step"] += seconds
-        self.images += self.config.batch_size
-
-    def log_row(self, step: int, lr: float, losses: dict[str, float], norm: float) -> dict[str, Any]:
+    def log_row(self, step: int, lr: float, losses: dict[str, float], norm: float) -> Row:
         """Log one step and return the row; rates are means since the row before."""
-        weights = self.config.losses.model_dump()
-        row = {"step": step, "lr": lr, "loss": losses["loss"]}
+        weights, seconds = self.config.losses.model_dump(), max(self.step_seconds, 1e-9)
+        images, self.logged = self.config.batch_size * (step - self.logged), step
+        row: Row = {"step": step, "lr": lr, "loss": losses["loss"]}
         row |= {f"loss_{term}": losses.get(term) for term in TERMS}
         row["weighted"] = {term: weights[term] * losses[term] for term in TERMS if term in losses}
-        row |= {"grad_norm": norm, "bad_steps": self.bad_steps.total}
-        row["images_per_second"] = round(self.images / max(self.seconds["step"], 1e-9), 3)
-        row["data_wait_fraction"] = round(self.seconds["wait"] / max(self.seconds["step"], 1e-9), 4)
+        row |= {"grad_norm": norm, "bad_steps": self.bad_steps}
+        row["images_per_second"] = round(images / seconds, 3)
+        row["data_wait_fraction"] = round(self.wait_seconds / seconds, 4)
         if self.accelerator.device.type == "cuda":
             row["gpu_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
-        self.seconds, self.images = {"wait": 0.0, "step": 0.0}, 0
+        self.wait_seconds = self.step_seconds = 0.0
         if self.log:
             self.log.write(row)
         return row
 
     def validate(self, step: int) -> bool:
         """Log validation scores, prompt usage and panels; True when this is the best so far."""
-        dataset, rows = self.val
         weights = self.weights
         network = weights.model if weights.shards else weights.network.forward  # `forward`: not compiled for every size
         weights.model.eval()
         with weights.averaged():
-            scores, usage, panels = validate(network, dataset, rows, self.config.val_crop, self.accelerator)
+            scores, usage, panels = validate(network, self.val, self.val_rows, self.config.val_crop, self.accelerator)
         weights.model.train()
-        self.meta["val_psnr"] = float(np.mean([score["psnr"] for score in scores.values()]))
-        self.meta["val_step"] = step
+        score = float(np.mean([score["psnr"] for score in scores.values()]))
+        self.meta |= {"val_psnr": score, "val_step": step}
         if self.log:
             self.log.write({"step": step, "val": scores})
             self.log.write({"step": step, "usage": usage})
             self.log.images(step, panels)
-        improved, self.best = self.meta["val_psnr"] > self.best, max(self.meta["val_psnr"], self.best)
+        improved, self.best = score > self.best, max(score, self.best)
         return improved
 
     def save(self, step: int) -> None:
         """A checkpoint after `step` steps, unless there is one."""
         if step == self.saved:
             return
-        meta = {
-            "step": step,
-            "bad_steps": self.bad_steps.total,
-            "val_psnr": self.meta["val_psnr"] if self.meta.get("val_step") == step else None,
-            "shards": self.weights.shards,
-            "identity": self.job.identity,
-        }
-        self.checkpoints.save(step, meta, self.weights.save, self.config.keep_last, self.accelerator)
+        score = self.meta["val_psnr"] if self.meta.get("val_step") == step else None
+        meta = {"bad_steps": self.bad_steps, "val_psnr": score, "shards": self.weights.shards}
+        writers = [self.weights.save, *([self.log.save] if self.log else [])]
+        self.checkpoints.save(step, meta, writers, self.config.keep_last, self.accelerator)
         self.saved = step
-        if self.log:
-            self.log.write_curves()
 
-    def publish(self, step: int) -> None:
+    def write_student(self, step: int) -> None:
         """The weights (their average, if there is one) and the model card into `paths.student`."""
-        weights = self.weights.whole()
-        if self.main:
-            scores = self.log.newest_scores()
+        weights, config = self.weights.whole(), self.config
+        if self.log:
+            crops = f"{config.batch_size} crops, {config.patch_size} x {config.patch_size}"
             details = {
-                "Trained": f"{step} of {self.config.max_steps} steps of {self.config.batch_size} crops, "
-                f"{self.config.patch_size} x {self.config.patch_size}",
+                "Trained": f"{step} of {config.max_steps} steps of {crops}",
                 "Data": ", ".join(f"{name} ({len(rows)})" for name, rows in self.job.pairs.by_dataset.items()),
-                "Weights": f"moving average, decay {self.config.ema_decay}" if self.weights.average else "as trained",
+                "Weights": f"moving average, decay {config.ema_decay}" if config.ema_decay else "as trained",
             }
-            for name, score in scores.items():
+            for name, score in self.log.newest_scores().items():
                 details[f"Validation in training, {name}"] = f"{score['psnr']:.2f} dB ({score['psnr_gain']:+.2f})"
-            publish(weights, self.job, details)
+            write_student(weights, self.job, details)
         self.accelerator.wait_for_everyone()
 
     def finish(self, step: int, begun: float) -> None:
@@ -233,10 +208,16 @@ class Run:
         scores = self.log.newest_scores() if self.log else {}
         gain = f", validation {np.mean([s['psnr_gain'] for s in scores.values()]):+.2f} dB" if scores else ""
         why = f" (stopped by {self.stop.reason}; start again to go on)" if self.stop.reason and step < self.last else ""
-        bad = f", {self.bad_steps.total} bad steps skipped" if self.bad_steps.total else ""
+        bad = f", {self.bad_steps} bad steps skipped" if self.bad_steps else ""
         minutes = (time.monotonic() - begun) / 60
         self.say(f"step {step} of {self.config.max_steps}{gain}{bad} in {minutes:.1f} min → {self.out}{why}")
 
     def say(self, message: str) -> None:
         if self.main:
             print(f"train: {message}", flush=True)
+
+
+def suspects(batch: dict[str, Tensor], restored: Tensor) -> Tensor:
+    """Which rows [B] have an input, target, prior or result that is not finite."""
+    parts = (batch["lq"], batch["gt"], batch["prior"], restored.detach())
+    return ~torch.stack([part.isfinite().flatten(1).all(1) for part in parts]).all(0)

@@ -1,29 +1,32 @@
 """From parameters to everything a training run starts from: configurations, data, identity, the student."""
 
-import hashlib
+import fcntl
 import os
 import shutil
+import warnings
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration
+from scipy.cluster.vq import kmeans2
+from torch import Tensor
 
-from student.data.cache import open_images
-from student.data.dataset import PairDataset, Release
-from student.data.pairs import Pairs, TrainDataError, data_fingerprint, read_pairs, read_release
-from student.files import flush
+from student import files
+from student.data.pairs import Pairs, Release, TrainDataError, data_fingerprint, read_pairs, read_release
+from student.data.sampler import BalancedBatches
 from student.model import WEIGHTS, Student
 from student.network.config import ModelConfig
 from student.params import ParamsError, Paths, load_section, load_sections
 from student.sections import StudentParams
-from student.training.checkpoints import CheckpointError
-from student.training.config import TrainConfig, check_losses, run_identity
-from student.training.kmeans import kmeans
+from student.training.checkpoints import CheckpointError, Checkpoints, sha256_of
+from student.training.config import TrainConfig, run_identity
+
+STUDENT_FILES = ("config.json", "README.md", WEIGHTS)
 
 
 @dataclass(frozen=True)
@@ -39,45 +42,34 @@ class Job:
     """None where nothing needs the teacher."""
 
     @cached_property
-    def data_sha256(self) -> str:
-        return data_fingerprint(self.pairs, self.release)
-
-    @cached_property
-    def identity(self) -> dict[str, Any]:
-        """Everything that decides the run's numbers, flat; see `run_identity`."""
-        return run_identity(self.config, self.model, data=self.data_sha256, init_from=self._init_sha256())
-
-    def _init_sha256(self) -> str | None:
+    def checkpoints(self) -> Checkpoints:
+        """Those of the run that these inputs decide; see `run_identity`."""
         source = self.config.init_from
-        if source is None or not Path(source).is_dir():
-            return source
-        weights = Path(source) / WEIGHTS
-        if not weights.is_file():
-            raise ParamsError(f"train.init_from = {source}: it has no {WEIGHTS}")
-        return hashlib.sha256(weights.read_bytes()).hexdigest()
+        if source is not None and Path(source).is_dir():
+            if not (Path(source) / WEIGHTS).is_file():
+                raise ParamsError(f"train.init_from = {source}: it has no {WEIGHTS}")
+            source = sha256_of(Path(source) / WEIGHTS)
+        data = data_fingerprint(self.pairs, self.release)
+        return Checkpoints(self.paths.student, run_identity(self.config, self.model, data=data, init_from=source))
 
     @property
     def last_step(self) -> int:
         return min(self.config.max_steps, self.config.stop_at_step or self.config.max_steps)
+
+    def batches(self, start: int, process: int, processes: int) -> BalancedBatches:
+        """This process's share of the batches from step `start` to the last; raises `ParamsError`."""
+        config = self.config
+        return BalancedBatches(
+            self.pairs.by_dataset, config.batch_size, config.seed, config.dataset_weights,
+            start, self.last_step, process, processes, config.grad_accumulation,
+        )  # fmt: skip
 
     def priors(self) -> np.ndarray:
         """Embeddings of the distinct clean training images that have one, [M, D]."""
         if self.release is None:
             return np.zeros((0, self.model.prompt_dim), np.float32)
         vectors, found = self.release.lookup(sorted(set(self.pairs.gt_sha256)))
-        return np.asarray(vectors)[np.asarray(found, dtype=bool)]
-
-    def count_priors(self) -> int:
-        """Training rows that have a prior."""
-        return 0 if self.release is None else int(np.sum(self.release.lookup(list(self.pairs.gt_sha256))[1]))
-
-    def dataset(self) -> PairDataset:
-        config = self.config
-        pairs, mode = self.pairs, config.cache_images
-        images = open_images(mode, pairs.files, config.cache_dir, self.data_sha256, pairs.ranges)
-        return PairDataset(
-            self.pairs, self.release, config.patch_size, config.seed, config.augment, images, config.shuffle_priors
-        )
+        return vectors[found]
 
 
 def open_job(params: dict[str, Any], init_from: str | None = None) -> Job:
@@ -88,15 +80,16 @@ def open_job(params: dict[str, Any], init_from: str | None = None) -> Job:
     paths, config = checked.paths, checked.train
     section = dict(params.get("model") or {})
     follows_release = section.get("prompt_dim", ...) is None
-    needs_release = bool(config.losses.align) or section.get("domain_init") == "kmeans" or follows_release
+    needs_release = config.losses.align or section.get("domain_init") == "kmeans" or follows_release
     release = read_release(paths.release) if needs_release else None
-    if follows_release:
+    if release and follows_release:
         section["prompt_dim"] = release.dim
     model = load_section(ModelConfig, "model", params | {"model": section})
-    if wrong := check_losses(config, model):
+    possible = {"align": model.domain_pool} | dict.fromkeys(("diversity", "balance", "contrastive"), model.has_prompts)
+    if wrong := [f"train.losses.{term}" for term, can in possible.items() if getattr(config.losses, term) and not can]:
         pool = "model.domain_pool" if model.has_prompts else "model.task_pool or model.domain_pool"
         raise ParamsError(f"{', '.join(wrong)}: these losses need {pool}; set them to 0 or the pool to true")
-    if config.losses.align and model.prompt_dim != release.dim:
+    if release and config.losses.align and model.prompt_dim != release.dim:
         raise ParamsError(
             f"model.prompt_dim = {model.prompt_dim}, but the priors in {paths.release} have {release.dim} dimensions; "
             f"set model.prompt_dim: null to follow the release"
@@ -112,14 +105,16 @@ def open_job(params: dict[str, Any], init_from: str | None = None) -> Job:
     return Job(paths, config, model, pairs, val, release)
 
 
-def make_accelerator(config: TrainConfig, out: Path) -> Accelerator:
+def make_accelerator(job: Job) -> Accelerator:
     """Raises `ParamsError` for a precision or tracker that this machine does not have."""
+    config, out = job.config, Path(job.paths.student)
+    trackers = out / "trackers" / job.checkpoints.folder.name
     try:
         accelerator = Accelerator(
             mixed_precision=config.mixed_precision,
             gradient_accumulation_steps=config.grad_accumulation,
             log_with=list(config.trackers) or None,
-            project_config=ProjectConfiguration(str(out), logging_dir=str(out / "trackers")),
+            project_config=ProjectConfiguration(str(out), logging_dir=str(trackers)),
             kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
         )
     except (ValueError, ImportError) as error:
@@ -143,48 +138,66 @@ def build_student(job: Job) -> Student:
     except (OSError, ValueError, RuntimeError) as error:
         raise ParamsError(f"train.init_from = {job.config.init_from}: {' '.join(str(error).split())}") from None
     free = {"domain_init", "zero_init_output", "activation_checkpointing", "dropout", "selection_noise"}
-    old, new = (config.model_dump() for config in (student.config, job.model))
-    if differing := [
-        f"model.{key} {old[key]} there, {new[key]} here" for key in old if old[key] != new[key] and key not in free
-    ]:
+    old, new = (config.model_dump(exclude=free) for config in (student.config, job.model))
+    if differing := [f"model.{key} {old[key]} there, {new[key]} here" for key in old if old[key] != new[key]]:
         raise ParamsError(f"train.init_from = {job.config.init_from} is another network: {'; '.join(differing)}")
     fresh = Student(job.model)
     fresh.load_state_dict(student.state_dict())
     return fresh
 
 
-def publish(weights: dict[str, torch.Tensor], job: Job, details: dict[str, Any]) -> None:
+def kmeans(embeddings_MD: np.ndarray, count: int, seed: int = 0) -> np.ndarray:
+    """`count` unit centroids [count, D] of unit rows [M, D]; the same result for the same seed.
+
+    With fewer distinct rows than `count`, the remaining centroids are small perturbations of existing ones, since equal
+    prompts would stay equal for ever. Raises ValueError without rows.
+    """
+    if len(embeddings_MD) == 0:
+        raise ValueError("k-means needs at least one embedding row")
+    random, rows_MD = np.random.default_rng(seed), _unit(np.asarray(embeddings_MD, dtype=np.float32))
+    distinct = len(np.unique(rows_MD.round(6), axis=0))
+    with warnings.catch_warnings(action="ignore"):  # an empty cluster keeps its place
+        centroids_ND = _unit(kmeans2(rows_MD, min(count, distinct), iter=50, minit="++", seed=random)[0])
+    near_XD = centroids_ND[random.integers(len(centroids_ND), size=count - len(centroids_ND))]
+    moved_XD = near_XD + 0.1 * _unit(random.standard_normal(near_XD.shape, dtype=np.float32))
+    return np.concatenate([centroids_ND, _unit(moved_XD)])
+
+
+def _unit(rows: np.ndarray) -> np.ndarray:
+    return rows / np.maximum(np.linalg.norm(rows, axis=-1, keepdims=True), 1e-12)
+
+
+def write_student(weights: dict[str, Tensor], job: Job, details: dict[str, str]) -> None:
     """Write config.json, model.safetensors and the model card into `paths.student`, each whole or not at all."""
     student = Student(job.model)
     student.load_state_dict(weights)
-    out = Path(job.paths.student)
-    temporary = out / ".publishing"
-    shutil.rmtree(temporary, ignore_errors=True)
+    out, temporary = Path(job.paths.student), job.checkpoints.folder / ".writing-student"
     student.save_pretrained(temporary, model_card_kwargs=details)
-    for name in ("config.json", "README.md", WEIGHTS):
-        flush(temporary / name)
-        os.replace(temporary / name, out / name)
+    for name in STUDENT_FILES:
+        files.publish(temporary / name, out / name)
     shutil.rmtree(temporary)
+    files.write_file(job.checkpoints.written, sha256_of(out / WEIGHTS))
 
 
-def published(job: Job) -> bool:
-    return all((Path(job.paths.student) / name).is_file() for name in ("config.json", "README.md", WEIGHTS))
+def student_written(job: Job) -> bool:
+    """Whether the student that this run wrote last still stands in `paths.student`."""
+    out, mark = Path(job.paths.student), job.checkpoints.written
+    whole = all(file.is_file() for file in (mark, *(out / name for name in STUDENT_FILES)))
+    return whole and mark.read_text() == sha256_of(out / WEIGHTS)
 
 
-class RunLock:
-    """Held by the one process that writes a run's directory; the kernel frees it however that process ends."""
-
-    def __init__(self, out: Path):
-        import fcntl
-
-        out.mkdir(parents=True, exist_ok=True)
-        self._file = open(out / ".lock", "a+", encoding="utf-8")
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._file.seek(0)
-            holder = self._file.read().strip()
-            raise CheckpointError(f"{out}: process {holder} is training here; wait for it, or: kill {holder}") from None
-        self._file.truncate(0)
-        self._file.write(str(os.getpid()))
-        self._file.flush()
+def lock(out: Path) -> TextIO:
+    """Held, while it is open, by the one process that writes a student's directory; the kernel frees it however that
+    process ends. Raises `CheckpointError`."""
+    out.mkdir(parents=True, exist_ok=True)
+    file = open(out / ".lock", "a+", encoding="utf-8")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        holder = file.read().strip()
+        raise CheckpointError(f"{out}: process {holder} is training here; wait for it, or: kill {holder}") from None
+    file.truncate(0)
+    file.write(str(os.getpid()))
+    file.flush()
+    return file
