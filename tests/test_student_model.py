@@ -185,14 +185,6 @@ def test_model_card_shows_the_metrics(tmp_path):
     assert "| deraining | 30.12 | 25 | 0.9 | 0.8 | 7 |" in card and "| Steps | 10 |" in card
 
 
-def test_domain_pool_starts_from_centroids():
-    model = make_student()
-    model.init_domain_pool(torch.eye(16)[:4])
-    torch.testing.assert_close(model.pools()["domain"].keys_ND.detach(), torch.eye(16)[:4])
-    with pytest.raises(ValueError, match="domain_pool is off"):
-        make_student(domain_pool=False).init_domain_pool(torch.eye(16)[:4])
-
-
 @pytest.mark.parametrize(
     "options, published",
     [
