@@ -16,6 +16,7 @@ import logging
 import sys
 import warnings
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -48,11 +49,8 @@ def main(argv: list[str] | None = None) -> int:
 
     try:
         size, difference, opset = export(load_student(args.model), args.output, args.opset)
-    except (ExportError, RestoreError) as error:
+    except (ExportError, RestoreError, OSError) as error:
         print(f"export: {error}", file=sys.stderr)
-        return 1
-    except OSError as error:
-        print(f"export: {args.output}: {error.strerror or error}", file=sys.stderr)
         return 1
     sizes = ", ".join(f"{width}x{height}" for _, height, width in SIZES)
     asked = "" if opset == args.opset else f" (torch.onnx cannot write {args.opset})"
@@ -66,17 +64,13 @@ def main(argv: list[str] | None = None) -> int:
 def export(student: "Student", output: Path, opset: int = OPSET) -> tuple[int, float, int]:
     """Write `output` (whole or not at all); returns its bytes, the largest difference to PyTorch, and its operator set.
 
-    That may be another than `opset`: torch.onnx writes 18, and where that cannot be converted, it stays.
-
-    Raises `ExportError` when a package is missing, the operator set does not do, or the outputs differ.
+    That may be another than `opset`: torch.onnx writes 18, and where that cannot be converted, it stays. Raises
+    `ExportError` when a package is missing, the operator set does not do, or the outputs differ.
     """
     import torch
 
-    for package in ("onnx", "onnxscript", "onnxruntime"):
-        try:
-            __import__(package)
-        except ImportError:
-            raise ExportError(f"needs {package}: pip install 'teachonce[export]'") from None
+    if missing := [package for package in ("onnx", "onnxscript", "onnxruntime") if find_spec(package) is None]:
+        raise ExportError(f"needs {missing[0]}: pip install 'teachonce[export]'")
     output.parent.mkdir(parents=True, exist_ok=True)
     network, dynamic = _mirroring(student.eval().cpu()), torch.export.Dim.DYNAMIC
     with _quiet(), torch.no_grad():

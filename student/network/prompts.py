@@ -14,26 +14,22 @@ from student.network.config import POOL_HEADS, ModelConfig
 
 
 class Composition(NamedTuple):
-    """What one pool made of one batch."""
+    """What one pool made of one batch: the representation PR_t or PR_d, of which query; cos(query, keys) / T over the
+    whole pool, without the selection noise; the chosen prompts, and their softmax weights α, which sum to 1."""
 
     prompt_BD: Tensor
-    """The representation PR_t or PR_d."""
     query_BD: Tensor
     similarity_BN: Tensor
-    """cos(query, keys) / T over the whole pool, without the selection noise."""
     index_BK: Tensor
-    """The chosen prompts."""
     weight_BK: Tensor
-    """Their softmax weights α; each row sums to 1."""
 
 
 class Prompts(NamedTuple):
-    """The prompt branch's result for a batch; `None` where a pool is off."""
+    """Of a batch, `None` where a pool is off; `fused` [B, D] is for the blocks ([B, 2D] with `pool_fusion: concat`)."""
 
     task: Composition | None
     domain: Composition | None
     fused: Tensor | None
-    """[B, D] ([B, 2D] with `pool_fusion: concat`): what the blocks receive."""
 
 
 class PromptPool(nn.Module):
@@ -172,12 +168,8 @@ class PromptBranch(nn.Module):
                 task = self.task_pool(self.task_query(deepest.to(dtype)))
             if self.domain_pool is not None:
                 domain = self.domain_pool(self.domain_query(first.to(dtype)))
-            if task is None or domain is None:
-                fused = (task or domain).prompt_BD
-            elif self.fusion is not None:
-                fused = self.fusion(domain.prompt_BD, task.prompt_BD)
-            else:
-                fused = torch.cat((domain.prompt_BD, task.prompt_BD), dim=-1)
+            found = [composed.prompt_BD for composed in (domain, task) if composed is not None]
+            fused = torch.cat(found, dim=-1) if self.fusion is None else self.fusion(*found)
         return Prompts(task, domain, fused)
 
     def tokens(self, prompts: Prompts) -> tuple[Tensor, Tensor]:
