@@ -1,9 +1,7 @@
-"""The blocks of both backbones, written for channels-last memory.
+"""The blocks of both backbones. Features travel as [B, H, W, C]: LayerNorm over channels and 1×1 convolutions then
+read contiguous memory, and a 3×3 convolution sees the same memory as an ordinary channels-last NCHW tensor.
 
 Shapes: B batch, H, W height and width, P = H·W pixels, C channels, c channels a head.
-
-Features travel as [B, H, W, C]: LayerNorm over channels and 1×1 convolutions then read contiguous memory and need no
-permutation, and a 3×3 convolution sees the same memory as an ordinary channels-last NCHW tensor.
 """
 
 import torch
