@@ -1,14 +1,12 @@
-"""The student against a plain formulation of the same function, paired in one run; medians, with peak memory.
+"""The student against a plain formulation of the same function, paired in one run.
 
     python benchmarks/bench_student.py                          # forward at 128² and 256², training step at 128²
     python benchmarks/bench_student.py --sizes 128 256 512 --repeats 5 --record
 
 On a CPU; benchmarks/gpu.py measures GPUs. Both models hold the same weights at the published size (53 M), and equal
 outputs are asserted before anything is timed. Times are medians of runs that alternate between the two. Memory is the
-bytes kept for the backward pass.
-
---keep-freed-memory gives both sides the allocator that `student.restore` runs with (`student.machine`)
-instead of the one that PyTorch comes with: page faults, half of the plain side's time, are then gone from both.
+bytes kept for the backward pass. --keep-freed-memory gives both sides the allocator that `student.restore` runs with
+(`student.machine`): page faults, half of the plain side's time, are then gone from both.
 """
 
 import argparse
@@ -16,6 +14,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from plain_student import PlainStudent
@@ -25,7 +24,6 @@ from torch import Tensor, nn
 from student.machine import keep_freed_memory
 from student.model import Student
 from student.network.config import ModelConfig
-from student.network.published_layout import to_published
 from student.restoration.blocks import restoring
 
 
@@ -33,13 +31,7 @@ def pair(config: ModelConfig, device: str) -> tuple[PlainStudent, Student]:
     """The same random weights in both formulations; asserts that the outputs are equal."""
     torch.manual_seed(0)
     student = Student(config)
-    plain = PlainStudent(config)
-    weights = to_published(student.state_dict(), config)
-    for name, tensor in weights.items():
-        if "cross_attn_q" in name or "cross_attn_k" in name:
-            tensor.normal_(0, 0.02)  # dead, but not free: the plain formulation computes with them
-    plain.load_state_dict(weights)
-    plain, student = plain.to(device).eval(), student.to(device).eval()
+    plain, student = PlainStudent(config).load(student).to(device), student.to(device).eval()
     assert_equal(plain, student, half=False, atol=1e-5)
     return plain, student
 
@@ -52,33 +44,24 @@ def assert_equal(plain: PlainStudent, student: Student, half: bool, atol: float)
         torch.testing.assert_close(student(lq).float(), plain(lq).float(), atol=atol, rtol=0)
 
 
-def synchronize(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.synchronize()
-
-
 def medians(runs: list[Callable[[], object]], repeats: int, device: str) -> list[float]:
     """Median seconds of each of `runs`, which alternate so that a slow spell of the machine hits all alike."""
+    synchronize = torch.cuda.synchronize if device == "cuda" else lambda: None
     seconds: list[list[float]] = [[] for _ in runs]
-    for round_ in range(repeats + 1):  # the first round warms up
+    for _ in range(repeats + 1):
         for run, times in zip(runs, seconds, strict=True):
-            synchronize(device)
+            synchronize()
             start = time.perf_counter()
             run()
-            synchronize(device)
-            if round_:
-                times.append(time.perf_counter() - start)
-    return [statistics.median(times) for times in seconds]
+            synchronize()
+            times.append(time.perf_counter() - start)
+    return [statistics.median(times[1:]) for times in seconds]  # the first round warms up
 
 
-def step(model: nn.Module, lq: Tensor) -> Callable[[], None]:
+def step(model: nn.Module, lq: Tensor) -> None:
     """One training step's forward and backward pass."""
-
-    def run() -> None:
-        model.zero_grad(set_to_none=True)
-        (model(lq) - lq).abs().mean().backward()
-
-    return run
+    model.zero_grad(set_to_none=True)
+    (model(lq) - lq).abs().mean().backward()
 
 
 def kept_bytes(model: nn.Module, lq: Tensor) -> int:
@@ -86,45 +69,40 @@ def kept_bytes(model: nn.Module, lq: Tensor) -> int:
     kept, parameters = {}, {p.untyped_storage().data_ptr() for p in model.parameters()}
 
     def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        kept[storage.data_ptr()] = storage.nbytes()
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        restored = model(lq)
-    total = sum(size for pointer, size in kept.items() if pointer not in parameters)
-    del restored
-    return total
+        _restored = model(lq)  # alive, or its graph would be freed, and addresses be used twice
+    return sum(size for pointer, size in kept.items() if pointer not in parameters)
 
 
-def row(what: str, method: str, seconds: float, reference: float, memory: int | None = None) -> dict[str, object]:
-    kept = None if memory is None else f"{memory / 2**20:.0f} MiB"
-    return {
-        "what": what, "method": method, "median": f"{seconds * 1e3:.0f} ms", "memory": kept,
-        "speed-up": f"{reference / seconds:.2f}x",
-    }  # fmt: skip
+def rows(what: str, times: list[float], memory: list[int | None]) -> list[dict[str, object]]:
+    return [
+        {
+            "what": what, "method": method, "median": f"{seconds * 1e3:.0f} ms",
+            "memory": kept and f"{kept / 2**20:.0f} MiB", "speed-up": f"{times[0] / seconds:.2f}x",
+        }
+        for method, seconds, kept in zip(("plain", "ours"), times, memory, strict=True)
+    ]  # fmt: skip
 
 
 def forward_rows(
     plain: PlainStudent, student: Student, size: int, repeats: int, device: str, half: bool = False
-) -> list[dict]:
+) -> list[dict[str, object]]:
     lq = torch.rand(1, 3, size, size, device=device)
     with torch.inference_mode(), torch.autocast(device, torch.bfloat16, enabled=half):
-        restorer, _ = restoring(student.fold())
+        restorer, _ = restoring(student)
         torch.testing.assert_close(restorer(lq).float(), student(lq).float(), atol=1e-2 if half else 1e-5, rtol=0)
         times = medians([lambda: plain(lq), lambda: restorer(lq)], repeats, device)
-    what = f"forward {size}², batch 1, {'bf16' if half else 'fp32'}"
-    return [row(what, name, t, times[0]) for name, t in zip(("plain", "ours"), times, strict=True)]
+    return rows(f"forward {size}², batch 1, {'bf16' if half else 'fp32'}", times, [None, None])
 
 
-def cpu_step_rows(plain: PlainStudent, student: Student, size: int, repeats: int) -> list[dict]:
-    lq = torch.rand(2, 3, size, size)
-    student.train()
-    memory = [kept_bytes(model, lq) for model in (plain, student)]
-    times = medians([step(model, lq) for model in (plain, student)], repeats, "cpu")
-    names = ("plain", "ours")
-    what = f"training step {size}², batch 2, fp32"
-    return [row(what, name, t, times[0], m) for name, t, m in zip(names, times, memory, strict=True)]
+def step_rows(plain: PlainStudent, student: Student, size: int, repeats: int) -> list[dict[str, object]]:
+    lq, models = torch.rand(2, 3, size, size), (plain, student.train())
+    memory = [kept_bytes(model, lq) for model in models]
+    times = medians([partial(step, model, lq) for model in models], repeats, "cpu")
+    return rows(f"training step {size}², batch 2, fp32", times, memory)
 
 
 def main() -> None:
@@ -140,12 +118,10 @@ def main() -> None:
         sys.exit("error: --keep-freed-memory: this C library has no mallopt; leave it out")
     config = ModelConfig(width=options.width, zero_init_output=False, selection_noise=0, dropout=0)
     plain, student = pair(config, "cpu")
-    rows = []
-    for size in options.sizes:
-        rows += forward_rows(plain, student, size, options.repeats, "cpu")
+    measured = [row for size in options.sizes for row in forward_rows(plain, student, size, options.repeats, "cpu")]
     if options.step_size:
-        rows += cpu_step_rows(plain, student, options.step_size, options.repeats)
-    show("Student", rows, options.record)
+        measured += step_rows(plain, student, options.step_size, options.repeats)
+    show("Student", measured, options.record)
 
 
 if __name__ == "__main__":

@@ -1,31 +1,31 @@
 """The baseline of bench_student: the published Restormer student's function, formulated plainly.
 
 NCHW throughout; LayerNorm by rearranging to [B, H·W, C] and back; the prompt enters through attention with one query a
-pixel and one key; queries and keys of the channel attention are normalised explicitly. Parameters bear the published
-names, so `student.network.published_layout.to_published` fills it. Not for use: it exists to be measured against.
+pixel and one key; queries and keys of the channel attention are normalised explicitly. Parameters of the backbone bear
+the published names; the prompt branch, a few vectors an image, is the student's. Not for use: it is measured against.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from student.model import Student
 from student.network.config import ModelConfig
+from student.network.prompts import PromptBranch
+from student.network.published_layout import to_published
 
 
 class PlainLayerNorm(nn.Module):
     def __init__(self, channels: int):
         super().__init__()
-        self.body = nn.Module()
-        self.body.weight = nn.Parameter(torch.ones(channels))
-        self.body.bias = nn.Parameter(torch.zeros(channels))
+        self.body = nn.LayerNorm(channels)  # for its parameters alone
 
     def forward(self, x: Tensor) -> Tensor:
-        height, width = x.shape[2:]
         rows = x.flatten(2).transpose(1, 2).contiguous()
         mean = rows.mean(-1, keepdim=True)
         variance = rows.var(-1, keepdim=True, unbiased=False)
         rows = (rows - mean) / torch.sqrt(variance + 1e-5) * self.body.weight + self.body.bias
-        return rows.transpose(1, 2).contiguous().unflatten(2, (height, width))
+        return rows.transpose(1, 2).contiguous().unflatten(2, x.shape[2:])
 
 
 class PlainAttention(nn.Module):
@@ -86,40 +86,15 @@ class PlainBlock(nn.Module):
         return x + self.ffn(self.norm2(x))
 
 
-class PlainPool(nn.Module):
-    def __init__(self, size: int, top_k: int, length: int, dim: int):
-        super().__init__()
-        self.top_k = top_k
-        self.prompt_keys = nn.Parameter(torch.randn(size, dim))
-        self.prompt_values = nn.Parameter(torch.randn(size, length, dim))
-        self.temperature = nn.Parameter(torch.tensor(1.0))
-        self.value_aggregation = nn.Sequential(nn.Linear(length * dim, dim), nn.LayerNorm(dim), nn.GELU())
-
-    def forward(self, query: Tensor) -> Tensor:
-        similarity = F.normalize(query, dim=1) @ F.normalize(self.prompt_keys, dim=1).T / self.temperature.clamp(0.1, 2)
-        best, index = similarity.topk(self.top_k, dim=1)
-        composed = (self.prompt_values[index] * best.softmax(1)[:, :, None, None]).sum(1)
-        return self.value_aggregation(composed.flatten(1))
+def resample(before: int, after: int, shuffle: nn.Module) -> nn.ModuleDict:
+    return nn.ModuleDict({"body": nn.Sequential(nn.Conv2d(before, after, 3, padding=1, bias=False), shuffle)})
 
 
-class PlainQuery(nn.Module):
-    def __init__(self, channels: int, dim: int, grid: int):
-        super().__init__()
-        half, quarter = channels // 2, channels // 4
-        self.mapper = nn.Sequential(
-            *(nn.AdaptiveAvgPool2d(grid), nn.Conv2d(channels, half, 3, padding=1), nn.ReLU()),
-            *(nn.AdaptiveAvgPool2d(grid // 2), nn.Conv2d(half, quarter, 3, padding=1), nn.ReLU()),
-            *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(quarter, dim)),
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.mapper(x)
-
-
-def _resample(before: int, after: int, shuffle: nn.Module) -> nn.Module:
-    module = nn.Module()
-    module.body = nn.Sequential(nn.Conv2d(before, after, 3, padding=1, bias=False), shuffle)
-    return module
+class PlainStack(nn.ModuleList):
+    def forward(self, x: Tensor, prompt: Tensor | None) -> Tensor:
+        for block in self:
+            x = block(x, prompt)
+        return x
 
 
 class PlainStudent(nn.Module):
@@ -129,57 +104,49 @@ class PlainStudent(nn.Module):
         super().__init__()
         width, dim = config.width, config.prompt_dim
 
-        def stack(count: int, channels: int, heads: int, prompt_dim: int) -> nn.Sequential:
-            return nn.Sequential(*(PlainBlock(channels, heads, config.ffn_expansion, prompt_dim) for _ in range(count)))
+        def stack(count: int, channels: int, heads: int, prompt_dim: int) -> PlainStack:
+            return PlainStack(PlainBlock(channels, heads, config.ffn_expansion, prompt_dim) for _ in range(count))
 
-        self.patch_embed = nn.Module()
-        self.patch_embed.proj = nn.Conv2d(3, width, 3, padding=1, bias=False)
+        def conv(before: int, after: int, size: int = 3) -> nn.Conv2d:
+            return nn.Conv2d(before, after, size, padding=size // 2, bias=False)
+
+        self.patch_embed = nn.ModuleDict({"proj": conv(3, width)})
         for i in (1, 2, 3):
-            setattr(
-                self, f"encoder_level{i}", stack(config.encoder_blocks[i - 1], width << i - 1, config.heads[i - 1], 0)
+            channels, lower, heads = width << i - 1, width << i, config.heads[i - 1]
+            self.add_module(f"encoder_level{i}", stack(config.encoder_blocks[i - 1], channels, heads, 0))
+            self.add_module(f"down{i}_{i + 1}", resample(channels, channels // 2, nn.PixelUnshuffle(2)))
+            self.add_module(f"up{i + 1}_{i}", resample(lower, 2 * lower, nn.PixelShuffle(2)))
+            self.add_module(
+                f"decoder_level{i}", stack(config.decoder_blocks[i - 1], max(channels, 2 * width), heads, dim)
             )
-            down = _resample(width << i - 1, width << i - 1 >> 1, nn.PixelUnshuffle(2))
-            setattr(self, f"down{i}_{i + 1}", down)
-            setattr(self, f"up{i + 1}_{i}", _resample(width << i, width << i + 1, nn.PixelShuffle(2)))
-            channels = width << max(i - 1, 1)
-            setattr(self, f"decoder_level{i}", stack(config.decoder_blocks[i - 1], channels, config.heads[i - 1], dim))
-        self.latent_blocks = stack(config.latent_blocks, width << 3, config.heads[3], dim)
-        self.reduce_chan_level3 = nn.Conv2d(width << 3, width << 2, 1, bias=False)
-        self.reduce_chan_level2 = nn.Conv2d(width << 2, width << 1, 1, bias=False)
-        self.refinement = stack(config.refinement_blocks, width << 1, config.heads[0], dim)
-        self.output = nn.Conv2d(width << 1, 3, 3, padding=1, bias=False)
-        length = config.prompt_len
-        self.domain_prompt_pool = PlainPool(config.domain_pool_size, config.domain_top_k, length, dim)
-        self.degradation_prompt_pool = PlainPool(config.task_pool_size, config.task_top_k, length, dim)
-        self.domain_mapper = PlainQuery(width, dim, 8)
-        self.degradation_mapper = PlainQuery(width << 3, dim, 4)
-        self.prompt_cross_attention = nn.MultiheadAttention(dim, 8, batch_first=True)
-        self.prompt_fusion_norm = nn.LayerNorm(dim)
-        self.prompt_fusion_ffn = nn.Sequential(
-            nn.Linear(dim, 2 * dim), nn.GELU(), nn.Identity(), nn.Linear(2 * dim, dim)
-        )
+        self.latent_blocks = stack(config.latent_blocks, 8 * width, config.heads[3], dim)
+        self.reduce_chan_level3 = conv(8 * width, 4 * width, 1)
+        self.reduce_chan_level2 = conv(4 * width, 2 * width, 1)
+        self.refinement = stack(config.refinement_blocks, 2 * width, config.heads[0], dim)
+        self.output = conv(2 * width, 3)
+        self.prompts = PromptBranch(config, width, 8 * width)
+
+    def load(self, student: Student, dead: float = 0.02) -> "PlainStudent":
+        """With `student`'s weights, and queries and keys, which cannot change the output, of deviation `dead`."""
+        weights = student.state_dict() | to_published(student.state_dict(), student.config)
+        for name, tensor in weights.items():
+            if "cross_attn_q" in name or "cross_attn_k" in name:
+                tensor.normal_(0, 1).mul_(dead)
+        self.load_state_dict({name: weights[name] for name in self.state_dict()})
+        return self.eval()
 
     def forward(self, lq: Tensor) -> Tensor:
         """Restore `lq` [B, 3, H, W]; H and W multiples of 8."""
-        x = self.patch_embed.proj(lq)
-        domain = self.domain_prompt_pool(self.domain_mapper(x))[:, None]
-        skips = []
+        x = self.patch_embed["proj"](lq)
+        first, skips = x, []
         for i in (1, 2, 3):
-            for block in getattr(self, f"encoder_level{i}"):
-                x = block(x, None)
-            skips.append(x)
-            x = getattr(self, f"down{i}_{i + 1}").body(x)
-        task = self.degradation_prompt_pool(self.degradation_mapper(x))[:, None]
-        prompt = self.prompt_fusion_norm(self.prompt_cross_attention(domain, task, task)[0] + domain)
-        prompt = (prompt + self.prompt_fusion_ffn(prompt))[:, 0]
-        for block in self.latent_blocks:
-            x = block(x, prompt)
+            skips.append(self.get_submodule(f"encoder_level{i}")(x, None))
+            x = self.get_submodule(f"down{i}_{i + 1}.body")(skips[-1])
+        prompt = self.prompts(first, x).fused
+        x = self.latent_blocks(x, prompt)
         for i in (3, 2, 1):
-            x = torch.cat((getattr(self, f"up{i + 1}_{i}").body(x), skips[i - 1]), dim=1)
+            x = torch.cat((self.get_submodule(f"up{i + 1}_{i}.body")(x), skips[i - 1]), dim=1)
             if i > 1:
-                x = getattr(self, f"reduce_chan_level{i}")(x)
-            for block in getattr(self, f"decoder_level{i}"):
-                x = block(x, prompt)
-        for block in self.refinement:
-            x = block(x, prompt)
-        return self.output(x) + lq
+                x = self.get_submodule(f"reduce_chan_level{i}")(x)
+            x = self.get_submodule(f"decoder_level{i}")(x, prompt)
+        return self.output(self.refinement(x, prompt)) + lq

@@ -17,13 +17,17 @@ import pickle
 import sys
 import zipfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
 from student.files import NotWritten, write_file
 
+if TYPE_CHECKING:
+    from student.model import Student
+
 PREFIXES = ("module.", "net.", "_orig_mod.")
-"""What wrappers of training put before each name: data-parallel, Lightning, torch.compile; in any order."""
+"""What data-parallel, Lightning and torch.compile put before each name, in any order."""
 
 
 class ConvertError(ValueError):
@@ -31,7 +35,7 @@ class ConvertError(ValueError):
 
 
 def load_published(file: Path) -> dict:
-    """The tensors of a `.pth`: its `params_ema`, else `params`, else `state_dict` (prefix `net.` removed), else itself.
+    """The tensors of a `.pth`: its `params_ema`, else `params`, else `state_dict`, else itself; without `PREFIXES`.
 
     Raises ConvertError for a missing file, pickled code, or anything that is no mapping of names to tensors.
     """
@@ -50,10 +54,9 @@ def load_published(file: Path) -> dict:
         ) from None
     except (OSError, EOFError, RuntimeError, ValueError, zipfile.BadZipFile) as error:
         raise ConvertError(f"{file}: is no readable PyTorch checkpoint ({str(error).splitlines()[0]})") from None
-    for key in ("params_ema", "params", "state_dict"):
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-            break
+    if isinstance(content, dict):
+        inner = (content.get(key) for key in ("params_ema", "params", "state_dict"))
+        content = next((weights for weights in inner if isinstance(weights, dict)), content)
     if not isinstance(content, dict) or not content or not all(torch.is_tensor(t) for t in content.values()):
         raise ConvertError(f"{file}: has no tensors under params_ema, params or state_dict, nor at its top")
     while prefix := next((p for p in PREFIXES if all(name.startswith(p) for name in content)), None):
@@ -65,8 +68,8 @@ def load_published(file: Path) -> dict:
 
 def _refuse_text(file: Path) -> None:
     """Raises `ConvertError` for what often lies in place of weights: a Git LFS pointer, a web page, nothing at all."""
-    with contextlib.suppress(OSError):  # told by whoever loads it
-        begin = file.open("rb").read(200).lstrip()
+    with contextlib.suppress(OSError), file.open("rb") as content:  # an OSError is told by whoever loads it
+        begin = content.read(200).lstrip()
         if not begin:
             raise ConvertError(f"{file}: empty file; download it again")
         if begin.startswith(b"version https://git-lfs"):
@@ -75,7 +78,9 @@ def _refuse_text(file: Path) -> None:
             raise ConvertError(f"{file}: a web page, not the weights; download the file itself")
 
 
-def import_published(file: Path, task_top_k: int | None = None, domain_top_k: int | None = None):
+def import_published(
+    file: Path, task_top_k: int | None = None, domain_top_k: int | None = None
+) -> tuple["Student", list[str]]:
     """A published checkpoint as a `Student` in eval mode, and the names of the dead tensors left out.
 
     Raises ConvertError, naming the tensors, for anything that is not exactly a published layout.
@@ -96,39 +101,34 @@ def import_published(file: Path, task_top_k: int | None = None, domain_top_k: in
         raise ConvertError(f"{file}: {reasons} (name top-k with --task-top-k and --domain-top-k)") from None
     except NotPublished as error:
         raise ConvertError(f"{file}: {error}") from None
-    weights = {name: tensor.float() for name, tensor in weights.items()}
-    student.load_state_dict(weights, assign=True)
+    student.load_state_dict({name: tensor.float() for name, tensor in weights.items()}, assign=True)
     return student.requires_grad_(True).eval(), dead
+
+
+def _load(folder: Path) -> "Student":
+    from student.model import Student
+
+    try:
+        return Student.from_pretrained(str(folder))
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ConvertError(f"{folder}: {' '.join(str(error).split())}") from None
 
 
 def export_published(folder: Path, file: Path) -> int:
     """Write the student in `folder` as `{"params": ...}` in the published layout; returns the number of tensors."""
     import torch
 
-    from student.model import Student
     from student.network.published_layout import NotPublished, to_published
 
+    student = _load(folder)
     try:
-        student = Student.from_pretrained(str(folder))
         theirs = to_published(student.state_dict(), student.config)
-    except (NotPublished, FileNotFoundError) as error:
+    except NotPublished as error:
         raise ConvertError(f"{folder}: {error}") from None
     buffer = io.BytesIO()
     torch.save({"params": theirs}, buffer)
     write_file(file, buffer.getvalue())
     return len(theirs)
-
-
-def halve(folder: Path, target: Path) -> int:
-    """Write the student in `folder` with weights in fp16 to the folder `target`; returns the bytes of the weights."""
-    from student.model import WEIGHTS, Student
-
-    try:
-        student = Student.from_pretrained(str(folder))
-    except (OSError, ValueError, RuntimeError) as error:
-        raise ConvertError(f"{folder}: {' '.join(str(error).split())}") from None
-    student.half().save_pretrained(target, model_card_kwargs={"Weights": "fp16"})
-    return (target / WEIGHTS).stat().st_size
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -146,22 +146,23 @@ def main(arguments: list[str] | None = None) -> None:
         if options.target.exists() and (options.target.is_file() or any(options.target.iterdir())):
             raise ConvertError(f"{options.target}: exists already; choose another target or remove it")
         if options.half:
-            print(f"{options.target}: {halve(options.source, options.target) / 1e6:.1f} MB in fp16")
-            return
-        if options.to_published:
+            _load(options.source).half().save_pretrained(options.target, model_card_kwargs={"Weights": "fp16"})
+            size = sum(file.stat().st_size for file in options.target.glob("*.safetensors"))
+            print(f"{options.target}: {size / 1e6:.1f} MB in fp16")
+        elif options.to_published:
             count = export_published(options.source, options.target)
             print(f"{options.target}: {count} tensors in the published layout, the dead ones as zeros")
-            return
-        student, dead = import_published(options.source, options.task_top_k, options.domain_top_k)
-        digest = hashlib.sha256(options.source.read_bytes()).hexdigest()
-        details = {"Imported from": f"`{options.source.name}` (sha256 `{digest}`)"}
-        student.save_pretrained(options.target, model_card_kwargs=details)
-        parameters = sum(p.numel() for p in student.parameters())
-        for name in dead:
-            print(f"left out, since it cannot change the output: {name}")
-        config = student.config
-        top_k = ", ".join(f"{name} top-{pool.top_k} of {len(pool.keys_ND)}" for name, pool in student.pools().items())
-        print(f"{options.target}: {parameters / 1e6:.2f} M parameters, {config.backbone}, {config.fusion}, {top_k}")
+        else:
+            student, dead = import_published(options.source, options.task_top_k, options.domain_top_k)
+            digest = hashlib.sha256(options.source.read_bytes()).hexdigest()
+            details = {"Imported from": f"`{options.source.name}` (sha256 `{digest}`)"}
+            student.save_pretrained(options.target, model_card_kwargs=details)
+            for name in dead:
+                print(f"left out, since it cannot change the output: {name}")
+            millions, config = sum(p.numel() for p in student.parameters()) / 1e6, student.config
+            pools = student.pools().items()
+            top_k = ", ".join(f"{name} top-{pool.top_k} of {len(pool.keys_ND)}" for name, pool in pools)
+            print(f"{options.target}: {millions:.2f} M parameters, {config.backbone}, {config.fusion}, {top_k}")
     except (ConvertError, NotWritten) as error:
         sys.exit(f"error: {error}")
 

@@ -13,12 +13,19 @@ import argparse
 import contextlib
 import io
 import logging
-import os
 import sys
-import tempfile
 import warnings
+from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
+
+from student.files import write_file
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from student.model import Student
 
 OPSET = 18
 TOLERANCE = 1e-4
@@ -42,11 +49,8 @@ def main(argv: list[str] | None = None) -> int:
 
     try:
         size, difference, opset = export(load_student(args.model), args.output, args.opset)
-    except (ExportError, RestoreError) as error:
+    except (ExportError, RestoreError, OSError) as error:
         print(f"export: {error}", file=sys.stderr)
-        return 1
-    except OSError as error:
-        print(f"export: {args.output}: {error.strerror or error}", file=sys.stderr)
         return 1
     sizes = ", ".join(f"{width}x{height}" for _, height, width in SIZES)
     asked = "" if opset == args.opset else f" (torch.onnx cannot write {args.opset})"
@@ -57,52 +61,48 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def export(student: Any, output: Path, opset: int = OPSET) -> tuple[int, float, int]:
+def export(student: "Student", output: Path, opset: int = OPSET) -> tuple[int, float, int]:
     """Write `output` (whole or not at all); returns its bytes, the largest difference to PyTorch, and its operator set.
 
-    That may be another than `opset`: torch.onnx writes 18, and where that cannot be converted, it stays.
-
-    Raises `ExportError` when a package is missing, the operator set does not do, or the outputs differ.
+    That may be another than `opset`: torch.onnx writes 18, and where that cannot be converted, it stays. Raises
+    `ExportError` when a package is missing, the operator set does not do, or the outputs differ.
     """
     import torch
 
-    for package in ("onnx", "onnxscript", "onnxruntime"):
-        try:
-            __import__(package)
-        except ImportError:
-            raise ExportError(f"needs {package}: pip install 'teachonce[export]'") from None
-    student = _mirroring(student.eval().cpu())
-    dynamic = torch.export.Dim.DYNAMIC
+    if missing := [package for package in ("onnx", "onnxscript", "onnxruntime") if find_spec(package) is None]:
+        raise ExportError(f"needs {missing[0]}: pip install 'teachonce[export]'")
     output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as folder:
-        file = Path(folder) / "student.onnx"
-        with _quiet(), torch.no_grad():
-            try:
-                torch.onnx.export(
-                    student,
-                    (torch.rand(2, 3, 72, 88),),
-                    file,
-                    input_names=["lq"],
-                    output_names=["restored"],
-                    dynamic_shapes=({0: dynamic, 2: dynamic, 3: dynamic},),
-                    opset_version=opset,
-                    dynamo=True,
-                    external_data=False,
-                    verbose=False,
-                )
-            except Exception as error:  # the exporter wraps whatever went wrong in errors of its own
-                reason = " ".join(str(error).split())[:300] or type(error).__name__
-                raise ExportError(f"torch.onnx could not export it at opset {opset}: {reason}") from error
-        _without_paths(file)
-        difference = largest_difference(student, file)
-        if not difference <= TOLERANCE:
-            raise ExportError(f"onnxruntime and PyTorch differ by {difference:.1e} (allowed: {TOLERANCE:.0e})")
-        written = _opset(file)
-        os.replace(file, output)
-    return output.stat().st_size, difference, written
+    network, dynamic = _mirroring(student.eval().cpu()), torch.export.Dim.DYNAMIC
+    with _quiet(), torch.no_grad():
+        try:
+            program = torch.onnx.export(
+                network,
+                (torch.rand(2, 3, 72, 88),),
+                input_names=["lq"],
+                output_names=["restored"],
+                dynamic_shapes=({0: dynamic, 2: dynamic, 3: dynamic},),
+                opset_version=opset,
+                dynamo=True,
+                verbose=False,
+            )
+            model = program.model_proto
+        except Exception as error:  # the exporter wraps whatever went wrong in errors of its own
+            reason = " ".join(str(error).split())[:300] or type(error).__name__
+            raise ExportError(f"torch.onnx could not export it at opset {opset}: {reason}") from error
+    # Without where each line of our code lay, which the exporter writes beside every operation.
+    inner = [node for function in model.functions for node in function.node]
+    for part in (model, model.graph, *model.graph.node, *model.graph.value_info, *model.functions, *inner):
+        part.ClearField("metadata_props")
+        part.ClearField("doc_string")
+    content = model.SerializeToString()
+    difference = largest_difference(network, content)
+    if not difference <= TOLERANCE:
+        raise ExportError(f"onnxruntime and PyTorch differ by {difference:.1e} (allowed: {TOLERANCE:.0e})")
+    write_file(output, content)
+    return len(content), difference, next(entry.version for entry in model.opset_import if not entry.domain)
 
 
-def _mirroring(student: Any) -> Any:
+def _mirroring(student: "Student") -> "nn.Module":
     """`student` behind a layer that mirrors the last rows and columns; black ones would cost them 2 to 5 dB."""
     import torch
 
@@ -121,60 +121,35 @@ def _mirroring(student: Any) -> Any:
     return Mirroring().eval()
 
 
-def _without_paths(file: Path) -> None:
-    """Without where each line of our code lay, which the exporter writes beside every operation."""
-    import onnx
-
-    graph = onnx.load(file)
-    for part in (graph, graph.graph, *graph.graph.node, *graph.graph.value_info, *graph.functions):
-        part.ClearField("metadata_props")
-        part.ClearField("doc_string")
-    for function in graph.functions:
-        for node in function.node:
-            node.ClearField("metadata_props")
-            node.ClearField("doc_string")
-    onnx.save(graph, file)
-
-
-def _opset(file: Path) -> int:
-    import onnx
-
-    return next(entry.version for entry in onnx.load(file).opset_import if entry.domain in ("", "ai.onnx"))
-
-
-def largest_difference(student: Any, file: Path) -> float:
-    """Largest absolute difference between `file` run by onnxruntime and `student`, over `SIZES`."""
+def largest_difference(network: "nn.Module", content: bytes) -> float:
+    """Largest absolute difference between the ONNX `content` run by onnxruntime and `network`, over `SIZES`."""
     import numpy as np
     import onnxruntime
     import torch
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
+    worst, generator = 0.0, np.random.default_rng(0)
     try:
-        session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        for batch, height, width in SIZES:
+            lq = generator.random((batch, 3, height, width), np.float32)
+            (ours,) = session.run(None, {"lq": lq})
+            with torch.inference_mode():
+                theirs = network(torch.from_numpy(lq)).numpy()
+            worst = float(np.maximum(worst, np.abs(ours - theirs).max()))  # unlike max(), keeps a NaN
     except Exception as error:  # onnxruntime's errors share no base class of their own
         reason = str(error).splitlines()[0][:300]
-        raise ExportError(f"onnxruntime cannot load it: {reason}; try --opset {OPSET}") from None
-    worst, generator = 0.0, np.random.default_rng(0)
-    for batch, height, width in SIZES:
-        lq = generator.random((batch, 3, height, width), np.float32)
-        try:
-            (ours,) = session.run(None, {"lq": lq})
-        except Exception as error:
-            raise ExportError(f"onnxruntime cannot run it at {width}x{height}: {str(error).splitlines()[0]}") from None
-        with torch.inference_mode():
-            theirs = student(torch.from_numpy(lq)).numpy()
-        worst = float(np.maximum(worst, np.abs(ours - theirs).max()))  # unlike max(), keeps a NaN
+        raise ExportError(f"onnxruntime cannot run it: {reason}; try --opset {OPSET}") from None
     return worst
 
 
 @contextlib.contextmanager
-def _quiet() -> Any:
+def _quiet() -> Iterator[None]:
     """The exporter reports on its own progress and on PyTorch's internals: nothing that a user can act on."""
     logging.disable(logging.WARNING)
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings(action="ignore"), contextlib.redirect_stdout(io.StringIO()):
             yield
     finally:
         logging.disable(logging.NOTSET)

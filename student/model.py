@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from student.files import write_file
 from student.network.config import BACKBONES, ModelConfig
-from student.network.fusion import Condition, FoldedFusions
+from student.network.fusion import Condition
 from student.network.model_card import model_card
 from student.network.prompts import PromptBranch, PromptPool, Prompts
 from student.network.u_shape import UShape
@@ -46,7 +46,6 @@ class Student(
         self.backbone: UShape = resolve_name(BACKBONES[config.backbone])(config)
         if config.has_prompts:
             self.prompts = PromptBranch(config, self.backbone.first_channels, self.backbone.deepest_channels)
-        self.folded: FoldedFusions | None = None
         if config.zero_init_output:
             for parameter in self.backbone.output.parameters():
                 nn.init.zeros_(parameter)
@@ -60,62 +59,29 @@ class Student(
         input's own. `return_prompts`: return them too, for the losses that look at them. Raises ValueError on
         another shape. `student.restoration.restorer.Restorer` runs the same function faster and in less memory.
         """
-        first_BHWC, height, width = self._embed(lq)
+        first_BHWC = self._embed(lq)
         deepest_BHWC, skips = self.backbone.encode(first_BHWC)
         if prompts is None:
             prompts = self._prompts(first_BHWC, deepest_BHWC)
         residual_BHWC = self.backbone.decode(deepest_BHWC, skips, self._conditions(prompts))
-        restored = lq + residual_BHWC.permute(0, 3, 1, 2)[..., :height, :width]
+        restored = lq + residual_BHWC.permute(0, 3, 1, 2)[..., : lq.shape[2], : lq.shape[3]]
         return (restored, prompts) if return_prompts else restored
 
     def encode_prompts(self, lq: Tensor) -> Prompts:
-        """The prompts of `lq` [B, 3, H, W] without restoring it: the encoder runs, the decoder does not.
-
-        The queries see average-pooled features, so a downscaled copy of a very large image gives similar prompts for
-        less memory.
-        """
-        first_BHWC, _, _ = self._embed(lq)
+        """The prompts of `lq` [B, 3, H, W] without restoring it: the encoder runs, the decoder does not."""
+        first_BHWC = self._embed(lq)
         return self._prompts(first_BHWC, self.backbone.encode(first_BHWC)[0])
 
     def pools(self) -> dict[str, PromptPool]:
         """The pools that are on, by name: "task", "domain"."""
-        if not self.config.has_prompts:
-            return {}
-        pools = {"task": self.prompts.task_pool, "domain": self.prompts.domain_pool}
-        return {name: pool for name, pool in pools.items() if pool is not None}
+        names = [name for name in ("task", "domain") if getattr(self.config, f"{name}_pool")]
+        return {name: getattr(self.prompts, f"{name}_pool") for name in names}
 
-    def init_domain_pool(self, centroids_ND: Tensor) -> None:
-        """Start the domain pool at `centroids_ND` (`student.training.setup.kmeans` of the release's embeddings)."""
-        if not self.config.domain_pool:
-            raise ValueError("model.domain_pool is off: there is no domain pool to start from centroids")
-        self.prompts.domain_pool.start_from(torch.as_tensor(centroids_ND))
-
-    @torch.no_grad()
-    def fold(self) -> "Student":
-        """Fold constants for inference: with `fusion: broadcast`, every block's shift then comes out of one matrix
-        product. Without effect on other fusions. Returns itself, in eval mode; `train()` and `load_state_dict` unfold.
-        """
-        self.eval()
-        if self.config.has_prompts and self.config.fusion == "broadcast":
-            self.folded = FoldedFusions([block.fusion for block in self.backbone.prompted_blocks()])
-        return self
-
-    def train(self, mode: bool = True) -> "Student":
-        if mode:
-            self.folded = None
-        return super().train(mode)
-
-    def load_state_dict(self, *arguments: Any, **options: Any) -> Any:
-        self.folded = None
-        return super().load_state_dict(*arguments, **options)
-
-    def _embed(self, lq: Tensor) -> tuple[Tensor, int, int]:
+    def _embed(self, lq: Tensor) -> Tensor:
         if lq.ndim != 4 or lq.shape[1] != 3 or min(lq.shape[2:]) < 8:
             raise ValueError(f"the input must be [B, 3, H, W] with H and W of at least 8, not {list(lq.shape)}")
-        height, width = lq.shape[2:]
-        stride = self.config.stride
-        padded = F.pad(lq, (0, -width % stride, 0, -height % stride))
-        return self.backbone.embed(padded.permute(0, 2, 3, 1).contiguous()), height, width
+        height, width = (-side % self.config.stride for side in lq.shape[2:])
+        return self.backbone.embed(F.pad(lq, (0, width, 0, height)).permute(0, 2, 3, 1).contiguous())
 
     def _prompts(self, first_BHWC: Tensor, deepest_BHWC: Tensor) -> Prompts:
         if not self.config.has_prompts:
@@ -126,9 +92,6 @@ class Student(
         blocks = self.backbone.prompted_blocks()
         if not self.config.has_prompts:
             return [()] * len(blocks)
-        if self.folded is not None:
-            gains, shifts = self.folded(prompts.fused)
-            return list(zip(gains, shifts, strict=True))
         with torch.autocast(prompts.fused.device.type, enabled=False):  # for the reason given in PromptBranch
             inputs = self.prompts.tokens(prompts) if self.config.fusion == "tokens" else (prompts.fused,)
             return [block.fusion.prepare(*inputs) for block in blocks]
@@ -139,16 +102,13 @@ class Student(
         return ModelCard(model_card(self.config, parameters, metrics, details))
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        write_file(
-            save_directory / WEIGHTS, save({name: tensor.contiguous() for name, tensor in self.state_dict().items()})
-        )
+        weights = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
+        write_file(save_directory / WEIGHTS, save(weights))
 
     @classmethod
     def _from_pretrained(
-        cls, *, model_id: str, revision: str | None, map_location: str = "cpu", strict: bool = True, **options: Any
+        cls, *, model_id: str, config: ModelConfig | None = None, map_location: str = "cpu", **hub: Any
     ) -> "Student":
-        hub = {name: options.pop(name) for name in ("cache_dir", "force_download", "local_files_only", "token")}
-        config = options.pop("config", None)
         if config is None:
             raise FileNotFoundError(f"{model_id}: no config.json there; is it a folder made by save_pretrained?")
         if Path(model_id).is_dir():
@@ -156,11 +116,10 @@ class Student(
             if not Path(file).is_file():
                 raise FileNotFoundError(f"{file}: no such file; is {model_id} a folder made by save_pretrained?")
         else:
-            file = hf_hub_download(model_id, WEIGHTS, revision=revision, **hub)
+            file = hf_hub_download(model_id, WEIGHTS, **hub)
         with torch.device("meta"):  # no memory, and no random weights, before the file has proved to hold them
             student = cls(config)
         # A copy: where the file puts a tensor at an odd address, products of it round in another way.
         weights = {n: tensor.to(torch.float32, copy=True) for n, tensor in load_file(file, device=map_location).items()}
-        # Strict, unlike the mixin's default, which would leave weights out where a name is missing.
-        student.load_state_dict(weights, strict=strict, assign=True)
+        student.load_state_dict(weights, assign=True)
         return student.eval()

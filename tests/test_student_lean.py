@@ -90,12 +90,3 @@ def test_autocast_keeps_no_more_and_gives_the_gradients_of_plain_autocast(dtype)
         assert ours_.dtype == torch.float32
         assert (ours_ - theirs).norm() < 0.02 * theirs.norm()
     assert kept < plain_kept
-
-
-def test_autocast_keeps_half_precision():
-    a, b, weight = (torch.randn(size, requires_grad=True) for size in ((P, K), (P, K), (C, K)))
-    x, norm = torch.randn(P, C, requires_grad=True), nn.LayerNorm(C)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        outputs = gated_product(a, b, weight), *project(x, norm, (weight.mT,))
-    assert {output.dtype for output in outputs} == {torch.bfloat16}
-    assert all(gradient.dtype == torch.float32 for gradient in gradients(outputs, [a, b, weight, x]))

@@ -152,17 +152,6 @@ def test_a_restoring_student_is_the_same_student(variant):
     assert list(student.state_dict()) == names and student.backbone is not model.backbone
 
 
-@torch.no_grad()
-def test_folding_changes_nothing_and_training_unfolds(variant):
-    model, lq = alive(make_student(**variant)).eval(), torch.rand(2, 3, 16, 16)
-    expected, names = model(lq), model.state_dict().keys()
-    torch.testing.assert_close(model.fold()(lq), expected, atol=1e-6, rtol=1e-5)
-    assert model.state_dict().keys() == names
-    assert model.train().folded is None
-    model.fold().load_state_dict(make_student(**variant).state_dict())
-    assert model.folded is None
-
-
 def test_saving_and_loading_keeps_everything(variant, tmp_path):
     model, lq = alive(make_student(**variant)).eval(), torch.rand(1, 3, 16, 16)
     model.save_pretrained(tmp_path)
@@ -194,14 +183,6 @@ def test_model_card_shows_the_metrics(tmp_path):
     card = (tmp_path / "README.md").read_text()
     assert card.startswith("---\n") and "library_name: teachonce" in card
     assert "| deraining | 30.12 | 25 | 0.9 | 0.8 | 7 |" in card and "| Steps | 10 |" in card
-
-
-def test_domain_pool_starts_from_centroids():
-    model = make_student()
-    model.init_domain_pool(torch.eye(16)[:4])
-    torch.testing.assert_close(model.pools()["domain"].keys_ND.detach(), torch.eye(16)[:4])
-    with pytest.raises(ValueError, match="domain_pool is off"):
-        make_student(domain_pool=False).init_domain_pool(torch.eye(16)[:4])
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from student.network.fusion import BroadcastFusion, ConcatFusion, FoldedFusions, ModulationFusion, TokenFusion
+from student.network.fusion import BroadcastFusion, ConcatFusion, ModulationFusion, TokenFusion
 from student.network.prompts import PoolFusion, PromptPool
 from student.training.setup import kmeans
 
@@ -121,17 +121,6 @@ def test_modulation_and_concat_equal_their_definitions():
     spread = concat.project(fused)[:, None, None].expand_as(x) * w_prompt
     expected = concat.mix(torch.cat((x * w_feature, spread), -1))
     torch.testing.assert_close(concat(x, *concat.prepare(fused)), expected)
-
-
-def test_folded_fusions_equal_the_unfolded():
-    torch.manual_seed(0)
-    fusions = [BroadcastFusion(channels, 16) for channels in (8, 4, 8)]
-    for fusion in fusions:
-        torch.nn.init.normal_(fusion.norm.weight)
-        torch.nn.init.normal_(fusion.norm.bias)
-    fused = torch.randn(3, 16)
-    for fusion, gain, shift in zip(fusions, *FoldedFusions(fusions)(fused), strict=True):
-        torch.testing.assert_close((gain, shift), fusion.prepare(fused))
 
 
 def test_kmeans_finds_separate_clusters_and_is_repeatable():

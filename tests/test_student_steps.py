@@ -89,7 +89,7 @@ def test_a_training_step_of_every_backbone_and_fusion_is_one_graph(options, back
 @pytest.mark.parametrize("name", FEW[:2])
 def test_restoring_compiles_whole_with_dynamic_sizes(name):
     torch._dynamo.reset()
-    model = alive(make_student(**CONFIGURATIONS[name])).eval().fold()
+    model = alive(make_student(**CONFIGURATIONS[name])).eval()
     compiled = torch.compile(model, fullgraph=True, dynamic=True, backend="eager")
     with torch.no_grad():
         for height, width in ((16, 24), (33, 17)):

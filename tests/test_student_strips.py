@@ -36,15 +36,6 @@ def test_strips_equal_the_whole(block, monkeypatch, height, rows):
     assert torch.equal(x, before)
 
 
-def test_a_row_forgotten_between_strips_would_be_seen(block, monkeypatch):
-    """The comparison above is fine enough: a zero row where two strips meet changes the output by far more."""
-    x = torch.randn(1, 9, 7, CHANNELS)
-    with torch.no_grad():
-        whole = block.ffn(x, block.norm2)
-        top, bottom = block.ffn(x[:, :4], block.norm2), block.ffn(x[:, 4:], block.norm2)
-    assert (torch.cat((top, bottom), 1) - whole).abs().max() > 1e-3
-
-
 def test_memory_does_not_grow_with_the_inner_width(block, monkeypatch):
     monkeypatch.setattr(strips, "STRIP_BYTES", 2**16)
     x = torch.randn(1, 512, 64, CHANNELS)

@@ -1,17 +1,14 @@
-"""The blocks of both backbones, written for channels-last memory.
+"""The blocks of both backbones. Features travel as [B, H, W, C]: LayerNorm over channels and 1×1 convolutions then
+read contiguous memory, and a 3×3 convolution sees the same memory as an ordinary channels-last NCHW tensor.
 
 Shapes: B batch, H, W height and width, P = H·W pixels, C channels, c channels a head.
-
-Features travel as [B, H, W, C]: LayerNorm over channels and 1×1 convolutions then read contiguous memory and need no
-permutation, and a 3×3 convolution sees the same memory as an ordinary channels-last NCHW tensor.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint as recompute
 
-from student.network.fusion import Condition, GatedFusion
+from student.network.fusion import GatedFusion
 from student.network.recompute import gated_product, project
 
 
@@ -142,7 +139,7 @@ class RestormerBlock(nn.Module):
 
 
 class NAFBlock(nn.Module):
-    """NAFNet's block (arXiv 2204.04676); its prompt enters after the first normalisation [release]."""
+    """NAFNet's block (arXiv 2204.04676); its prompt enters after the first normalisation [authors' code]."""
 
     def __init__(self, channels: int, fusion: GatedFusion | None = None):
         super().__init__()
@@ -177,14 +174,3 @@ class NAFBlock(nn.Module):
 
 
 Block = RestormerBlock | NAFBlock
-
-
-def run_blocks(blocks: nn.ModuleList, x_BHWC: Tensor, conditions: list[Condition], checkpoint: bool) -> Tensor:
-    """Apply `blocks` in turn, each with its condition; `checkpoint` recomputes them in the backward pass."""
-    for block, condition in zip(blocks, conditions, strict=True):
-        if checkpoint and torch.is_grad_enabled():
-            # Blocks draw no random numbers, so there is no generator state to keep.
-            x_BHWC = recompute(block, x_BHWC, *condition, use_reentrant=False, preserve_rng_state=False)
-        else:
-            x_BHWC = block(x_BHWC, *condition)
-    return x_BHWC

@@ -14,7 +14,7 @@ BACKBONES = {"restormer": "student.network.restormer:Restormer", "nafnet": "stud
 
 Count = Annotated[int, Field(gt=0, le=1000)]
 """Bounded: a configuration may come from a stranger, and is built before its weights are looked at."""
-Blocks = Annotated[tuple[Count, ...], Field(max_length=8)]
+Blocks = Annotated[tuple[Count, ...], Field(min_length=1, max_length=8)]
 
 
 def _backbone(name: str) -> str:
@@ -34,7 +34,7 @@ class ModelConfig(Section):
     width: Annotated[int, Field(ge=4, le=4096, multiple_of=2)] = 48
     """Channels after the first convolution."""
     encoder_blocks: Blocks = (4, 6, 6)
-    """Blocks per level; its length sets the number of downsamplings. They see no prompt."""
+    """Blocks per level; as many levels, as many downsamplings. They see no prompt."""
     latent_blocks: Count = 8
     """Blocks at the lowest resolution."""
     decoder_blocks: Blocks = (6, 6, 4)
@@ -80,11 +80,9 @@ class ModelConfig(Section):
     @model_validator(mode="after")
     def _consistent(self) -> "ModelConfig":
         levels = len(self.encoder_blocks)
-        if levels == 0 or len(self.decoder_blocks) != levels:
-            raise ValueError(
-                f"encoder_blocks {list(self.encoder_blocks)} and decoder_blocks {list(self.decoder_blocks)} "
-                "need the same length, at least 1"
-            )
+        if len(self.decoder_blocks) != levels:
+            lists = f"encoder_blocks {list(self.encoder_blocks)} and decoder_blocks {list(self.decoder_blocks)}"
+            raise ValueError(f"{lists} need the same length")
         for pool in ("task", "domain"):
             top_k, size = getattr(self, f"{pool}_top_k"), getattr(self, f"{pool}_pool_size")
             if top_k > size:

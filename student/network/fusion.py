@@ -21,9 +21,8 @@ class GatedFusion(nn.Module):
         super().__init__()
         self.gate = nn.Parameter(torch.full((2,), 0.5))
 
-    def weights(self) -> tuple[Tensor, Tensor]:
-        feature, prompt = self.gate.softmax(0).unbind()
-        return feature, prompt
+    def weights(self) -> tuple[Tensor, ...]:
+        return self.gate.softmax(0).unbind()
 
 
 class AffineFusion(GatedFusion):
@@ -52,33 +51,9 @@ class BroadcastFusion(AffineFusion):
         w_feature, w_prompt = self.weights()
         return w_feature, self.out(self.value(self.norm(fused_BD)) * w_prompt)[:, None, None]
 
-    def folded(self) -> tuple[Tensor, Tensor]:
-        """[C, D] and [C]: the same shift as one affine map of the normalised prompt, before the norm's own gain."""
-        _, w_prompt = self.weights()
-        value_CD = self.out.weight @ self.value.weight * w_prompt
-        bias_C = self.out.weight @ self.value.bias * w_prompt + self.out.bias
-        return value_CD * self.norm.weight, value_CD @ self.norm.bias + bias_C
-
-
-class FoldedFusions(nn.Module):
-    """The `prepare` of many `BroadcastFusion`s as one matrix product, for inference. Its constants are not saved."""
-
-    def __init__(self, fusions: list[BroadcastFusion]):
-        super().__init__()
-        weights, biases = zip(*(fusion.folded() for fusion in fusions), strict=True)
-        self.channels, self.eps = [len(bias) for bias in biases], fusions[0].norm.eps
-        self.register_buffer("weight", torch.cat(weights), persistent=False)
-        self.register_buffer("bias", torch.cat(biases), persistent=False)
-        self.register_buffer("gains", torch.stack([fusion.weights()[0] for fusion in fusions]), persistent=False)
-
-    def forward(self, fused_BD: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-        """The blocks' gains and their shifts [B, 1, 1, C]."""
-        normed_BD = F.layer_norm(fused_BD, fused_BD.shape[-1:], eps=self.eps)
-        return self.gains.unbind(), F.linear(normed_BD, self.weight, self.bias)[:, None, None].split(self.channels, -1)
-
 
 class ModulationFusion(AffineFusion):
-    """[release] `adaptive_modulation`: x·w_f·(1 + scale·w_p) + shift·w_p, with scale and shift from a small MLP."""
+    """[authors' code] `adaptive_modulation`: x·w_f·(1 + scale·w_p) + shift·w_p; an MLP gives scale and shift."""
 
     def __init__(self, channels: int, dim: int):
         super().__init__()
@@ -91,7 +66,7 @@ class ModulationFusion(AffineFusion):
 
 
 class ConcatFusion(GatedFusion):
-    """[release] `concat`: a 1×1 convolution over [w_f·x, w_p·projected prompt].
+    """[authors' code] `concat`: a 1×1 convolution over [w_f·x, w_p·projected prompt].
 
     The prompt's half is the same at every pixel, so it is computed once an image and never concatenated.
     """
@@ -144,9 +119,4 @@ class TokenFusion(GatedFusion):
         return (kept_BPC + attended_BPC).view_as(x_BHWC)
 
 
-FUSIONS = {
-    "broadcast": BroadcastFusion,
-    "modulation": ModulationFusion,
-    "concat": ConcatFusion,
-    "tokens": TokenFusion,
-}
+FUSIONS = {"broadcast": BroadcastFusion, "modulation": ModulationFusion, "concat": ConcatFusion, "tokens": TokenFusion}

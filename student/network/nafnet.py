@@ -3,51 +3,32 @@
 Shapes: B batch, H, W height and width, C channels.
 """
 
-import torch.nn.functional as F
+from itertools import repeat
+
 from torch import Tensor, nn
 
 from student.network.blocks import NAFBlock, SpatialConv
 from student.network.config import ModelConfig
-from student.network.fusion import FUSIONS
-from student.network.u_shape import UShape
-
-
-class Upsample(nn.Module):
-    """1×1 convolution C → 2C, then PixelShuffle(2): twice the sides, half the channels."""
-
-    def __init__(self, channels: int):
-        super().__init__()
-        self.conv = nn.Linear(channels, 2 * channels, bias=False)
-
-    def forward(self, x_BHWC: Tensor) -> Tensor:
-        return F.pixel_shuffle(self.conv(x_BHWC).permute(0, 3, 1, 2), 2).permute(0, 2, 3, 1).contiguous()
+from student.network.u_shape import Upsample, UShape
 
 
 class NAFNet(UShape):
     """Encoder, middle and decoder blocks; skip connections are added."""
 
     def __init__(self, config: ModelConfig):
-        super().__init__()
-        levels, width = len(config.encoder_blocks), config.width
-        self.checkpoint = config.activation_checkpointing
-        self.first_channels, self.deepest_channels = width, width * 2**levels
+        super().__init__(config)
 
         def stack(count: int, channels: int, prompted: bool) -> nn.ModuleList:
-            fuse = FUSIONS[config.fusion] if prompted and config.has_prompts else None
-            return nn.ModuleList(NAFBlock(channels, fuse and fuse(channels, config.fused_dim)) for _ in range(count))
+            return nn.ModuleList(NAFBlock(channels, self.fusion(channels) if prompted else None) for _ in range(count))
 
-        self.embed = SpatialConv(3, width, 3, padding=1)
-        self.encoder = nn.ModuleList(
-            stack(config.encoder_blocks[i], width * 2**i, prompted=False) for i in range(levels)
-        )
-        self.down = nn.ModuleList(SpatialConv(width * 2**i, width * 2 ** (i + 1), 2, stride=2) for i in range(levels))
-        self.latent = stack(config.latent_blocks, self.deepest_channels, prompted=True)
-        self.up = nn.ModuleList(Upsample(width * 2 ** (i + 1)) for i in range(levels))
-        self.decoder = nn.ModuleList(
-            stack(config.decoder_blocks[i], width * 2**i, prompted=True) for i in range(levels)
-        )
+        self.embed = SpatialConv(3, config.width, 3, padding=1)
+        self.encoder = nn.ModuleList(map(stack, config.encoder_blocks, self.widths, repeat(False)))
+        self.down = nn.ModuleList(SpatialConv(channels, 2 * channels, 2, stride=2) for channels in self.widths)
+        self.latent = stack(config.latent_blocks, self.deepest_channels, True)
+        self.up = nn.ModuleList(Upsample(nn.Linear(2 * c, 4 * c, bias=False)) for c in self.widths)
+        self.decoder = nn.ModuleList(map(stack, config.decoder_blocks, self.widths, repeat(True)))
         self.refinement = nn.ModuleList()  # it has none
-        self.output = SpatialConv(width, 3, 3, padding=1)
+        self.output = SpatialConv(config.width, 3, 3, padding=1)
 
     def join(self, level: int, x_BHWC: Tensor, skip_BHWC: Tensor) -> Tensor:
         return self.up[level](x_BHWC) + skip_BHWC

@@ -11,30 +11,25 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from student.network.config import POOL_HEADS, ModelConfig
-from student.network.grid_pool import grid_pool
 
 
 class Composition(NamedTuple):
-    """What one pool made of one batch."""
+    """What one pool made of one batch: the representation PR_t or PR_d, of which query; cos(query, keys) / T over the
+    whole pool, without the selection noise; the chosen prompts, and their softmax weights α, which sum to 1."""
 
     prompt_BD: Tensor
-    """The representation PR_t or PR_d."""
     query_BD: Tensor
     similarity_BN: Tensor
-    """cos(query, keys) / T over the whole pool, without the selection noise."""
     index_BK: Tensor
-    """The chosen prompts."""
     weight_BK: Tensor
-    """Their softmax weights α; each row sums to 1."""
 
 
 class Prompts(NamedTuple):
-    """The prompt branch's result for a batch; `None` where a pool is off."""
+    """Of a batch, `None` where a pool is off; `fused` [B, D] is for the blocks ([B, 2D] with `pool_fusion: concat`)."""
 
     task: Composition | None
     domain: Composition | None
     fused: Tensor | None
-    """[B, D] ([B, 2D] with `pool_fusion: concat`): what the blocks receive."""
 
 
 class PromptPool(nn.Module):
@@ -51,8 +46,8 @@ class PromptPool(nn.Module):
 
     @torch.no_grad()
     def reset_prompts(self) -> None:
-        """[release] Row by row: the first half Xavier-uniform, the second half "orthogonal", which for a single row is
-        a random unit vector; then 0.5·N(0,1) on all but the first."""
+        """[authors' code] Row by row: the first half Xavier-uniform, the second half "orthogonal", which for a single
+        row is a random unit vector; then 0.5·N(0,1) on all but the first."""
         size, dim = self.keys_ND.shape
         # The fans of a [1, D] key are (D, 1); those of a [1, 1, D] value are (D, D).
         for rows, fans in ((self.keys_ND, dim + 1), (self.values_NLD, 2 * dim)):
@@ -90,8 +85,26 @@ class PromptPool(nn.Module):
         return Composition(self.aggregate(composed_BLD.flatten(1)), query_BD, similarity_BN, index_BK, weight_BK)
 
 
+def grid_pool(x: Tensor, grid: int) -> Tensor:
+    """`adaptive_avg_pool2d(x, grid)`: [B, C, H, W] → [B, C, grid, grid].
+
+    Exported, it is two matrix products: the exporter would fix the cells' borders to the sides of the example image.
+    """
+    if not torch.compiler.is_exporting():
+        return F.adaptive_avg_pool2d(x, grid)
+    rows, columns = (_cells(side, grid, x) for side in x.shape[2:])
+    return rows @ x @ columns.transpose(0, 1)
+
+
+def _cells(size: int, grid: int, like: Tensor) -> Tensor:
+    """[grid, size]: row i averages the pixels floor(i·size/grid) to ceil((i+1)·size/grid)."""
+    cell, pixel = torch.arange(grid, device=like.device)[:, None], torch.arange(size, device=like.device)
+    inside = (pixel >= cell * size // grid) & (pixel < ((cell + 1) * size + grid - 1) // grid)
+    return inside.to(like.dtype) / inside.sum(1, keepdim=True)
+
+
 class QueryHead(nn.Module):
-    """Features [B, C, H, W] → query [B, D] [release]. `grid` is 8 for the domain query and 4 for the task query."""
+    """Features [B, C, H, W] → query [B, D] [authors' code]. `grid`: 8 for the domain query, 4 for the task query."""
 
     def __init__(self, channels: int, dim: int, grid: int):
         super().__init__()
@@ -107,7 +120,7 @@ class QueryHead(nn.Module):
 
 
 class PoolFusion(nn.Module):
-    """PR_d attends to PR_t, then a feed-forward part [release], as `pool_fusion: attention`.
+    """PR_d attends to PR_t, then a feed-forward part [authors' code], as `pool_fusion: attention`.
 
     With one key the softmax is 1, so query and key projections never matter (their gradients are exactly 0): they are
     left out. What remains of the attention's dropout is that a head is lost with probability `dropout`.
@@ -155,12 +168,8 @@ class PromptBranch(nn.Module):
                 task = self.task_pool(self.task_query(deepest.to(dtype)))
             if self.domain_pool is not None:
                 domain = self.domain_pool(self.domain_query(first.to(dtype)))
-            if task is None or domain is None:
-                fused = (task or domain).prompt_BD
-            elif self.fusion is not None:
-                fused = self.fusion(domain.prompt_BD, task.prompt_BD)
-            else:
-                fused = torch.cat((domain.prompt_BD, task.prompt_BD), dim=-1)
+            found = [composed.prompt_BD for composed in (domain, task) if composed is not None]
+            fused = torch.cat(found, dim=-1) if self.fusion is None else self.fusion(*found)
         return Prompts(task, domain, fused)
 
     def tokens(self, prompts: Prompts) -> tuple[Tensor, Tensor]:

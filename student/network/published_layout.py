@@ -14,6 +14,27 @@ from student.network.config import ModelConfig
 
 Weights = dict[str, Tensor]
 
+_PLACES = {
+    "restormer": {
+        "embed": "patch_embed.proj",
+        "encoder": "encoder_level{above}",
+        "down": "down{above}_{below}.body.0",
+        "latent": "latent_blocks",
+        "up": "up{below}_{above}.body.0",
+        "reduce": "reduce_chan_level{below}",
+        "decoder": "decoder_level{above}",
+    },
+    "nafnet": {
+        "embed": "intro",
+        "encoder": "encoders.{i}",
+        "down": "downs.{i}",
+        "latent": "middle_blks",
+        "up": "ups.{up}.0",
+        "decoder": "decoders.{up}",
+        "output": "ending",
+    },
+}
+"""The parts of a backbone; {i} counts levels from full resolution downwards, {up} from the deepest upwards."""
 _BLOCK = {
     "attention.temperature": "attn.temperature",
     "attention.qkv_conv": "attn.qkv_dwconv",
@@ -34,16 +55,16 @@ _BLOCK = {
     "fusion.mlp": "prompt_mlp",
     "fusion.project": "prompt_projection",
     "fusion.mix": "prompt_fusion",
+    "fusion.gate": "",  # the names of its scalars come after it
 }
 _BRANCH = {
     "task_pool": "degradation_prompt_pool",
     "domain_pool": "domain_prompt_pool",
-    "task_query.conv1": "degradation_mapper.mapper.1",
-    "task_query.conv2": "degradation_mapper.mapper.4",
-    "task_query.project": "degradation_mapper.mapper.8",
-    "domain_query.conv1": "domain_mapper.mapper.1",
-    "domain_query.conv2": "domain_mapper.mapper.4",
-    "domain_query.project": "domain_mapper.mapper.8",
+    "task_query": "degradation_mapper",
+    "domain_query": "domain_mapper",
+    "conv1": "mapper.1",
+    "conv2": "mapper.4",
+    "project": "mapper.8",
     "fusion.norm": "prompt_fusion_norm",
     "fusion.ffn": "prompt_fusion_ffn",
     "fusion.out": "prompt_cross_attention.out_proj",
@@ -68,43 +89,27 @@ def _rename(name: str, table: dict[str, str]) -> str:
     return name
 
 
+def _place(backbone: str, part: str, level: int, levels: int) -> str:
+    return _PLACES[backbone][part].format(i=level, above=level + 1, below=level + 2, up=levels - 1 - level)
+
+
 def counterpart(name: str, config: ModelConfig) -> str:
     """The published name of our parameter `name`; of a gate, the prefix of its two scalars."""
     if name.startswith("prompts."):
-        name = _rename(name.removeprefix("prompts."), _BRANCH)
-        pool, _, rest = name.partition(".")
-        return f"{pool}.{_rename(rest, _BRANCH)}" if pool.endswith("_pool") else name
+        part, _, rest = _rename(name.removeprefix("prompts."), _BRANCH).partition(".")
+        return f"{part}.{_rename(rest, _BRANCH)}"
     part, _, rest = name.removeprefix("backbone.").partition(".")
-    restormer, levels = config.backbone == "restormer", len(config.encoder_blocks)
-    if part in ("embed", "output"):
-        ours = (
-            {"embed": "patch_embed.proj", "output": "output"} if restormer else {"embed": "intro", "output": "ending"}
-        )
-        return f"{ours[part]}.{rest}"
-    if part in ("latent", "refinement"):
-        block, _, rest = rest.partition(".")
-        stack = {"latent": "latent_blocks" if restormer else "middle_blks"}.get(part, part)
-        return f"{stack}.{block}.{_block(rest, restormer)}"
-    index, _, rest = rest.partition(".")
-    level = int(index)
-    if part in ("encoder", "decoder"):
-        block, _, rest = rest.partition(".")
-        # NAFNet's decoders and upsamplings are counted from the deepest level upwards.
-        place = level if part == "encoder" else levels - 1 - level
-        stack = f"{part}_level{level + 1}" if restormer else f"{part}s.{place}"
-        return f"{stack}.{block}.{_block(rest, restormer)}"
-    rest = rest.removeprefix("conv.")
-    if part == "reduce":
-        return f"reduce_chan_level{level + 2}.{rest}"
-    if part == "down":
-        return f"down{level + 1}_{level + 2}.body.0.{rest}" if restormer else f"downs.{level}.{rest}"
-    return f"up{level + 2}_{level + 1}.body.0.{rest}" if restormer else f"ups.{levels - 1 - level}.0.{rest}"
-
-
-def _block(name: str, restormer: bool) -> str:
-    if restormer and name.startswith("norm"):
-        return name.replace(".", ".body.", 1)
-    return name.removesuffix("fusion.gate") if name == "fusion.gate" else _rename(name, _BLOCK)
+    if part in ("encoder", "down", "up", "reduce", "decoder"):
+        level, _, rest = rest.partition(".")
+        place = _place(config.backbone, part, int(level), len(config.encoder_blocks))
+    else:
+        place = _PLACES[config.backbone].get(part, part)
+    if part not in ("encoder", "latent", "decoder", "refinement"):
+        return f"{place}.{rest.removeprefix('conv.')}"
+    block, _, rest = rest.partition(".")
+    if config.backbone == "restormer" and rest.startswith("norm"):
+        rest = rest.replace(".", ".body.", 1)
+    return f"{place}.{block}.{_rename(rest, _BLOCK)}"
 
 
 def from_published(theirs: Weights, shapes: dict[str, torch.Size], config: ModelConfig) -> tuple[Weights, list[str]]:
@@ -124,7 +129,7 @@ def from_published(theirs: Weights, shapes: dict[str, torch.Size], config: Model
             tensor = tensor.chunk(3)[2]
         # Sides of 1 come and go (a 1×1 convolution is a matrix here); a transposed weight has as many numbers, though.
         if [side for side in tensor.shape if side > 1] != [side for side in shape if side > 1]:
-            raise NotPublished(f"{source}: {list(theirs[source].shape)} does not fit {list(shape)}")
+            raise NotPublished(f"{sources[0]}: {list(theirs[sources[0]].shape)} does not fit {list(shape)}")
         ours[name] = tensor.reshape(shape).contiguous()
     dead = [name for name in rest if _DEAD.search(name)]
     if unexpected := [name for name in rest if name not in dead]:
@@ -142,7 +147,7 @@ def to_published(ours: Weights, config: ModelConfig) -> Weights:
     Raises NotPublished for a shape that the published classes cannot take.
     """
     levels = len(config.encoder_blocks)
-    if config.backbone not in ("restormer", "nafnet"):
+    if config.backbone not in _PLACES:
         raise NotPublished(f"backbone {config.backbone}: the published code has Restormer and NAFNet alone")
     if config.fusion == "tokens":
         raise NotPublished("fusion tokens: the published code has no such fusion")
@@ -161,10 +166,8 @@ def to_published(ours: Weights, config: ModelConfig) -> Weights:
             theirs[target] = tensor.reshape(_their_shape(target, tensor))
         if target.endswith("cross_attn_v.weight"):
             channels, stem = tensor.shape[0], target.removesuffix("v.weight")
-            theirs |= {
-                f"{stem}q.weight": tensor.new_zeros(channels, channels),
-                f"{stem}k.weight": torch.zeros_like(tensor),
-            }
+            theirs[f"{stem}q.weight"] = tensor.new_zeros(channels, channels)
+            theirs[f"{stem}k.weight"] = torch.zeros_like(tensor)
             theirs |= {f"{stem}{part}.bias": tensor.new_zeros(channels) for part in "qk"}
     return theirs
 
@@ -173,9 +176,7 @@ def _their_shape(name: str, tensor: Tensor) -> tuple[int, ...]:
     """1×1 convolutions, attention temperatures and NAFNet's residual scales have extra dimensions of size 1 there; the
     pools' temperatures have none."""
     conv = r"(project_(in|out)|attn\.qkv|conv[1345]|sca\.1|prompt_fusion|reduce_chan_level\d|ups\.\d+\.0)\.weight$"
-    if re.search(conv, name) and tensor.ndim == 2:
-        return (*tensor.shape, 1, 1)
-    if name.endswith("attn.temperature"):
+    if (re.search(conv, name) and tensor.ndim == 2) or name.endswith("attn.temperature"):
         return (*tensor.shape, 1, 1)
     if name.endswith("pool.temperature"):
         return ()
@@ -187,26 +188,23 @@ def infer_config(theirs: Weights, task_top_k: int | None, domain_top_k: int | No
     default (task 3; domain 5, or 3 for NAFNet). Raises NotPublished when this is no published layout."""
     restormer = "patch_embed.proj.weight" in theirs
     if not restormer and "intro.weight" not in theirs:
-        raise NotPublished(
-            "neither patch_embed.proj.weight (Restormer) nor intro.weight (NAFNet) is in it; "
-            f"it begins with {_some(theirs)}"
-        )
-    width = theirs["patch_embed.proj.weight" if restormer else "intro.weight"].shape[0]
-    shape: dict[str, object] = {"backbone": "restormer" if restormer else "nafnet", "width": width}
+        embeddings = "neither patch_embed.proj.weight (Restormer) nor intro.weight (NAFNet)"
+        raise NotPublished(f"{embeddings} is in it; it begins with {_some(theirs)}")
+    backbone = "restormer" if restormer else "nafnet"
+    levels, latent = 3 if restormer else _count(theirs, "downs"), _PLACES[backbone]["latent"]
+    encoder, decoder = ([_place(backbone, part, i, levels) for i in range(levels)] for part in ("encoder", "decoder"))
+    shape: dict[str, object] = {
+        "backbone": backbone,
+        "width": theirs[f"{_PLACES[backbone]['embed']}.weight"].shape[0],
+        "encoder_blocks": [_count(theirs, stack) for stack in encoder],
+        "decoder_blocks": [_count(theirs, stack) for stack in decoder],
+        "latent_blocks": _count(theirs, latent),
+        "refinement_blocks": _count(theirs, "refinement") if restormer else 0,
+    }
     if restormer:
-        stacks = [[f"{part}_level{i}" for i in (1, 2, 3)] for part in ("encoder", "decoder")]
-        latent = "latent_blocks"
-        shape["heads"] = [_get(theirs, f"{s}.0.attn.temperature").shape[0] for s in (*stacks[0], latent)]
-        hidden = {s: _get(theirs, f"{s}.0.ffn.project_out.weight").shape[:2] for s in (*stacks[0], latent)}
-        shape["ffn_expansion"] = _expansion(list(hidden.values()))
-        shape["refinement_blocks"] = _count(theirs, "refinement")
-    else:
-        levels = _count(theirs, "downs")
-        stacks = [[f"encoders.{i}" for i in range(levels)], [f"decoders.{levels - 1 - i}" for i in range(levels)]]
-        latent = "middle_blks"
-        shape["refinement_blocks"] = 0
-    shape["encoder_blocks"], shape["decoder_blocks"] = ([_count(theirs, s) for s in part] for part in stacks)
-    shape["latent_blocks"] = _count(theirs, latent)
+        first = [f"{stack}.0" for stack in (*encoder, latent)]
+        shape["heads"] = [_get(theirs, f"{block}.attn.temperature").shape[0] for block in first]
+        shape["ffn_expansion"] = _expansion([_get(theirs, f"{block}.ffn.project_out.weight").shape for block in first])
     for pool, prefix, top_k in (("task", "degradation", task_top_k), ("domain", "domain", domain_top_k)):
         values = theirs.get(f"{prefix}_prompt_pool.prompt_values")
         shape[f"{pool}_pool"] = values is not None
@@ -225,11 +223,12 @@ def infer_config(theirs: Weights, task_top_k: int | None, domain_top_k: int | No
     return ModelConfig(zero_init_output=False, **shape)
 
 
-def _expansion(shapes: list[tuple[int, int]]) -> float:
-    for factor in (2.66, *(hidden / channels for channels, hidden in reversed(shapes))):
-        if all(int(channels * factor) == hidden for channels, hidden in shapes):
+def _expansion(shapes: list[torch.Size]) -> float:
+    pairs = [(channels, hidden) for channels, hidden, *_ in shapes]
+    for factor in (2.66, *(hidden / channels for channels, hidden in reversed(pairs))):
+        if all(int(channels * factor) == hidden for channels, hidden in pairs):
             return factor
-    raise NotPublished(f"no single ffn_expansion gives the (channels, hidden) pairs {[tuple(s) for s in shapes]}")
+    raise NotPublished(f"no single ffn_expansion gives the (channels, hidden) pairs {pairs}")
 
 
 def _get(theirs: Weights, name: str) -> Tensor:

@@ -3,14 +3,19 @@
 Shapes: B batch, H, W height and width, C channels.
 """
 
+from itertools import repeat
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from student.network.blocks import RestormerBlock, SpatialConv
 from student.network.config import ModelConfig
-from student.network.fusion import FUSIONS
-from student.network.u_shape import UShape
+from student.network.u_shape import Upsample, UShape
+
+
+def conv(inputs: int, outputs: int) -> SpatialConv:
+    return SpatialConv(inputs, outputs, 3, padding=1, bias=False)
 
 
 class Downsample(nn.Module):
@@ -18,54 +23,36 @@ class Downsample(nn.Module):
 
     def __init__(self, channels: int):
         super().__init__()
-        self.conv = SpatialConv(channels, channels // 2, 3, padding=1, bias=False)
+        self.conv = conv(channels, channels // 2)
 
     def forward(self, x_BHWC: Tensor) -> Tensor:
         return F.pixel_unshuffle(self.conv(x_BHWC).permute(0, 3, 1, 2), 2).permute(0, 2, 3, 1).contiguous()
-
-
-class Upsample(nn.Module):
-    """3×3 convolution C → 2C, then PixelShuffle(2): twice the sides, half the channels."""
-
-    def __init__(self, channels: int):
-        super().__init__()
-        self.conv = SpatialConv(channels, 2 * channels, 3, padding=1, bias=False)
-
-    def forward(self, x_BHWC: Tensor) -> Tensor:
-        return F.pixel_shuffle(self.conv(x_BHWC).permute(0, 3, 1, 2), 2).permute(0, 2, 3, 1).contiguous()
 
 
 class Restormer(UShape):
     """Encoder, latent, decoder and refinement blocks around one skip connection a level."""
 
     def __init__(self, config: ModelConfig):
-        super().__init__()
-        levels, width = len(config.encoder_blocks), config.width
-        self.checkpoint = config.activation_checkpointing
-        self.first_channels, self.deepest_channels = width, width * 2**levels
+        super().__init__(config)
+        width, *deeper = self.widths
 
-        def stack(count: int, channels: int, heads: int, prompted: bool) -> nn.ModuleList:
-            fuse = FUSIONS[config.fusion] if prompted and config.has_prompts else None
+        def stack(count: int, channels: int, heads: int, prompted: bool = True) -> nn.ModuleList:
             return nn.ModuleList(
-                RestormerBlock(channels, heads, config.ffn_expansion, fuse and fuse(channels, config.fused_dim))
+                RestormerBlock(channels, heads, config.ffn_expansion, self.fusion(channels) if prompted else None)
                 for _ in range(count)
             )
 
-        self.embed = SpatialConv(3, width, 3, padding=1, bias=False)
-        self.encoder = nn.ModuleList(
-            stack(config.encoder_blocks[i], width * 2**i, config.heads[i], prompted=False) for i in range(levels)
-        )
-        self.down = nn.ModuleList(Downsample(width * 2**i) for i in range(levels))
-        self.latent = stack(config.latent_blocks, self.deepest_channels, config.heads[levels], prompted=True)
-        self.up = nn.ModuleList(Upsample(width * 2 ** (i + 1)) for i in range(levels))
+        *heads, deepest_heads = config.heads
+        self.embed = conv(3, width)
+        self.encoder = nn.ModuleList(map(stack, config.encoder_blocks, self.widths, heads, repeat(False)))
+        self.down = nn.ModuleList(map(Downsample, self.widths))
+        self.latent = stack(config.latent_blocks, self.deepest_channels, deepest_heads)
+        self.up = nn.ModuleList(Upsample(conv(2 * channels, 4 * channels)) for channels in self.widths)
         # The finest level keeps the 2·width channels of its concatenation; the others are reduced to their own width.
-        self.reduce = nn.ModuleList(nn.Linear(width * 2 ** (i + 1), width * 2**i, bias=False) for i in range(1, levels))
-        self.decoder = nn.ModuleList(
-            stack(config.decoder_blocks[i], width * 2 ** max(i, 1), config.heads[i], prompted=True)
-            for i in range(levels)
-        )
-        self.refinement = stack(config.refinement_blocks, 2 * width, config.heads[0], prompted=True)
-        self.output = SpatialConv(2 * width, 3, 3, padding=1, bias=False)
+        self.reduce = nn.ModuleList(nn.Linear(2 * channels, channels, bias=False) for channels in deeper)
+        self.decoder = nn.ModuleList(map(stack, config.decoder_blocks, (2 * width, *deeper), heads))
+        self.refinement = stack(config.refinement_blocks, 2 * width, heads[0])
+        self.output = conv(2 * width, 3)
 
     def join(self, level: int, x_BHWC: Tensor, skip_BHWC: Tensor) -> Tensor:
         x_BHWC = torch.cat((self.up[level](x_BHWC), skip_BHWC), dim=-1)

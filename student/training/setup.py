@@ -136,7 +136,8 @@ def build_student(job: Job) -> Student:
     if job.config.init_from is None:
         student = Student(job.model)
         if job.model.domain_pool and job.model.domain_init == "kmeans":
-            student.init_domain_pool(kmeans(job.priors(), job.model.domain_pool_size, seed=job.config.seed))
+            centroids_ND = kmeans(job.priors(), job.model.domain_pool_size, seed=job.config.seed)
+            student.pools()["domain"].start_from(torch.from_numpy(centroids_ND))
         return student
     try:
         student = Student.from_pretrained(job.config.init_from)
