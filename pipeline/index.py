@@ -69,9 +69,16 @@ def _row(pair: Candidate, gt: Probe | None, lq: Probe | None, ends: tuple[float,
     if error := gt.error or (lq and lq.error):
         return row | {"status": "unreadable", "error": error}
     if lq and (lq.width, lq.height) != (gt.width, gt.height):
-        error = f"{pair.lq}: {lq.width}x{lq.height}, its gt has {gt.width}x{gt.height}; upsample it to gt size first"
+        error = f"{pair.lq}: {lq.width}x{lq.height}, its gt has {gt.width}x{gt.height}; {_remedy(gt, lq)}"
         return row | {"status": "size_mismatch", "error": error}
     return row
+
+
+def _remedy(gt: Probe, lq: Probe) -> str:
+    scale = gt.width // max(lq.width, 1)
+    if scale > 1 and (lq.width * scale, lq.height * scale) == (gt.width, gt.height):
+        return f"enlarge it: python -m pipeline.prepare enlarge LQ LARGE --set prepare.scale={scale}"
+    return "both images of a pair have one size: crop gt, or enlarge lq (python -m pipeline.prepare --help)"
 
 
 def main(argv: list[str] | None = None) -> int:

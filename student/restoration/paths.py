@@ -102,6 +102,32 @@ def plan_jobs(source: str, target: str) -> Plan:
     return Plan(jobs, skipped)
 
 
+def enlarged(data: bytes, scale: int) -> bytes:
+    """A PNG of the picture in `data`, upright, `scale` times as large; raises `ImageFileError` for what is no 8-bit
+    still picture."""
+    import io
+
+    import numpy as np
+    from PIL import Image
+
+    from student.data.degradations import bicubic_resize
+    from student.images.files import read_still
+    from student.images.picture import ImageFileError
+
+    still = read_still(data)
+    if still.samples.dtype != np.uint8:
+        raise ImageFileError(
+            "--scale is for pictures of 8 bits; enlarge others with python -m pipeline.prepare enlarge"
+        )
+    pixels = still.seen_upright()
+    pixels = pixels[..., :1] if still.samples.gray else pixels
+    large = bicubic_resize(pixels, scale * pixels.shape[0], scale * pixels.shape[1], levels=255)
+    image = Image.fromarray(np.round(large * 255).astype(np.uint8).squeeze(-1 if large.shape[2] == 1 else ()))
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
 def check_writable(jobs: list[Job]) -> None:
     """Raises `RestorePathError` for an output folder that cannot be made or written to, before hours of work."""
     for folder in sorted({job.target.parent for job in jobs if job.target}):
