@@ -1,17 +1,19 @@
 """A domain is added to a trained student: only its images are captioned, weights are carried on, old tasks are kept."""
 
+import copy
 import json
 import os
 import shutil
 import subprocess
 import sys
-from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as parquet
 import pytest
 import toy_training as toy
 from PIL import Image
+from skimage import data as photographs
 
 from shards import open_release
 from student.training.run import Run
@@ -66,64 +68,51 @@ def test_a_restart_of_the_new_run_goes_on_and_does_not_begin_from_the_old_studen
     assert [row["step"] for row in toy.log_rows(out)] == list(range(1, 9))
 
 
-HISTOLOGY = {
-    "name": "histology_denoising", "domain": "histology", "task": "histology_denoising",
-    "splits": {
-        split: {"gt": f"histology_denoising/{split}/gt", "degradation": {"kind": "gaussian_noise", "sigma": 25}}
-        for split in ("train", "val")
+def dataset(name: str, domain: str, degradation: dict | None = None) -> dict:
+    splits = {split: {"gt": f"{name}/{split}/gt"} for split in ("train", "val")}
+    for split, folders in splits.items():
+        folders |= {"degradation": degradation} if degradation else {"lq": f"{name}/{split}/lq"}
+    return {"name": name, "domain": domain, "task": name, "splits": splits}
+
+
+PARAMS = {
+    "samples": {"train_pairs": 8, "val_pairs": 3},
+    "index": {
+        "root": "artifacts/samples",
+        "datasets": [dataset("natural_deraining", "natural"), dataset("medical_denoising", "medical")],
+    },
+    "caption": {"model": str(toy.ROOT / "teacher" / "mini")},
+    "model": toy.MODEL,
+    "train": {
+        "max_steps": 200, "batch_size": 6, "patch_size": 48, "lr": 2e-3, "ema_decay": 0.99, "mixed_precision": "no",
+        "num_workers": 0, "cache_images": "memory", "val_every": 200, "val_images": 0, "log_every": 50, "trackers": [],
     },
 }  # fmt: skip
 
 
-def old_dataset(name: str, domain: str) -> dict:
-    splits = {split: {"gt": f"{name}/{split}/gt", "lq": f"{name}/{split}/lq"} for split in ("train", "val")}
-    return {"name": name, "domain": domain, "task": name, "splits": splits}
+def run(root: Path, params: dict, *command: str) -> str:
+    (root / "params.yaml").write_text(json.dumps(params))
+    environment = os.environ | {"PYTHONPATH": str(toy.ROOT)}
+    done = subprocess.run(
+        [sys.executable, *command], cwd=root, env=environment, capture_output=True, text=True, timeout=1200
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
 
 
-class Project:
-    """The real stages on real sample images with the mini teacher, and a student of 50 k parameters."""
-
-    def __init__(self, root: Path):
-        self.root = root
-        self.datasets = [old_dataset("natural_deraining", "natural"), old_dataset("medical_denoising", "medical")]
-        self.train = {
-            "max_steps": 200, "batch_size": 6, "patch_size": 48, "lr": 2e-3, "ema_decay": 0.99, "mixed_precision": "no",
-            "num_workers": 0, "cache_images": "memory", "val_every": 200, "val_images": 0, "log_every": 50,
-            "trackers": [],
-        }  # fmt: skip
-
-    def run(self, *command: str) -> str:
-        params = {
-            "samples": {"train_pairs": 8, "val_pairs": 3},
-            "index": {"root": "artifacts/samples", "datasets": self.datasets},
-            "caption": {"model": str(toy.ROOT / "teacher" / "mini")},
-            "model": toy.MODEL,
-            "train": self.train,
-        }
-        (self.root / "params.yaml").write_text(json.dumps(params))
-        environment = os.environ | {"PYTHONPATH": str(toy.ROOT), "ACCELERATE_USE_CPU": "1"}
-        done = subprocess.run(
-            [sys.executable, *command], cwd=self.root, env=environment, capture_output=True, text=True, timeout=1200
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
-
-    def repro(self) -> str:
-        """What `dvc repro train` runs; returns what the caption stage said."""
-        self.run("-m", "pipeline.index")
-        said = self.run("-m", "pipeline.caption")
-        self.run("-m", "pipeline.embed")
-        self.run(str(toy.ROOT / "student" / "train.py"))
-        return said
-
-    def gains(self) -> dict[str, float]:
-        rows = toy.log_rows(self.root / "artifacts" / "student", "val")
-        return {name: score["psnr_gain"] for name, score in rows[-1]["val"].items()}
+def reproduce(root: Path, params: dict) -> tuple[str, dict[str, float]]:
+    """What `dvc repro train` runs; returns what the caption stage said, and each data set's gain in validation."""
+    run(root, params, "-m", "pipeline.index")
+    said = run(root, params, "-m", "pipeline.caption")
+    run(root, params, "-m", "pipeline.embed")
+    run(root, params, str(toy.ROOT / "student" / "train.py"))
+    scores = toy.log_rows(root / "artifacts" / "student", "val")[-1]["val"]
+    return said, {name: score["psnr_gain"] for name, score in scores.items()}
 
 
 def save_histology(folder: Path) -> None:
     """Six crops for training and three for validation of the stained tissue that scikit-image carries."""
-    tissue = Image.open(str(files("skimage") / "data" / "ihc.png"))
+    tissue = Image.fromarray(photographs.immunohistochemistry())
     for row, column in np.ndindex(3, 3):
         file = folder / ("val" if row == 2 else "train") / "gt" / f"{row}{column}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -132,31 +121,23 @@ def save_histology(folder: Path) -> None:
 
 @pytest.mark.slow
 def test_a_real_domain_joins_real_ones(tmp_path):
-    project, artifacts = Project(tmp_path), tmp_path / "artifacts"
-    project.run("-m", "pipeline.samples")
-    project.repro()
-    before, release = project.gains(), open_release(artifacts / "caption_shards")
+    """The real stages on real sample images with the mini teacher, and a student of 50 k parameters."""
+    params, artifacts = copy.deepcopy(PARAMS), tmp_path / "artifacts"
+    run(tmp_path, params, "-m", "pipeline.samples")
+    _, before = reproduce(tmp_path, params)
     shutil.copytree(artifacts / "student", artifacts / "student-before")
-    hashes = clean_images(artifacts)
-    old_vectors = np.array(release.lookup(hashes)[0])
+    hashes = sorted(set(parquet.read_table(artifacts / "index.parquet")["gt_sha256"].to_pylist()))
+    old_vectors = np.array(open_release(artifacts / "caption_shards").lookup(hashes)[0])
 
-    save_histology(artifacts / "samples" / "histology_denoising")
-    project.datasets.append(HISTOLOGY)
-    project.train |= {"init_from": "artifacts/student-before", "max_steps": 100, "lr": 5e-4, "warmup_steps": 10}
-    project.train |= {"val_every": 100}
-    said = project.repro()
+    save_histology(artifacts / "samples" / "histology")
+    params["index"]["datasets"].append(dataset("histology", "histology", {"kind": "gaussian_noise", "sigma": 25}))
+    params["train"] |= {"init_from": "artifacts/student-before", "max_steps": 100, "lr": 5e-4, "warmup_steps": 10}
+    params["train"] |= {"val_every": 100}
+    said, after = reproduce(tmp_path, params)
     assert f"9 new of {len(hashes) + 9} images × 5 perspectives, {len(hashes)} found in the store" in said
     vectors, found = open_release(artifacts / "caption_shards").lookup(hashes)
     assert found.all() and np.array_equal(vectors, old_vectors)
-    after = project.gains()
-    assert after["histology_denoising"] > 1, after
+    assert after["histology"] > 1, after
     for name, gain in before.items():
         assert gain > 1 and after[name] > gain - 0.5, (name, before, after)
-    assert project.run("-m", "pipeline.caption").count("no model loaded") == 1
-
-
-def clean_images(artifacts: Path) -> list[str]:
-    """sha256 of every clean image in the index."""
-    import pyarrow.parquet as parquet
-
-    return sorted(set(parquet.read_table(artifacts / "index.parquet")["gt_sha256"].to_pylist()))
+    assert run(tmp_path, params, "-m", "pipeline.caption").count("no model loaded") == 1
