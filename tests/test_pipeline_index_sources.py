@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
@@ -165,6 +166,28 @@ def test_check_finds_a_planted_fault_of_each_kind_and_writes_no_index(run, capsy
         "data/train/gt/6.png: 0 bytes", "5x5, its gt has 12x10", "the stage would FAIL",
     ):  # fmt: skip
         assert finding in out, finding
+
+
+def test_everything_that_fits_no_data_is_said_at_once_and_can_be_left_out(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for number in range(3):
+        picture(Path(f"data/there/{number}.png"), number)
+    Path("data/there/broken.png").write_bytes(b"no image")
+    splits = {name: {"train": {"gt": name, "degradation": {"kind": "identity"}}} for name in ("there", "gone", "lost")}
+    data = [{"name": name, "domain": "d", "task": "t", "splits": split} for name, split in splits.items()]
+    paths = {"index": "index.parquet", "hash_cache": "cache.parquet"}
+    params = {"paths": paths, "index": {"root": "data", "datasets": data}, "train": {"dataset_weights": {"theer": 2}}}
+    Path("params.yaml").write_text(json.dumps(params))
+    said = ("data/gone does not exist", "data/lost does not exist", "names 'theer', no data set")
+    for arguments in ((), ("--check",)):
+        assert index.main(list(arguments)) == 1 and not Path("index.parquet").exists()
+        printed = "".join(capsys.readouterr())
+        assert all(words in " ".join(printed.split()) for words in said), printed
+    assert "these need 0.25" in printed, "of the four images there one is broken"
+    assert index.main(["--skip-missing"]) == 1
+    assert "allow them with --set index.max_bad_fraction=0.25" in "".join(capsys.readouterr())
+    assert index.main(["--skip-missing", "--set", "index.max_bad_fraction=0.25"]) == 0
+    assert len(pq.read_table("index.parquet").filter(pc.field("status") == "ok")) == 3
 
 
 def test_dvc_repro_sees_images_behind_links_and_in_absolute_folders(tmp_path, monkeypatch):

@@ -101,9 +101,7 @@ class Check:
             for text in self.examples[kind]:
                 console.print(f"  {text}")
         if absent:
-            console.print(
-                f"{len(absent)} of the parameter file that fit no data (--skip-missing leaves them out)", style="bold"
-            )
+            console.print(f"{len(absent)} parameters fit no data (--skip-missing leaves them out)", style="bold")
             for text in absent:
                 console.print(f"  {text}")
         if leaks := self.leaks():
