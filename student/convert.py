@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
-from student.files import NotWritten, write_file
+from student.files import NotWritten, in_place_of, write_file
 
 if TYPE_CHECKING:
     from student.model import Student
@@ -67,15 +67,10 @@ def load_published(file: Path) -> dict:
 
 
 def _refuse_text(file: Path) -> None:
-    """Raises `ConvertError` for what often lies in place of weights: a Git LFS pointer, a web page, nothing at all."""
+    """Raises `ConvertError` for what often lies in place of weights."""
     with contextlib.suppress(OSError), file.open("rb") as content:  # an OSError is told by whoever loads it
-        begin = content.read(200).lstrip()
-        if not begin:
-            raise ConvertError(f"{file}: empty file; download it again")
-        if begin.startswith(b"version https://git-lfs"):
-            raise ConvertError(f"{file}: a Git LFS pointer, not the weights; run git lfs pull")
-        if begin[:1] == b"<":
-            raise ConvertError(f"{file}: a web page, not the weights; download the file itself")
+        if reason := in_place_of(content.read(200), "the weights"):
+            raise ConvertError(f"{file}: {reason}")
 
 
 def import_published(

@@ -18,6 +18,18 @@ def no_formula(cell: object) -> object:
     return f"'{cell}" if isinstance(cell, str) and cell.startswith(tuple("=+-@\t\r")) else cell
 
 
+def in_place_of(begin: bytes, what: str) -> str | None:
+    """What often lies where `what` should be, told by a file's first 200 bytes, with the remedy; None for all else."""
+    begin = begin.lstrip()
+    if not begin:
+        return "empty file; download it again"
+    if begin.startswith(b"version https://git-lfs"):
+        return f"a Git LFS pointer, not {what}; run git lfs pull"
+    if begin[:14].lower().startswith((b"<!doctype html", b"<html")):
+        return f"a web page, not {what}; download the file itself"
+    return None
+
+
 class NotWritten(OSError):
     """A file could not be written; what stood there before still stands there."""
 

@@ -14,7 +14,7 @@ from huggingface_hub import ModelCard, PyTorchModelHubMixin, hf_hub_download
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from student.files import write_file
+from student.files import in_place_of, write_file
 from student.network.config import BACKBONES, ModelConfig
 from student.network.fusion import Condition
 from student.network.model_card import model_card
@@ -117,6 +117,9 @@ class Student(
                 raise FileNotFoundError(f"{file}: no such file; is {model_id} a folder made by save_pretrained?")
         else:
             file = hf_hub_download(model_id, WEIGHTS, **hub)
+        with open(file, "rb") as content:
+            if reason := in_place_of(content.read(200), "the weights"):
+                raise ValueError(f"{file}: {reason}")
         with torch.device("meta"):  # no memory, and no random weights, before the file has proved to hold them
             student = cls(config)
         # A copy: where the file puts a tensor at an odd address, products of it round in another way.

@@ -173,6 +173,12 @@ def test_any_bytes_are_a_picture_or_one_reason(data, name):
     ("data", "suffix", "message"),
     [
         (b"", "", "empty file"),
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n",
+            "",
+            "a Git LFS pointer, not the image",
+        ),
+        (b"\n<!DOCTYPE html><html>404</html>", "", "a web page, not the image; download"),
         (file_of(samples(40, 40, 3), "PNG")[:-400], "", "cannot be decoded"),
         (deep_png.write(samples(9, 9, 3, dtype=np.uint16), type("S", (), {"metadata": {}}))[:-30], "", "truncated"),
         (dicom_of(PhotometricInterpretation="PALETTE COLOR"), "", "a colour DICOM file .PALETTE COLOR."),

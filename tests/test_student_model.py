@@ -213,3 +213,10 @@ def test_published_sizes(options, millions):
 def test_impossible_configurations_are_refused(options, message):
     with pytest.raises(ValidationError, match=message):
         ModelConfig(**{**TINY, **options})
+
+
+def test_a_pointer_in_place_of_the_weights_is_told(tmp_path):
+    make_student().save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(ValueError, match="model.safetensors: a Git LFS pointer, not the weights; run git lfs pull"):
+        Student.from_pretrained(str(tmp_path))

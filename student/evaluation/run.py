@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import sys
 import time
 from collections.abc import Callable
 from importlib.metadata import version
@@ -22,7 +23,7 @@ from student.evaluation.metrics import SMALLEST_SSIM, MetricError, centre_crop, 
 from student.evaluation.panels import file_name, write_panels
 from student.evaluation.summary import markdown, summary
 from student.evaluation.tables import metrics_json, per_image_csv, per_set_csv, results_json, to_json
-from student.files import write_file
+from student.files import printable, write_file
 from student.params import Paths
 from student.progress import progress
 
@@ -57,8 +58,10 @@ def evaluate(paths: Paths, config: EvalConfig, model: Model, state: PartialState
     log = finished / f"{identity}-{state.process_index}.jsonl"
     found = _measure(dataset, mine, model.restore, config, known, log, state.is_main_process)
     merged = {record["row"]: record for part in gather_object([found]) for record in part}
+    if not merged:
+        raise EvalError(f"no image of split '{config.split}' can be measured in variant {config.variant}; see above")
     if state.is_main_process:
-        _write(paths, config, [merged[row] for row in rows], dataset, model, started)
+        _write(paths, config, [merged[row] for row in rows if row in merged], dataset, model, started)
         for file in finished.glob(f"{identity}-*.jsonl"):
             file.unlink()  # for a stopped run alone: scores of this version are not taken for those of a later one
 
@@ -92,7 +95,12 @@ def _measure(
     records, pairs = [], dataset.pairs
     with open(log, "a", encoding="utf-8") as file, progress("evaluating", len(rows), shown=shown) as advance:
         for row in rows:
-            lq, gt = load_pair(dataset, row, config)
+            try:
+                lq, gt = load_pair(dataset, row, config)
+            except MetricError as error:  # too small for the variant
+                print(f"eval: left out {printable(pairs.describe(row))}: {error}", file=sys.stderr)
+                advance()
+                continue
             key = hashlib.sha256(lq.tobytes() + gt.tobytes()).hexdigest()
             record = known.get(key)
             if record is None:
@@ -160,7 +168,8 @@ def _write(
     if config.panels:
         kind = config.variant + f", without {config.crop_border} pixels at the border" * bool(config.crop_border)
         write_panels(folder / "panels", records, lambda row: load_pair(dataset, row, config), model.restore, kind)
-    write_file(Path(paths.metrics), to_json(metrics))
+    # As few numbers as people compare; every data set is in results.json.
+    write_file(Path(paths.metrics), to_json({key: metrics[key] for key in ("variant", "tasks", "overall")}))
     print(markdown(results))
     interval = results["overall"]["psnr_gain_ci95"]
     print(summary(metrics, config.split, interval, time.perf_counter() - started, f"{paths.metrics}, {folder}/"))

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
+from student.files import in_place_of
 from student.images import netpbm, tiff
 from student.images import png16 as deep_png
 from student.images.formats import STILLS
@@ -134,6 +135,8 @@ def read_still(
     except UnidentifiedImageError:
         if data[:4] in tiff.MAGIC:
             raise ImageFileError("a TIFF of a kind that is not supported; convert it to RGB first") from None
+        if reason := in_place_of(data[:200], "the image"):
+            raise ImageFileError(reason) from None
         known = ", ".join(dict.fromkeys(STILLS.values()))
         raise ImageFileError(f"not an image that can be read ({known}, DICOM, NIfTI)") from None
     except MemoryError:
