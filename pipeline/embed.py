@@ -5,6 +5,7 @@ get no row and are counted.
 """
 
 import argparse
+import errno
 import json
 import os
 import time
@@ -18,7 +19,7 @@ from pipeline.embedding.config import EmbedConfig
 from pipeline.embedding.rows import EmbedError, ImageCaptions, Tally, caption_ranges, pool, release_row, stats
 from pipeline.indexing.table import IndexUnusable, aliases_of, images_of, labels_of, read_index, sizes_of
 from pipeline.params import load_all
-from pipeline.processes import process_of_many, wait_for_all
+from pipeline.processes import device_of_process, process_of_many, wait_for_all
 from pipeline.stopping import Stop, Stopped
 from shards import ReleaseError, write_release
 from shards.verify import verify
@@ -82,7 +83,8 @@ def load_embedder(config: EmbedConfig):
     from teacher.embedder import Embedder
 
     try:
-        return Embedder(config.model, revision=config.revision, device=config.device, batch_size=config.batch_size)
+        device = device_of_process(config.device)
+        return Embedder(config.model, revision=config.revision, device=device, batch_size=config.batch_size)
     except Exception as error:  # a broken checkpoint raises anything: OSError, KeyError, SafetensorError, ...
         reason = str(error).splitlines()[0] if str(error) else ""
         raise EmbedError(
@@ -142,6 +144,10 @@ def embed(args: argparse.Namespace) -> str:
         raise EmbedError(f"stopped by {stop.signal.name}: what was embedded is kept; run again to go on") from None
     finally:
         stop.restore()
+    errors, most = tally.without_row["error"], params.caption.max_error_fraction
+    if errors > most * len(images):  # as the stage before: a student of half of the captions is another student
+        remedy = "python -m pipeline.caption --retry-errors tries them again"
+        raise EmbedError(f"{errors} of {len(images)} images have no caption but an error, more than {most:g}; {remedy}")
     if world_size > 1:
         wait_for_all()
         if rank:
@@ -188,7 +194,8 @@ def main(argv: list[str] | None = None) -> None:
     try:
         print(embed(args))
     except (ParamsError, IndexUnusable, StoreError, EmbedError, ReleaseError, OSError, ValueError) as error:
-        raise SystemExit(f"embed: {error}") from None
+        full = "; the disk is full: free some space and run it again" * (getattr(error, "errno", None) == errno.ENOSPC)
+        raise SystemExit(f"embed: {error}{full}") from None
 
 
 if __name__ == "__main__":

@@ -20,19 +20,31 @@ from pipeline.indexing.pairs import Candidate, candidates
 from pipeline.indexing.probe_cache import Probe, ProbeCache, probe_all
 from pipeline.indexing.table import write_index
 from pipeline.indexing.tally import Tally
-from pipeline.params import load_all
-from student.params import ParamsError, Paths, add_params_arguments
+from pipeline.params import Params, load_all
+from student.params import ParamsError, add_params_arguments
 from student.progress import progress
 
 SAVE_SECONDS = 60.0
 
 
-def count_candidates(config: IndexConfig) -> int:
-    """List every folder, so that a wrong name fails before the first file is read. Raises `ParamsError`."""
-    root = Path(config.root)
+def listed(config: IndexConfig) -> tuple[IndexConfig, int, list[str]]:
+    """`config` without the splits that are not there, the number of pairs, and why each of those cannot be listed.
+
+    Every folder is listed before the first file is read, so that all wrong names are told at once.
+    """
+    root, total, faults, datasets = Path(config.root), 0, [], []
     if not root.is_dir():
         raise ParamsError(f"index.root = {root}: no such folder; point it at your data, e.g. --set index.root=/data")
-    return sum(1 for dataset in config.datasets for split in dataset.splits for _ in candidates(config, dataset, split))
+    for dataset in config.datasets:
+        splits = {}
+        for split, spec in dataset.splits.items():
+            try:
+                total += sum(1 for _ in candidates(config, dataset, split))
+                splits[split] = spec
+            except ParamsError as error:
+                faults.append(str(error))
+        datasets += [dataset.model_copy(update={"splits": splits})] if splits else []
+    return config.model_copy(update={"datasets": datasets}), total, faults
 
 
 def index_rows(config: IndexConfig, cache: ProbeCache) -> Iterator[tuple[dict, Probe | None]]:
@@ -69,9 +81,16 @@ def _row(pair: Candidate, gt: Probe | None, lq: Probe | None, ends: tuple[float,
     if error := gt.error or (lq and lq.error):
         return row | {"status": "unreadable", "error": error}
     if lq and (lq.width, lq.height) != (gt.width, gt.height):
-        error = f"{pair.lq}: {lq.width}x{lq.height}, its gt has {gt.width}x{gt.height}; upsample it to gt size first"
+        error = f"{pair.lq}: {lq.width}x{lq.height}, its gt has {gt.width}x{gt.height}; {_remedy(gt, lq)}"
         return row | {"status": "size_mismatch", "error": error}
     return row
+
+
+def _remedy(gt: Probe, lq: Probe) -> str:
+    scale = gt.width // max(lq.width, 1)
+    if scale > 1 and (lq.width * scale, lq.height * scale) == (gt.width, gt.height):
+        return f"enlarge it: python -m pipeline.prepare enlarge LQ LARGE --set prepare.scale={scale}"
+    return "both images of a pair have one size: crop gt, or enlarge lq (python -m pipeline.prepare --help)"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -88,13 +107,14 @@ def main(argv: list[str] | None = None) -> int:
     )
     add_params_arguments(parser)
     parser.add_argument("--check", action="store_true", help="report on every data set instead of writing the index")
+    parser.add_argument("--skip-missing", action="store_true", help="leave out data sets that are not there")
     parser.add_argument("--rehash", action="store_true", help="read every file again, also those that look unchanged")
     args = parser.parse_args(argv)
     try:
         params = load_all(args.params, args.overrides)
         if params.index is None:
             raise ParamsError(f"{args.params}: no section index; docs/datasets.md shows one")
-        return _run(params.index, params.paths, args.check, args.rehash)
+        return _run(params, params.index, args)
     except (ParamsError, OSError) as error:
         print(f"index: {error}", file=sys.stderr)
         return 1
@@ -103,20 +123,29 @@ def main(argv: list[str] | None = None) -> int:
         return 130
 
 
-def _run(config: IndexConfig, paths: Paths, check: bool, rehash: bool) -> int:
-    begun, cache = time.monotonic(), ProbeCache(Path(paths.hash_cache), rehash)
-    tally, total = Tally(), count_candidates(config)
+def _run(params: Params, config: IndexConfig, args: argparse.Namespace) -> int:
+    begun, cache, tally = time.monotonic(), ProbeCache(Path(params.paths.hash_cache), args.rehash), Tally()
+    config, total, faults = listed(config)
+    known = {dataset.name for dataset in config.datasets if "train" in dataset.splits}
+    for name in sorted(params.train.dataset_weights.keys() - known):
+        have = ", ".join(sorted(known)) or "none"
+        faults.append(f"train.dataset_weights names {name!r}, no data set with a split train; these are: {have}")
+    if args.skip_missing:
+        for fault in faults:
+            print(f"index: left out: {fault}", file=sys.stderr)
+    elif faults and not args.check:
+        raise ParamsError("\n  ".join([*faults, "mend the names, or leave such data sets out with --skip-missing"]))
     try:
         with progress("index", total) as advance:
             rows = _saving(index_rows(config, cache), cache, advance)
-            if check:
+            if args.check:
                 from pipeline.indexing.check import Check
 
                 seen = Check(config)
                 for row, lq in rows:
                     seen.add(tally.add(row), lq)
-                return seen.report(tally)
-            out = Path(paths.index)
+                return seen.report(tally, [] if args.skip_missing else faults)
+            out = Path(params.paths.index)
             written = write_index((tally.add(row) for row, _ in rows), out, lambda: tally.acceptable(config))
     finally:
         cache.save()
@@ -124,7 +153,7 @@ def _run(config: IndexConfig, paths: Paths, check: bool, rehash: bool) -> int:
         print(f"  {error}", file=sys.stderr)
     if not written:
         share = f"{tally.bad} of {total} rows are bad, more than index.max_bad_fraction = {config.max_bad_fraction}"
-        remedy = "mend them, or allow some with --set index.max_bad_fraction=0.01. Nothing was written."
+        remedy = f"mend them, or allow them with --set index.max_bad_fraction={tally.fraction:g}. Nothing was written."
         print(f"index: {share} ({tally.faults}); the first {len(tally.first)} are above: {remedy}", file=sys.stderr)
         return 1
     summary = f"{tally.statuses['ok']} pairs, {len(tally.images)} distinct clean images, {tally.faults}"

@@ -1,6 +1,8 @@
 """Preparations that papers leave to the reader, each seeded and resumable: a file that is there is not made again.
 
 bicubic   IN OUT   x4 down and up by MATLAB's antialiased bicubic kernel: inputs of super-resolution, at gt size
+enlarge   IN OUT   x4 up alone: low-resolution images as data sets ship them → inputs at gt size
+crop      IN OUT   the right and lower edge cut off, to sides that are multiples of the scale
 noise     IN OUT   stored noisy test set: noise x sigma, clipped to 0-255, truncated, seeded per file name
 patches   IN OUT   large images cut into squares
 slices    IN OUT   NIfTI and DICOM volumes → 16-bit PNG slices, with a stated window
@@ -20,7 +22,7 @@ import numpy as np
 from pipeline.params import load_all
 from pipeline.preparing.config import PrepareConfig
 from pipeline.preparing.volumes import VOLUMES, VolumeError, slices_of
-from student.data.degradations import DegradationSpec, degrade
+from student.data.degradations import DegradationSpec, bicubic_resize, degrade
 from student.images import png16
 from student.images.files import read_still
 from student.images.formats import STILLS
@@ -30,6 +32,8 @@ from student.progress import progress
 
 EXAMPLES = """examples:
   python -m pipeline.prepare bicubic DF2K/train DF2K/train_x4_bicubic
+  python -m pipeline.prepare crop Set14 Set14_mod4
+  python -m pipeline.prepare enlarge DIV2K/LR_x2 DIV2K/LR_x2_enlarged --set prepare.scale=2
   python -m pipeline.prepare noise CBSD68 CBSD68_sigma50 --set prepare.sigma=50
   python -m pipeline.prepare patches DIV2K/train DIV2K/train_patches --set prepare.patch=480 --set prepare.stride=240
   python -m pipeline.prepare slices IXI/T2 MRI/HQ_png --set prepare.step=2
@@ -47,8 +51,26 @@ def bicubic(source: Path, target: Path, config: PrepareConfig) -> Iterator[Outpu
     """Down and up by `scale`; the sides of the image must be multiples of it, as in every published table."""
     height, width = _read(source).shape[:2]
     if height % config.scale or width % config.scale:
-        raise PrepareError(f"{source}: {width}x{height} is no multiple of {config.scale}; crop gt (and lq) first")
+        raise PrepareError(f"{source}: {width}x{height} is no multiple of {config.scale}; prepare crop first")
     yield target.with_suffix(".png"), _png(_degraded(source, DegradationSpec(kind="bicubic", scale=config.scale), 0))
+
+
+def enlarge(source: Path, target: Path, config: PrepareConfig) -> Iterator[Output]:
+    """By `scale`, in the image's own depth: as the degradation `bicubic` enlarges."""
+    image = _read(source)
+    height, width = (config.scale * side for side in image.shape[:2])
+    top = np.iinfo(image.dtype).max
+    large = bicubic_resize(image.astype(np.float32) / top, height, width).clip(0, 1)
+    yield target.with_suffix(".png"), _png(np.round(large * top).astype(image.dtype))
+
+
+def crop(source: Path, target: Path, config: PrepareConfig) -> Iterator[Output]:
+    """To multiples of `scale`, as published test sets are cropped."""
+    image = _read(source)
+    height, width = (side // config.scale * config.scale for side in image.shape[:2])
+    if not height or not width:
+        raise PrepareError(f"{source}: {image.shape[1]}x{image.shape[0]} is smaller than {config.scale} pixels")
+    yield target.with_suffix(".png"), _png(image[:height, :width])
 
 
 def noise(source: Path, target: Path, config: PrepareConfig) -> Iterator[Output]:
@@ -77,6 +99,8 @@ def slices(source: Path, target: Path, config: PrepareConfig) -> Iterator[Output
 
 COMMANDS: dict[str, Callable[[Path, Path, PrepareConfig], Iterator[Output]]] = {
     "bicubic": bicubic,
+    "enlarge": enlarge,
+    "crop": crop,
     "noise": noise,
     "patches": patches,
     "slices": slices,

@@ -16,6 +16,7 @@ import os
 import re
 import sys
 import time
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -68,7 +69,7 @@ def main(argv: list[str] | None = None) -> int:
     from student.restoration.restorer import RestoreError
 
     try:
-        state = PartialState(cpu=args.device == "cpu")
+        state = PartialState(cpu=args.device == "cpu", timeout=timedelta(days=7))  # one share may be far slower
         model = _model(
             config.model or paths.student, config.tile, state.device if state.num_processes > 1 else args.device
         )

@@ -3,6 +3,19 @@
 import contextlib
 import os
 from pathlib import Path
+from unicodedata import category
+
+
+def printable(name: str) -> str:
+    """`name` as text that every file and terminal can take: bytes that are no UTF-8, and control characters, which a
+    terminal would obey, become `\\xe9` and the like."""
+    text = os.fsencode(name).decode("utf-8", "backslashreplace")
+    return "".join(c.encode("unicode_escape").decode() if category(c) == "Cc" else c for c in text)
+
+
+def no_formula(cell: object) -> object:
+    """`cell` of a table: a spreadsheet takes a text that begins like this for a formula, unless after an apostrophe."""
+    return f"'{cell}" if isinstance(cell, str) and cell.startswith(tuple("=+-@\t\r")) else cell
 
 
 class NotWritten(OSError):

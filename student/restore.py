@@ -3,6 +3,7 @@
     python -m student.restore photo.jpg restored.jpg
     python -m student.restore scans/ restored/ --model DIR_OR_HUB_ID            # recursive, structure kept
     python -m student.restore 'in/*.png' out/ --model DIR --tile 512 --explain
+    python -m student.restore small.png large.png --scale 4                    # enlarged first, and then restored
     cat rainy.png | python -m student.restore - - --model DIR > clear.png
 
 PNG, JPEG, TIFF, WebP, BMP, PPM, GIF, AVIF, JPEG 2000: depth, gray, alpha, EXIF and ICC profile kept; DICOM and NIfTI
@@ -23,7 +24,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from student.progress import progress
-from student.restoration.paths import Job, Plan, RestorePathError, check_writable, explanation_of, plan_jobs
+from student.restoration.paths import Job, Plan, RestorePathError, check_writable, enlarged, explanation_of, plan_jobs
 from student.restore_arguments import arguments
 
 
@@ -137,8 +138,10 @@ class _Run:
         span = given_range(*self.args.range) if self.args.range else None
         bands = [band - 1 for band in self.args.bands or ()]
         try:
-            data = job.read()
-            picture = read_picture(data, job.name, own_suffix(data, job.name, job.output_suffix), span, bands)
+            data, suffix = job.read(), job.output_suffix
+            if self.args.scale > 1:  # a PNG from now on, whatever the file was
+                data, suffix = enlarged(data, self.args.scale), job.target.suffix.lower() if job.target else ""
+            picture = read_picture(data, job.name, own_suffix(data, job.name, suffix), span, bands)
             for note in picture.notes:
                 kind = re.sub(r"-?\d[\d.e+-]*", "...", note)
                 self.told[kind] += 1

@@ -12,6 +12,10 @@ def arguments(argv: list[str] | None, description: str) -> argparse.Namespace:
     parser.add_argument("output", help="a file for a file, a folder otherwise, or - for standard output")
     parser.add_argument("--model", metavar="DIR|ID", help="default: the student that comes along, student/mini")
     parser.add_argument("--strength", default=1.0, type=float, help="0 leaves the image, 1 (default) restores it")
+    parser.add_argument(
+        "--scale", default=1, type=int, metavar="N",
+        help="enlarge the image N times first (bicubic): for super-resolution of 8-bit pictures, written upright",
+    )  # fmt: skip
     parser.add_argument("--tile", default="auto", type=_tile, help="auto (from free memory), off, or pixels")
     parser.add_argument("--overlap", default=32, type=int, help="pixels that neighbouring tiles share (default: 32)")
     parser.add_argument(
@@ -43,6 +47,8 @@ def arguments(argv: list[str] | None, description: str) -> argparse.Namespace:
         parser.error("--range LOW HIGH: LOW must be below HIGH")
     if args.bands and (len(args.bands) not in (1, 3) or min(args.bands) < 1 or len(set(args.bands)) != len(args.bands)):
         parser.error("--bands: name one band or three different ones, counted from 1")
+    if not 1 <= args.scale <= 16:
+        parser.error(f"--scale {args.scale} must be from 1 to 16")
     if not 0 <= args.strength <= 1:
         parser.error(f"--strength {args.strength} must be from 0 to 1")
     if args.explain and args.output == "-":

@@ -23,8 +23,8 @@ from teacher.identity import caption_identities
 class FilledProject(Project):
     """A project whose store is filled by hand: the embed stage knows nothing of how captions came about."""
 
-    def fill(self, captions: dict[str, tuple[str, str]], **changed: tuple[str, str]) -> None:
-        """`captions`: sha256 -> (content, brightness); an empty text becomes a `bad_image` row."""
+    def fill(self, captions: dict[str, tuple[str, str]], failed: str = "bad_image") -> None:
+        """`captions`: sha256 -> (content, brightness); an empty text becomes a row of status `failed`."""
         config = CaptionConfig(
             model=self.model, max_new_tokens=6, perspectives={"content": "What is it?", "brightness": "How bright?"}
         )
@@ -36,7 +36,7 @@ class FilledProject(Project):
                     "caption": texts[number] or None,
                     "n_tokens": len(texts[number].split()),
                     "finish_reason": "stop",
-                    "status": "ok" if texts[number] else "bad_image",
+                    "status": "ok" if texts[number] else failed,
                 }
                 for sha256, texts in captions.items()
             ]
@@ -263,3 +263,15 @@ def test_cache_round_trip_by_ranges(tmp_path):
         assert sorted(found) == [sha256 for sha256 in images if low <= sha256 < high]
         assert all((found[sha256] == rows[sha256][2]).all() for sha256 in found)
     assert pa.types.is_float16(again.schema.field("vectors").type.value_type)
+
+
+def test_half_of_the_captions_is_no_release(project, run):
+    shutil.rmtree("store")
+    few, rest = dict(list(project.texts.items())[:2]), list(project.texts)[2:]
+    project.fill(few | dict.fromkeys(rest, ("", "")), failed="error")
+    with pytest.raises(
+        SystemExit, match="3 of 5 images have no caption but an error, more than 0.05; .*--retry-errors"
+    ):
+        run()
+    assert not Path("release").exists()
+    assert "3 without a caption left out" in run("--set", "caption.max_error_fraction=0.6")

@@ -2,12 +2,17 @@
 
 import io
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from ruamel.yaml import YAML
 from test_pipeline_index import picture
 
 from pipeline import index
@@ -161,3 +166,60 @@ def test_check_finds_a_planted_fault_of_each_kind_and_writes_no_index(run, capsy
         "data/train/gt/6.png: 0 bytes", "5x5, its gt has 12x10", "the stage would FAIL",
     ):  # fmt: skip
         assert finding in out, finding
+
+
+def test_everything_that_fits_no_data_is_said_at_once_and_can_be_left_out(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for number in range(3):
+        picture(Path(f"data/there/{number}.png"), number)
+    Path("data/there/broken.png").write_bytes(b"no image")
+    splits = {name: {"train": {"gt": name, "degradation": {"kind": "identity"}}} for name in ("there", "gone", "lost")}
+    data = [{"name": name, "domain": "d", "task": "t", "splits": split} for name, split in splits.items()]
+    paths = {"index": "index.parquet", "hash_cache": "cache.parquet"}
+    params = {"paths": paths, "index": {"root": "data", "datasets": data}, "train": {"dataset_weights": {"theer": 2}}}
+    Path("params.yaml").write_text(json.dumps(params))
+    said = ("data/gone does not exist", "data/lost does not exist", "names 'theer', no data set")
+    for arguments in ((), ("--check",)):
+        assert index.main(list(arguments)) == 1 and not Path("index.parquet").exists()
+        printed = "".join(capsys.readouterr())
+        assert all(words in " ".join(printed.split()) for words in said), printed
+    assert "these need 0.25" in printed, "of the four images there one is broken"
+    assert index.main(["--skip-missing"]) == 1
+    assert "allow them with --set index.max_bad_fraction=0.25" in "".join(capsys.readouterr())
+    assert index.main(["--skip-missing", "--set", "index.max_bad_fraction=0.25"]) == 0
+    assert len(pq.read_table("index.parquet").filter(pc.field("status") == "ok")) == 3
+
+
+def test_dvc_repro_sees_images_behind_links_and_in_absolute_folders(tmp_path, monkeypatch):
+    root, (linked, absolute) = Path(__file__).parents[1], (tmp_path / name for name in ("linked", "absolute"))
+    project = tmp_path / "project"
+    (project / "data").mkdir(parents=True)
+    (project / "data/gt").symlink_to(linked, target_is_directory=True)
+    for number, folder in enumerate((linked, absolute)):
+        picture(folder / "0.png", number)
+    splits = [{"train": {"gt": gt, "degradation": {"kind": "identity"}}} for gt in ("gt", str(absolute))]
+    data = [{"name": f"d{i}", "domain": "d", "task": "t", "splits": split} for i, split in enumerate(splits)]
+    stages = YAML(typ="safe", pure=True).load((root / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+    stage = {**stages["index"], "deps": ["data"], "outs": ["index.parquet"]}
+    later = {"cmd": "cat index.parquet | wc -c >> later.txt", "deps": ["index.parquet"]}
+    (project / "dvc.yaml").write_text(json.dumps({"stages": {"index": stage, "later": later}}))
+    paths = {"index": "index.parquet", "hash_cache": "cache.parquet"}
+    (project / "params.yaml").write_text(json.dumps({"paths": paths, "index": {"root": "data", "datasets": data}}))
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = os.environ | {"PATH": path, "PYTHONPATH": str(root)}
+
+    def repro(*arguments: str) -> tuple[int, int]:
+        """Pairs in the index, and how often the later stage ran."""
+        command = ["dvc", *(arguments or ("repro",))]
+        done = subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        index_file, runs = project / "index.parquet", project / "later.txt"
+        return (len(pq.read_table(index_file)), len(runs.read_text().split())) if index_file.exists() else (0, 0)
+
+    repro("init", "-q", "--no-scm")
+    assert repro() == (2, 1)
+    assert repro() == (2, 1), "the same index: nothing later runs"
+    picture(linked / "1.png", 5)
+    assert repro("repro", "--downstream", "later") == (2, 1), "data that is said to stand still"
+    picture(absolute / "1.png", 6)
+    assert repro() == (4, 2)

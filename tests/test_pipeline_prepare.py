@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from pipeline import prepare
-from student.data.degradations import DegradationSpec, degrade
+from student.data.degradations import DegradationSpec, bicubic_resize, degrade
 from student.images import png16
 
 
@@ -34,6 +34,27 @@ def test_bicubic_inputs_have_gt_size_names_and_mode(folder, capsys):
         assert (gt.size, gt.mode) == (lq.size, lq.mode)
         assert np.asarray(lq, float).std() < np.asarray(gt, float).std(), "detail is gone"
     assert "3 done, 0 were there, 0 faults" in capsys.readouterr().out
+
+
+def test_an_enlarged_image_is_what_bicubic_inputs_are(folder):
+    """Down by the kernel, stored, and enlarged: the same as both at once, also in 16 bits and gray."""
+    Path("small").mkdir()
+    for name in ("a.png", "gray.png"):
+        gt = np.atleast_3d(np.asarray(Image.open(f"in/{name}"), np.float32)) / 255
+        small = np.round(bicubic_resize(gt, gt.shape[0] // 4, gt.shape[1] // 4, levels=255) * 255).astype(np.uint8)
+        Image.fromarray(small.squeeze()).save(f"small/{name}")
+    Path("small/deep.png").write_bytes(png16.write(np.full((3, 5, 1), 40_000, np.uint16)))
+    assert run("enlarge", "small", "large") == 0 and run("bicubic", "in", "out") == 0
+    for name in ("a.png", "gray.png"):
+        assert np.array_equal(np.asarray(Image.open(f"large/{name}")), np.asarray(Image.open(f"out/{name}")))
+    deep = np.asarray(Image.open("large/deep.png"))
+    assert deep.shape == (12, 20) and (deep == 40_000).all()
+
+
+def test_crops_are_multiples_and_keep_their_pixels(folder):
+    assert run("crop", "in", "out", "--set", "prepare.scale=5") == 0
+    whole, cropped = (np.asarray(Image.open(f"{where}/deep/b.png")) for where in ("in", "out"))
+    assert np.array_equal(cropped, whole[:15, :20])
 
 
 def test_a_second_run_does_nothing_and_new_settings_do_everything(folder, capsys):

@@ -180,3 +180,20 @@ def test_the_output_folder_may_be_above_or_inside_the_input_folder(model, tmp_pa
     assert "of 2 images" in capsys.readouterr().out, "outputs are not taken for inputs"
     assert run(model, "**/out/*.png", "album/out") == 2
     assert "no image in it (outside of album/out)" in last_line(capsys), "nothing to do is not a success"
+
+
+def test_a_small_picture_is_enlarged_and_restored_as_the_kind_it_was(model, tmp_path, capsys):
+    small, out = tmp_path / "in", tmp_path / "out"
+    small.mkdir()
+    Image.fromarray(PHOTO[:24, :20]).save(small / "a.jpg", quality=95)
+    Image.fromarray(PHOTO[:24, :20]).convert("L").save(small / "gray.png")
+    Image.fromarray(np.full((9, 9), 40_000, np.uint16)).save(small / "deep.png")
+    assert run(model, small, out, "--scale", "3") == 1
+    assert "deep.png: --scale is for pictures of 8 bits" in capsys.readouterr().err
+    with Image.open(out / "a.jpg") as large, Image.open(out / "gray.png") as gray:
+        assert (large.format, large.size, large.mode) == ("JPEG", (60, 72), "RGB")
+        assert (gray.format, gray.size, gray.mode) == ("PNG", (60, 72), "L")
+    enlarged = Image.open(small / "gray.png").resize((60, 72), Image.Resampling.BICUBIC)
+    assert run(model, small / "gray.png", tmp_path / "same.png", "--scale", "3", "--strength", "0") == 0
+    off = np.abs(np.asarray(Image.open(tmp_path / "same.png"), float) - np.asarray(enlarged, float))
+    assert off.mean() < 1, "the enlarged picture itself"

@@ -18,7 +18,7 @@ from ruamel.yaml import YAML
 
 from shards import open_release
 from shards.reader import Release
-from student.files import write_file
+from student.files import no_formula, write_file
 from student.images.files import read_8_bit
 from student.images.picture import ImageFileError
 from student.params import ParamsError
@@ -94,11 +94,7 @@ def write_table(release: Release, files: list[tuple[str, str]], table: Path) -> 
         writer.writerow(["file", *names])
         for path, sha256 in files:
             captions = release.captions(sha256)
-            cells = [path, *(captions.get(name) or "" for name in names)]
-            # A spreadsheet would take these for formulas.
-            writer.writerow(
-                [f"'{cell}" if cell.startswith(("=", "+", "-", "@", "\t", "\r")) else cell for cell in cells]
-            )
+            writer.writerow(map(no_formula, [path, *(captions.get(name) or "" for name in names)]))
     os.replace(temporary, table)
 
 

@@ -1,6 +1,5 @@
 """One captioning run: decode ahead, caption in batches, flush often; a signal or a failure loses nothing finished."""
 
-import os
 import time
 from pathlib import Path
 from pkgutil import resolve_name
@@ -11,7 +10,7 @@ from pipeline.captioning.plan import decoding
 from pipeline.captioning.run_report import RunReport, new_run_id, save
 from pipeline.captioning.store import PerspectiveStore
 from pipeline.image_workers import ImageWorkers
-from pipeline.processes import process_of_many
+from pipeline.processes import device_of_process, process_of_many
 from pipeline.stopping import Stop, Stopped
 from student.progress import progress
 from teacher.teacher import Teacher
@@ -114,16 +113,11 @@ def caption_jobs(jobs: list[Job], pool: DecodePool, captioner: Teacher, buffer: 
 
 def load_captioner(config: CaptionConfig) -> Teacher:
     """The teacher on this process's device; raises `CaptionError`."""
-    import torch
-
-    device = config.device
-    if device == "auto" and torch.cuda.is_available():
-        device = f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count()}"
     try:
         return resolve_name(TEACHERS[config.teacher])(
             **{key: value for key, value in config.identity.items() if key != "teacher"},
             dtype=config.dtype,
-            device=device,
+            device=device_of_process(config.device),
             batch_size=config.batch_images,
             quantized_cache=config.quantized_cache,
         )

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from pipeline.indexing.config import IndexConfig
 from pipeline.indexing.probe import Probe, depth
+from pipeline.indexing.tally import Tally
 
 NAMED = 3
 """Examples named per kind of fault."""
@@ -71,8 +72,11 @@ class Check:
         """Clean images of train that val or test hold too, by content: where each of the two was first seen."""
         return [(self._train[key], where) for key, where in self._held_out.items() if key in self._train]
 
-    def report(self, tally) -> int:
-        """Print a table per data set and split and what to fix; returns 1 if the index stage would fail, else 0."""
+    def report(self, tally: Tally, absent: list[str]) -> int:
+        """Print a table per data set and split and what to fix; returns 1 if the index stage would fail, else 0.
+
+        `absent`: why data sets cannot be listed, or what else of the parameters fits none.
+        """
         from rich.console import Console
         from rich.table import Table
 
@@ -96,16 +100,20 @@ class Check:
             console.print(f"{count} {kind}{hint}", style="bold")
             for text in self.examples[kind]:
                 console.print(f"  {text}")
+        if absent:
+            console.print(f"{len(absent)} parameters fit no data (--skip-missing leaves them out)", style="bold")
+            for text in absent:
+                console.print(f"  {text}")
         if leaks := self.leaks():
             console.print(
                 f"{len(leaks)} leaked (warning: clean images of train that val or test hold too)", style="bold"
             )
             for pair in leaks[:NAMED]:
                 console.print(f"  {'; '.join(pair)}")
-        fails = not tally.acceptable(self.config)
-        verdict = (
-            f"the stage would FAIL (index.max_bad_fraction = {self.config.max_bad_fraction})" if fails else "ready"
-        )
+        fails = bool(absent) or not tally.acceptable(self.config)
+        verdict = "the stage would FAIL" if fails else "ready"
+        if tally.fraction > self.config.max_bad_fraction:
+            verdict += f" (index.max_bad_fraction = {self.config.max_bad_fraction:g}; these need {tally.fraction:g})"
         console.print(
             f"index --check: {tally.statuses['ok']} pairs, {len(tally.images)} distinct clean images, {tally.faults}, "
             f"{self.warnings.total()} warnings, {len(leaks)} leaked clean images; {verdict}"

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from functools import lru_cache
 
+from student.files import printable
 from student.params import ParamsError
 
 
@@ -65,8 +66,3 @@ def _listed(folder: str) -> list[str]:
 @lru_cache
 def _say_once(text: str) -> None:  # folders are listed twice: to count, and to read
     print(text, file=sys.stderr)
-
-
-def printable(path: str) -> str:
-    """`path` as text that every file can hold: bytes that are no UTF-8 become `\\xe9` and the like."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")

@@ -10,7 +10,8 @@ from pkgutil import resolve_name
 from typing import NamedTuple
 
 from pipeline.indexing.config import DatasetSpec, IndexConfig, SplitSpec
-from pipeline.indexing.folders import places, printable, walk
+from pipeline.indexing.folders import places, walk
+from student.files import printable
 from student.images.formats import STILLS
 from student.params import ParamsError
 
@@ -27,14 +28,14 @@ class Candidate(NamedTuple):
 def candidates(config: IndexConfig, dataset: DatasetSpec, split: str) -> Iterator[Candidate]:
     """All pairs of one split, sorted by path; raises `ParamsError` for a folder or list that cannot be read.
 
-    A name that is no UTF-8 fits in no table: it is told in another spelling, as a fault.
+    A name that is no UTF-8 fits in no table, and one with control characters on no terminal: they are told in another
+    spelling, as a fault.
     """
     for pair in _found(config, dataset, split):
         paths = [path and printable(path) for path in pair[:2]]
         if changed := [path for path, before in zip(paths, pair[:2], strict=True) if path != before]:
-            yield Candidate(
-                paths[0], paths[1], "unreadable", f"{changed[0]}: its name is not UTF-8; rename it, e.g. with convmv"
-            )
+            fault = f"{changed[0]}: its name is not UTF-8, or holds control characters; rename it, e.g. with convmv"
+            yield Candidate(paths[0], paths[1], "unreadable", fault)
         else:
             yield pair
 

@@ -1,5 +1,6 @@
 """What an indexing run has counted on the way."""
 
+import math
 from collections import Counter
 
 from pipeline.indexing.config import IndexConfig
@@ -28,6 +29,11 @@ class Tally:
     @property
     def bad(self) -> int:
         return self.statuses.total() - self.statuses["ok"]
+
+    @property
+    def fraction(self) -> float:
+        """The least `max_bad_fraction` that lets these pass."""
+        return math.ceil(1e4 * self.bad / max(self.statuses.total(), 1)) / 1e4
 
     @property
     def faults(self) -> str:

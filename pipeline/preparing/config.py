@@ -11,7 +11,7 @@ class PrepareConfig(Section):
     """Sizes, strengths and windows of the preparations that papers leave to the reader."""
 
     scale: Annotated[int, Field(ge=2)] = 4
-    """`bicubic`: factor of down- and up-sampling."""
+    """`bicubic`, `enlarge`: the factor; `crop`: what the sides become multiples of."""
     sigma: Annotated[float, Field(ge=0)] = 25.0
     """`noise`: strength on the 0-255 scale."""
     seed: int = 0

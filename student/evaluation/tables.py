@@ -12,6 +12,7 @@ import numpy as np
 from student.evaluation.config import EvalConfig
 from student.evaluation.extra_metrics import label
 from student.evaluation.metrics import IDENTICAL_DB, bootstrap_interval, mean_psnr
+from student.files import no_formula
 
 KIND = ("variant", "crop_border")
 """In every row of every table: a number without them means nothing, also where rows of two files are put together."""
@@ -178,7 +179,7 @@ def _csv(columns: list[str], rows: Iterable[dict]) -> str:
     writer = csv.DictWriter(out, columns, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     for row in rows:
-        writer.writerow({key: _rounded(value) for key, value in row.items()})
+        writer.writerow({key: no_formula(_rounded(value)) for key, value in row.items()})
     return out.getvalue()
 
 

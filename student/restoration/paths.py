@@ -6,7 +6,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from student.files import write_file
+from student.files import printable, write_file
 from student.images.formats import READABLE, UNSUPPORTED
 
 
@@ -23,7 +23,8 @@ class Job:
 
     @property
     def name(self) -> str:
-        return "standard input" if self.source is None else str(self.source)
+        """As a terminal may show it."""
+        return "standard input" if self.source is None else printable(str(self.source))
 
     @property
     def output_suffix(self) -> str:
@@ -99,6 +100,32 @@ def plan_jobs(source: str, target: str) -> Plan:
         if job.target and os.path.exists(job.target) and os.path.samefile(job.source, job.target):
             raise RestorePathError(f"{job.target} would be written over its own input; name another output")
     return Plan(jobs, skipped)
+
+
+def enlarged(data: bytes, scale: int) -> bytes:
+    """A PNG of the picture in `data`, upright, `scale` times as large; raises `ImageFileError` for what is no 8-bit
+    still picture."""
+    import io
+
+    import numpy as np
+    from PIL import Image
+
+    from student.data.degradations import bicubic_resize
+    from student.images.files import read_still
+    from student.images.picture import ImageFileError
+
+    still = read_still(data)
+    if still.samples.dtype != np.uint8:
+        raise ImageFileError(
+            "--scale is for pictures of 8 bits; enlarge others with python -m pipeline.prepare enlarge"
+        )
+    pixels = still.seen_upright()
+    pixels = pixels[..., :1] if still.samples.gray else pixels
+    large = bicubic_resize(pixels, scale * pixels.shape[0], scale * pixels.shape[1], levels=255)
+    image = Image.fromarray(np.round(large * 255).astype(np.uint8).squeeze(-1 if large.shape[2] == 1 else ()))
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def check_writable(jobs: list[Job]) -> None:

@@ -34,6 +34,8 @@ SMALLEST_SIDE = 16
 """Shorter sides are mirrored out to this, so that even one pixel can be restored."""
 LARGEST_AUTO_TILE = {"cpu": 512}
 """A larger tile is no faster on a CPU; on other devices 1024."""
+LARGEST_WHOLE_ON_GPU = 2**23
+"""Pixels: at the published width the widest features of more have 2^31 elements, too many for int32 in a kernel."""
 SMALLEST_TILE = 64
 PROMPT_SIDE = 512
 """Prompts are chosen by at least so many pixels squared, also when the tiles are smaller: only the encoder runs."""
@@ -158,7 +160,8 @@ class Restorer:
         if height * width <= 256**2:
             return None  # small enough anywhere; counting the memory would take longer than restoring
         budget = USABLE * self.free_bytes()
-        if self._forward_bytes(height * width) <= budget:
+        indexable = self.device.type == "cpu" or height * width <= LARGEST_WHOLE_ON_GPU
+        if indexable and self._forward_bytes(height * width) <= budget:
             return None
         tile = LARGEST_AUTO_TILE.get(self.device.type, 1024)
         while tile > max(SMALLEST_TILE, 2 * self.overlap) and self._forward_bytes(self.batch * tile**2) > budget:

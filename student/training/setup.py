@@ -5,6 +5,7 @@ import os
 import shutil
 import warnings
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TextIO
@@ -12,7 +13,7 @@ from typing import Any, TextIO
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, ProjectConfiguration
 from scipy.cluster.vq import kmeans2
 from torch import Tensor
 
@@ -115,7 +116,11 @@ def make_accelerator(job: Job) -> Accelerator:
             gradient_accumulation_steps=config.grad_accumulation,
             log_with=list(config.trackers) or None,
             project_config=ProjectConfiguration(str(out), logging_dir=str(trackers)),
-            kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
+            kwargs_handlers=[
+                DistributedDataParallelKwargs(gradient_as_bucket_view=True),
+                # One process verifies the release and may decode images while the others wait.
+                InitProcessGroupKwargs(timeout=timedelta(hours=6)),
+            ],
         )
     except (ValueError, ImportError) as error:
         raise ParamsError(f"train.mixed_precision or train.trackers: {' '.join(str(error).split())}") from None
