@@ -6,8 +6,7 @@ import numpy as np
 from PIL import Image
 
 MILLI = ("{:04d}.png", "{:04d}.png")
-SIX = [
-    # gt folder, lq folder, names of gt and lq
+SIX = [  # gt folder, lq folder, names of gt and lq
     ("DF2K/train", "DF2K/train_x4_bicubic", *MILLI),
     ("div2k_val/DIV2K_valid_HR_sp", "div2k_val/DIV2K_test_LR_bicubicx4_sp", *MILLI),
     ("ucmerced/train/train_hr", "ucmerced/train/train_bicubic_x4", "agricultural{:02d}.tif", "agricultural{:02d}.tif"),

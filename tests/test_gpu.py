@@ -3,7 +3,7 @@
 import json
 import subprocess
 import sys
-from contextlib import contextmanager
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -18,7 +18,6 @@ from student.params import ParamsError
 from student.training import cuda_graph
 from student.training.ema import WeightAverage
 
-BENCHMARKS = ROOT / "benchmarks"
 FREE = ("empty", "detach", "_unsafe_view")
 KERNELS = 10_800
 """Budget of one bf16 step: forward, backward, clipping, Adam, average. Lower it when there are fewer."""
@@ -34,9 +33,7 @@ class Tape(TorchDispatchMode):
     def __torch_dispatch__(self, kernel, types, args=(), kwargs=None):
         assert kernel is not torch.ops.aten._local_scalar_dense.default, "a recorded function waits for the device"
         outputs = kernel(*args, **(kwargs or {}))
-        self.kernels.append(
-            (kernel, *(tree_map_only(torch.Tensor, lambda x: x.data, t) for t in (args, kwargs, outputs)))
-        )
+        self.kernels.append(tree_map_only(torch.Tensor, lambda x: x.data, (kernel, args, kwargs, outputs)))
         return outputs
 
     def replay(self):
@@ -50,27 +47,14 @@ class Tape(TorchDispatchMode):
                     kept.copy_(new)
 
 
-class Stream:
-    def wait_stream(self, other):
-        pass
-
-
-@contextmanager
-def recording(tape, **_options):
-    """`torch.cuda.graph`."""
-    with tape:
-        yield
-
-
 @pytest.fixture
 def tapes(monkeypatch):
     """A CPU on which `train.cuda_graph` records tapes."""
     monkeypatch.setattr(cuda_graph, "check", lambda accelerator: None)
-    monkeypatch.setattr(torch.cuda, "Stream", Stream)
-    monkeypatch.setattr(torch.cuda, "current_stream", Stream)
-    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextmanager(lambda: (yield))())
+    for name in ("Stream", "current_stream", "stream"):
+        monkeypatch.setattr(torch.cuda, name, MagicMock())
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Tape)
-    monkeypatch.setattr(torch.cuda, "graph", recording)
+    monkeypatch.setattr(torch.cuda, "graph", lambda tape, **_options: tape)
     monkeypatch.setattr(sys.modules["torch.optim.adam"], "_get_capturable_supported_devices", lambda: ["cpu"])
 
 
@@ -92,11 +76,16 @@ def test_a_graph_is_refused_where_it_cannot_be(tmp_path):
         run_here(tmp_path, cuda_graph=True, grad_accumulation=2)
 
 
-def test_the_gpu_command_runs_every_part_at_toy_size(tmp_path):
-    command = [sys.executable, str(BENCHMARKS / "gpu.py"), "--toy", "--device", "cpu", "--out", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+def measure(folder, *arguments):
+    """What benchmarks/gpu.py leaves and prints."""
+    command = [sys.executable, str(ROOT / "benchmarks/gpu.py"), "--toy", "--device", "cpu", "--out", str(folder)]
+    done = subprocess.run([*command, *arguments], capture_output=True, text=True, cwd=folder)
     assert done.returncode == 0, done.stderr[-2000:]
-    facts = json.loads((tmp_path / "gpu.json").read_text())
+    return json.loads((folder / "gpu.json").read_text()), done.stdout
+
+
+def test_the_gpu_command_runs_every_part_at_toy_size(tmp_path):
+    facts, _ = measure(tmp_path)
     assert set(facts["ended"].values()) == {"done"}
     rows = facts["rows"]
     assert {row["right"] for row in rows["correctness"]} == {"yes"}
@@ -107,12 +96,9 @@ def test_the_gpu_command_runs_every_part_at_toy_size(tmp_path):
 
 
 def test_what_a_part_measured_before_its_time_was_up_is_kept(tmp_path):
-    command = [sys.executable, str(BENCHMARKS / "gpu.py"), "--toy", "--device", "cpu", "--out", str(tmp_path)]
     (tmp_path / "correctness.jsonl").write_text('{"stale": 1}\n')
-    done = subprocess.run([*command, "--parts", "correctness", "--minutes", "0.1"], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    facts = json.loads((tmp_path / "gpu.json").read_text())
-    assert facts["ended"] == {"correctness": "cut off"} and "correctness (cut off)" in done.stdout
+    facts, printed = measure(tmp_path, "--parts", "correctness", "--minutes", "0.1")
+    assert facts["ended"] == {"correctness": "cut off"} and "correctness (cut off)" in printed
     assert not any("stale" in row or "trained" in row for row in facts["rows"]["correctness"])
 
 

@@ -14,7 +14,6 @@ CHANNELS, DIM = 24, 8
 
 @pytest.fixture
 def block() -> RestormerBlock:
-    torch.manual_seed(0)
     return RestormerBlock(CHANNELS, heads=2, expansion=2.66, fusion=FUSIONS["broadcast"](CHANNELS, DIM))
 
 

@@ -1,9 +1,8 @@
 """Adaptive gated fusion: how one block takes the image's prompt in (arXiv 2603.01725).
 
-Shapes: B batch, H, W height and width, C channels, D dimension of the prompt, T prompt tokens.
+`prepare` turns the prompt into a few vectors an image; `forward` applies them to the features.
 
-Every fusion has two parts. `prepare` turns the prompt into a few vectors an image; `forward` applies them to the
-features. So the first runs once per image even when the image is restored in tiles.
+Shapes: B batch, H, W height and width, C channels, D dimension of the prompt, T prompt tokens.
 """
 
 import torch
@@ -44,8 +43,7 @@ class BroadcastFusion(AffineFusion):
     def __init__(self, channels: int, dim: int):
         super().__init__()
         self.norm = nn.LayerNorm(dim)
-        self.value = nn.Linear(dim, channels)
-        self.out = nn.Linear(channels, channels)
+        self.value, self.out = nn.Linear(dim, channels), nn.Linear(channels, channels)
 
     def prepare(self, fused_BD: Tensor) -> Condition:
         w_feature, w_prompt = self.weights()

@@ -58,11 +58,9 @@ class PromptPool(nn.Module):
 
     @torch.no_grad()
     def start_from(self, centroids_ND: Tensor) -> None:
-        """[ours] Start keys and values at `centroids_ND`, L2-normalised, so that a query which predicts the teacher's
-        embedding finds its neighbourhood, and the composed prompt is that neighbourhood's mean, from step 0.
-
-        The aggregation starts as the mean over the L tokens. Raises ValueError on another shape.
-        """
+        """[ours] Start keys and values at `centroids_ND`, L2-normalised, and the aggregation as the mean over the L
+        tokens: a query that predicts the teacher's embedding then finds its neighbourhood, and the composed prompt is
+        that neighbourhood's mean, from step 0. Raises ValueError on another shape."""
         if tuple(centroids_ND.shape) != tuple(self.keys_ND.shape):
             raise ValueError(f"centroids {list(centroids_ND.shape)}: this pool needs {list(self.keys_ND.shape)}")
         rows_ND = F.normalize(centroids_ND.to(self.keys_ND), dim=-1)
@@ -122,15 +120,14 @@ class QueryHead(nn.Module):
 class PoolFusion(nn.Module):
     """PR_d attends to PR_t, then a feed-forward part [authors' code], as `pool_fusion: attention`.
 
-    With one key the softmax is 1, so query and key projections never matter (their gradients are exactly 0): they are
-    left out. What remains of the attention's dropout is that a head is lost with probability `dropout`.
+    With one key the softmax is 1: query and key projections, whose gradients are exactly 0, are left out. What remains
+    of the attention's dropout is that a head is lost with probability `dropout`.
     """
 
     def __init__(self, dim: int, dropout: float):
         super().__init__()
         self.dropout = dropout
-        self.value = nn.Linear(dim, dim)
-        self.out = nn.Linear(dim, dim)
+        self.value, self.out = nn.Linear(dim, dim), nn.Linear(dim, dim)
         self.norm = nn.LayerNorm(dim)
         self.ffn = nn.Sequential(nn.Linear(dim, 2 * dim), nn.GELU(), nn.Dropout(dropout), nn.Linear(2 * dim, dim))
 
@@ -173,9 +170,9 @@ class PromptBranch(nn.Module):
         return Prompts(task, domain, fused)
 
     def tokens(self, prompts: Prompts) -> tuple[Tensor, Tensor]:
-        """The tokens of `fusion: tokens`: [B, T, D], and the logarithm of their prior weights [B, T].
+        """[ours] The tokens of `fusion: tokens`, [B, T, D], and the logarithm of their prior weights, [B, T].
 
-        [ours] T = 1 + K·L a pool: the fused representation and every chosen prompt's own tokens. The prior keeps α in
+        T = 1 + K·L a pool: the fused representation and every chosen prompt's own tokens. The prior keeps α in
         the computation: each pool weighs as much as the fused token, α_j of it falls to prompt j, shared by its tokens.
         """
         tokens, log_weights = [prompts.fused[:, None]], [torch.zeros_like(prompts.fused[:, :1])]

@@ -19,7 +19,7 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 
 def project(x_PC: Tensor, norm: nn.LayerNorm, weights: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """norm(x) times each of `weights` [C', C]; norm(x) is not kept."""
-    if _plain():
+    if not torch.is_grad_enabled() or torch.compiler.is_compiling():
         normed_PC = norm(x_PC)
         return tuple(F.linear(normed_PC, weight) for weight in weights)
     with _lowered(x_PC, norm.weight, norm.bias, *weights) as (x_PC, gain_C, bias_C, *weights):
@@ -30,15 +30,10 @@ def gated_product(a_PK: Tensor, b_PK: Tensor, weight_CK: Tensor) -> Tensor:
     """gelu(a)·b times `weight` [P, C]; gelu(a)·b is not kept, and without gradients it is computed in one tensor."""
     if not torch.is_grad_enabled():
         return F.linear(F.gelu(a_PK).mul_(b_PK), weight_CK)
-    if _plain():
+    if torch.compiler.is_compiling():
         return F.linear(F.gelu(a_PK) * b_PK, weight_CK)
     with _lowered(a_PK, b_PK, weight_CK) as lowered:
         return _GatedProduct.apply(*lowered)
-
-
-def _plain() -> bool:
-    """Whether autograd keeps nothing anyway, or the compiler decides what it keeps."""
-    return not torch.is_grad_enabled() or torch.compiler.is_compiling()
 
 
 @contextlib.contextmanager

@@ -1,7 +1,4 @@
-"""The path through a U-shaped backbone, which Restormer and NAFNet share.
-
-Shapes: B batch, H, W height and width, C channels.
-"""
+"""What U-shaped backbones share. Shapes: B batch, H, W height and width, C channels."""
 
 from abc import ABC, abstractmethod
 

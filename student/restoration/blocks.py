@@ -109,7 +109,7 @@ class RestoringRestormerBlock(_Block):
         mixings, result_BHWC = [], torch.empty_like(x_BHWC)
         for i, (x, fused, result) in enumerate(zip(x_BHWC, fused_BHWC, result_BHWC, strict=True)):
             if known_BCC is None:
-                mixings.append(strips.attend(x, fused, inner, attention.temperature, attention.out.weight, result))
+                mixings.append(strips.attend(x, fused, inner, attention.heads, result, self.of_sums))
             else:
                 mixing_CC = known_BCC.expand(len(x_BHWC), -1, -1)[i]
                 if sums := strips.mix(x, fused, inner, mixing_CC, result, attention.heads, window):

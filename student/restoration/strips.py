@@ -7,7 +7,7 @@ depth-wise convolution looks one row up and down: a strip keeps the last two row
 Shapes: H, W height and width, P = H·W pixels, R rows of a strip, C channels, c channels a head.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -79,21 +79,18 @@ def _convolve(rows_RWC: Tensor, kernel: Tensor) -> Tensor:
 
 
 def attend(
-    x_HWC: Tensor, fused_HWC: Tensor, inner: Inner, temperature: Tensor, out_CC: Tensor, result: Tensor
+    x_HWC: Tensor, fused_HWC: Tensor, inner: Inner, heads: int, result: Tensor, mixing_of: Callable[..., Tensor]
 ) -> Tensor:
     """Write x + `student.network.blocks.ChannelAttention` of `fused` into `result`; returns the matrix of the values.
 
-    That is [C, C], and all that a pixel needs to know of the others: see `mix`.
+    That is [C, C], all that a pixel needs to know of the others (see `mix`), and what `mixing_of` makes of the sums.
     """
-    sums = Sums(x_HWC, len(temperature))
+    sums = Sums(x_HWC, heads)
     values_HWC = torch.empty_like(x_HWC)
     for rows, (q, k, v) in inner.strips(fused_HWC):
         sums.add(q, k)
         values_HWC[rows] = v.view_as(values_HWC[rows])
-    scores = sums.scores / (sums.q_square.clamp_min(1e-24).sqrt() * sums.k_square.clamp_min(1e-24).sqrt())
-    attention = (scores * temperature[:, None, None]).softmax(-1)
-    # (out·attention) @ v, as in ChannelAttention, with the residual in the same product.
-    mixing_CC = (out_CC.unflatten(1, attention.shape[:2]).transpose(0, 1) @ attention).transpose(0, 1).flatten(1)
+    mixing_CC = mixing_of(*sums.of_batch())[0]
     torch.addmm(x_HWC.flatten(0, 1), values_HWC.flatten(0, 1), mixing_CC.T, out=result.flatten(0, 1))
     return mixing_CC
 
@@ -109,8 +106,7 @@ def mix(
 ) -> tuple[Tensor, Tensor, Tensor] | None:
     """As `attend`, with its result `mixing_CC` known beforehand; `inner` makes the values alone.
 
-    With a `window` of rows and columns `inner` makes queries and keys too, and they are summed up over it as in
-    `student.network.blocks.ChannelAttention.of_sums`.
+    With a `window` of rows and columns `inner` makes queries and keys too, and their sums over it are returned.
     """
     sums = Sums(x_HWC, heads) if window else None
     for rows, (*query_and_key, values) in inner.strips(fused_HWC):
@@ -119,7 +115,7 @@ def mix(
             across, down = x_HWC.shape[1], window[0]
             first, last = (min(max(row - rows.start, 0), rows.stop - rows.start) for row in (down.start, down.stop))
             sums.add(*(x.unflatten(0, (-1, across))[first:last, window[1]].flatten(0, 1) for x in query_and_key))
-    return (sums.scores[None], sums.q_square.view(1, -1), sums.k_square.view(1, -1)) if sums else None
+    return sums.of_batch() if sums else None
 
 
 class Sums:
@@ -128,14 +124,18 @@ class Sums:
     def __init__(self, like: Tensor, heads: int):
         per_head = like.shape[-1] // heads
         self.scores = like.new_zeros(heads, per_head, per_head)
-        self.q_square, self.k_square = like.new_zeros(heads, per_head, 1), like.new_zeros(heads, 1, per_head)
+        self.q_square, self.k_square = like.new_zeros(like.shape[-1]), like.new_zeros(like.shape[-1])
 
     def add(self, q_PC: Tensor, k_PC: Tensor) -> None:
         per_head = self.scores.shape[-1]
         for score, q_head, k_head in zip(self.scores, q_PC.split(per_head, -1), k_PC.split(per_head, -1), strict=True):
             score.addmm_(q_head.T, k_head)
-        self.q_square += q_PC.square().sum(0).view_as(self.q_square)
-        self.k_square += k_PC.square().sum(0).view_as(self.k_square)
+        self.q_square += q_PC.square().sum(0)
+        self.k_square += k_PC.square().sum(0)
+
+    def of_batch(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Scores [1, heads, c, c], and squares of queries and of keys [1, C]."""
+        return self.scores[None], self.q_square[None], self.k_square[None]
 
 
 def feed_forward_(x_HWC: Tensor, inner: Inner, out: Tensor) -> None:
