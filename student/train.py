@@ -73,9 +73,11 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def lr_at(step: int, config: TrainConfig) -> float:
-    """Learning rate of the update that follows `step` updates: linear warm-up, then a cosine to `min_lr`."""
+    """Learning rate of the update that follows `step` updates: linear warm-up, then a cosine to `min_lr`, or halves."""
     if step < config.warmup_steps:
         return config.lr * (step + 1) / config.warmup_steps
+    if config.halve_lr_at:
+        return config.lr / 2 ** sum(step >= end for end in config.halve_lr_at)
     share = (step - config.warmup_steps) / (config.max_steps - config.warmup_steps)
     return config.min_lr + (config.lr - config.min_lr) * (1 + math.cos(math.pi * share)) / 2
 

@@ -65,11 +65,21 @@ def test_published_hyper_parameters(recipe):
     params = load_all(recipe_file(recipe))
     train, model = params.train, params.model
     distilled = recipe.startswith("md")
-    assert (train.lr, train.min_lr, train.betas) == (4e-4, 1e-6, (0.9, 0.99))
-    assert (train.max_steps, train.batch_size, train.patch_size, train.clip_norm) == (1_000_000, 12, 128, 1.0)
-    assert train.augment and train.warmup_steps == 0 and train.dataset_weights == {}
+    assert train.augment and train.warmup_steps == 0 and train.patch_size == 128
     weights = {"pixel": 1.0, "fft": 0.1, "align": 1.0, "diversity": 1.0, "balance": 0.1, "contrastive": 0.1}
-    assert train.losses.model_dump() == weights | ({} if distilled else {"align": 0.0})
+    if distilled:
+        assert (train.optimizer, train.lr, train.min_lr, train.betas) == ("adam", 4e-4, 1e-6, (0.9, 0.99))
+        assert (train.max_steps, train.batch_size, train.clip_norm, train.sampling) == (1_000_000, 12, 1.0, "balanced")
+        assert train.losses.model_dump() == weights and train.dataset_weights == {}
+    else:  # section 4b
+        assert (train.optimizer, train.lr, train.batch_size) == {
+            "natural-3t": ("adamw", 1e-5, 48), "natural-5t": ("adamw", 2e-4, 48), "cdd11": ("adam", 2e-4, 5),
+        }[recipe]  # fmt: skip
+        assert {name for name, weight in train.losses if weight} == {"pixel", "fft"} and train.losses.fft == 0.1
+        assert train.mixed_precision == "no"
+        assert train.sampling == ("balanced" if recipe == "cdd11" else "concatenated")
+        halves = tuple(range(200_000, 900_000, 200_000)) if recipe == "cdd11" else ()
+        assert train.halve_lr_at == halves
     assert (model.backbone, model.width, model.ffn_expansion, model.heads) == ("restormer", 48, 2.66, (1, 2, 4, 8))
     assert (model.encoder_blocks, model.latent_blocks, model.refinement_blocks) == ((4, 6, 6), 8, 4)
     assert model.task_pool and model.domain_pool is distilled

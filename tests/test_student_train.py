@@ -1,6 +1,7 @@
 """The loop: what it logs and writes, and what it survives."""
 
 import json
+from collections import Counter
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,11 +10,15 @@ import torch
 import toy_training as toy
 
 from student.data.dataset import PairDataset
+from student.data.pairs import read_pairs
 from student.model import Student
+from student.network.config import ModelConfig
+from student.params import Paths
 from student.train import lr_at
 from student.training.config import TrainConfig
 from student.training.losses import TERMS
 from student.training.run import Run
+from student.training.setup import Job
 from student.training.stopping import TrainingStopped
 
 
@@ -90,6 +95,33 @@ def test_two_micro_batches_equal_one_batch_where_losses_are_means_over_rows(room
     settings = {"max_steps": 5, "val_every": 0, "lr": 4e-4, "losses": losses}
     one, two = (toy.losses(toy.run_here(room, toy.STILL, **settings, grad_accumulation=n)) for n in (1, 2))
     toy.assert_losses_near(one, two, 1e-5, set(TERMS) - losses.keys())
+
+
+def test_the_settings_of_other_code_are_their_settings(room):
+    """Every image alike, AdamW, a rate that is halved: the numbers of the run follow each."""
+    steps = TrainConfig(max_steps=10, lr=8e-4, halve_lr_at=[4, 8])
+    assert [lr_at(step, steps) for step in (0, 3, 4, 7, 8, 9)] == [8e-4, 8e-4, 4e-4, 4e-4, 2e-4, 2e-4]
+    adam, adamw = (toy.beside(room, room / name) for name in ("adam", "adamw"))
+    toy.run_here(adam, max_steps=2)
+    toy.run_here(adamw, max_steps=2, optimizer="adamw", weight_decay=0.5)
+    ours, decayed = toy.weights(adam / "student"), toy.weights(adamw / "student")
+    assert not toy.same(ours, decayed)
+    config = {
+        "max_steps": 400,
+        "batch_size": 8,
+        "sampling": "concatenated",
+        "dataset_weights": {"medical_denoising": 3},
+    }
+    pairs = read_pairs(room / "index.parquet", "train")
+    job = Job(Paths(), TrainConfig(**config), ModelConfig(), pairs, pairs, None)
+    drawn = Counter(pairs.dataset[draw.row] for batch in job.batches(0, 0, 1) for draw in batch)
+    listed = {
+        "natural_denoising": 7,
+        "natural_deraining": 5,
+        "medical_denoising": 3 * 4,
+    }  # images
+    shares = {name: drawn[name] / drawn.total() for name in listed}
+    assert shares == pytest.approx({name: count / 24 for name, count in listed.items()}, abs=0.002)
 
 
 def test_the_schedule_warms_up_and_ends_near_its_smallest_rate():

@@ -41,9 +41,14 @@ class TrainConfig(Section):
     """Side of the training crops in pixels; smaller images are mirrored at their right and lower edge."""
     augment: bool = True
     """Random flips and quarter turns."""
+    optimizer: Literal["adam", "adamw"] = "adam"
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    """AdamW's; Adam has none."""
     lr: PositiveFloat = 4e-4
     min_lr: Annotated[float, Field(ge=0)] = 1e-6
     """Where the cosine ends."""
+    halve_lr_at: tuple[PositiveInt, ...] = ()
+    """In place of the cosine: the learning rate is halved at these steps."""
     warmup_steps: Annotated[int, Field(ge=0)] = 0
     """Steps of linear warm-up before the cosine."""
     betas: tuple[float, float] = (0.9, 0.99)
@@ -60,8 +65,12 @@ class TrainConfig(Section):
     shuffle_priors: bool = False
     """[ours] Give every clean image the prior of another one: the control of an ablation. What the teacher says about
     an image then cannot help; what any target of this kind does to training still can."""
+    sampling: Literal["balanced", "concatenated"] = "balanced"
+    """`balanced`: every dataset has the same share of a batch, however small it is. `concatenated`: every image has, as
+    where data sets are put one behind the other."""
     dataset_weights: dict[str, Weight] = {}
-    """Relative share of each dataset in a batch, 1 where not named, 0 leaves a dataset out."""
+    """Relative share of each dataset in a batch (concatenated: how often each of its images is listed), 1 where not
+    named, 0 leaves a dataset out."""
     mixed_precision: Literal["no", "bf16", "fp16"] = "bf16"
     """# differs from the authors' code: bf16 needs no loss scale and runs on CPUs too; theirs trains in fp16."""
     seed: int = 0

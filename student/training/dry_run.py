@@ -32,6 +32,11 @@ def plan(job: Job) -> str:
     steps = f"steps {read_meta(latest)['step'] if latest else 0} to {config.max_steps}"
     steps += f", stopping at {config.stop_at_step}" if config.stop_at_step else ""
     steps += f", for at most {config.max_minutes:g} min" if config.max_minutes else ""
+    rates = (
+        f"{config.lr:g}, halved at {list(config.halve_lr_at)}"
+        if config.halve_lr_at
+        else f"{config.lr:g} → {config.min_lr:g}"
+    )
     parameters, activations = training_bytes(config, job.model, processes)
     state = (4 + bool(config.ema_decay)) * 4 * parameters
     lines = [
@@ -39,7 +44,7 @@ def plan(job: Job) -> str:
         f"priors: {priors} of {len(pairs)} training rows; the others are left out of the align loss",
         f"batch: {config.batch_size} crops of {config.patch_size} x {config.patch_size} over {processes} "
         f"process{'es' * (processes > 1)} x {config.grad_accumulation} micro-batches",
-        f"{steps}; Adam, lr {config.lr:g} → {config.min_lr:g}, precision {config.mixed_precision}",
+        f"{steps}; {config.optimizer}, lr {rates}, precision {config.mixed_precision}",
         "losses: " + ", ".join(f"{name} {weight:g}" for name, weight in config.losses.model_dump().items()),
         f"student: {job.model.backbone}, {parameters / 1e6:.2f} M parameters",
         f"memory per process, about: {(state + activations) / 2**30:.2f} GiB "

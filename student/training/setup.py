@@ -59,9 +59,11 @@ class Job:
 
     def batches(self, start: int, process: int, processes: int) -> BalancedBatches:
         """This process's share of the batches from step `start` to the last; raises `ParamsError`."""
-        config = self.config
+        config, weights = self.config, dict(self.config.dataset_weights)
+        if config.sampling == "concatenated":
+            weights |= {name: weights.get(name, 1.0) * len(rows) for name, rows in self.pairs.by_dataset.items()}
         return BalancedBatches(
-            self.pairs.by_dataset, config.batch_size, config.seed, config.dataset_weights,
+            self.pairs.by_dataset, config.batch_size, config.seed, weights,
             start, self.last_step, process, processes, config.grad_accumulation,
         )  # fmt: skip
 

@@ -27,7 +27,13 @@ class TrainedWeights:
         elif config.channels_last:  # FSDP2 takes contiguous weights only
             student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._fused = accelerator.device.type != "cpu"
-        optimizer = torch.optim.Adam(student.parameters(), lr=config.lr, betas=config.betas, fused=self._fused)
+        options = {"lr": config.lr, "betas": config.betas, "fused": self._fused}
+        if config.optimizer == "adamw":
+            optimizer: torch.optim.Adam = torch.optim.AdamW(
+                student.parameters(), weight_decay=config.weight_decay, **options
+            )
+        else:
+            optimizer = torch.optim.Adam(student.parameters(), **options)
         if config.compile:
             student.compile()
         self.model, self.optimizer = accelerator.prepare(student, optimizer)
