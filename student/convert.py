@@ -94,7 +94,7 @@ def import_published(
     except ValidationError as error:
         reasons = "; ".join(f"{'.'.join(map(str, e['loc']))} {e['msg']}".strip() for e in error.errors())
         raise ConvertError(f"{file}: {reasons} (name top-k with --task-top-k and --domain-top-k)") from None
-    except NotPublished as error:
+    except (NotPublished, ValueError, IndexError) as error:  # the latter two: a tensor with too few dimensions
         raise ConvertError(f"{file}: {error}") from None
     student.load_state_dict({name: tensor.float() for name, tensor in weights.items()}, assign=True)
     return student.requires_grad_(True).eval(), dead

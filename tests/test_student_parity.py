@@ -106,9 +106,10 @@ QKV, OUT, UP = "latent_blocks.0.attn.qkv.weight", "output.weight", "latent_block
         ("patch_embed.proj.weight", lambda _: None, "neither patch_embed.proj.weight"),
         (UP, lambda tensor: tensor.transpose(0, 1).contiguous(), UP),
         (OUT, lambda tensor: tensor * torch.nan, OUT),
+        ("domain_prompt_pool.prompt_values", lambda tensor: tensor[0], "expected 3"),
         ("latent_blocks.1000000000.x", lambda _: torch.zeros(1), "latent_blocks.*: numbered up to 1000000000"),
     ],
-    ids=["missing", "extra", "shape", "gate", "foreign", "transposed", "nan", "numbered"],
+    ids=["missing", "extra", "shape", "gate", "foreign", "transposed", "nan", "flat", "numbered"],
 )
 def test_other_weights_are_refused_by_name(name, change, said, tmp_path):
     weights, file = load_published(REFERENCE / "restormer_dual.pth"), tmp_path / "file.pth"
