@@ -1,6 +1,6 @@
 """The command `teachonce`: every command of the project by one word.
 
-    teachonce caption | restore | train | eval | report | index | embed | prepare | samples | ablate
+    teachonce caption | restore | train | eval | compare | report | index | embed | prepare | samples | ablate
     teachonce export | convert | demo | shards
 
 `teachonce VERB --help` explains each. `python -m student.restore` and its like are the same commands; this one
@@ -14,7 +14,7 @@ from importlib.util import find_spec
 
 MODULES = {
     **{verb: f"pipeline.{verb}" for verb in "samples index caption embed report ablate prepare".split()},
-    **{verb: f"student.{verb}" for verb in "eval restore export convert demo".split()},
+    **{verb: f"student.{verb}" for verb in "eval compare restore export convert demo".split()},
     "shards": "shards",
 }
 EXTRA_OF = {"pipeline": "pipeline", "student": "student", "shards": "all"}
