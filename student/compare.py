@@ -50,8 +50,8 @@ def table(folders: list[Path]) -> str:
         raise CompareError(f"numbers of different kinds do not compare: {told}")
     first = runs[0][0]
     lines = [
-        f"PSNR (dB), {runs[0][1]}, mean over the images; difference to {folders[0]}, paired by image, with its bootstrap "
-        "95 % interval.",
+        f"PSNR (dB), {runs[0][1]}, mean over the images; differences to {folders[0]} are paired by image, in brackets "
+        "their bootstrap 95 % interval.",
         "",
         f"| data set | images | {' | '.join(map(str, folders))} |",
         f"|---|--:|{'--:|' * len(folders)}",
