@@ -25,7 +25,7 @@ from pipeline.preparing.volumes import VOLUMES, VolumeError, slices_of
 from student.data.degradations import DegradationSpec, bicubic_resize, degrade
 from student.images import png16
 from student.images.files import read_still
-from student.images.formats import STILLS
+from student.images.formats import STILLS, is_image_name
 from student.images.picture import ImageFileError, read_file, upright
 from student.params import ParamsError, add_params_arguments
 from student.progress import progress
@@ -116,7 +116,11 @@ def prepare(command: str, source: Path, target: Path, config: PrepareConfig) -> 
     suffixes = tuple(VOLUMES if command == "slices" else STILLS)
     if not source.is_dir():
         raise ParamsError(f"{source}: no such folder")
-    files = sorted(f for f in source.rglob("*") if f.name.lower().endswith(suffixes) and not f.name.startswith("."))
+    files = sorted(file for file in source.rglob("*") if file.name[0] != "." and file.is_file())
+    if command == "slices":  # also DICOM without a suffix
+        files = [file for file in files if is_image_name(file) and not file.name.lower().endswith(tuple(STILLS))]
+    else:
+        files = [file for file in files if file.name.lower().endswith(suffixes)]
     if not files:
         raise ParamsError(f"{source}: no file that ends in {' '.join(sorted(suffixes))}")
     if target.resolve() == source.resolve():

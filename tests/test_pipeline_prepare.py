@@ -4,8 +4,10 @@ import zlib
 from pathlib import Path
 
 import numpy as np
+import pydicom
 import pytest
 from PIL import Image
+from pydicom.data import get_testdata_file
 
 from pipeline import prepare
 from student.data.degradations import DegradationSpec, bicubic_resize, degrade
@@ -132,7 +134,7 @@ def test_faults_are_named_and_the_rest_is_done(folder, capsys):
     [
         (("noise", "nowhere", "out"), "nowhere: no such folder"),
         (("noise", "in", "in"), "is where the inputs lie"),
-        (("slices", "in", "out"), "no file that ends in .dcm .dicom .nii .nii.gz"),
+        (("slices", "in", "out"), "no file that ends in .dcm .dicom .ima .nii .nii.gz"),
         (("noise", "in", "out", "--set", "prepare.sigmo=1"), "did you mean 'sigma'"),
     ],
 )
@@ -160,3 +162,18 @@ def test_patches_are_upright_over_white_and_keep_16_bits(tmp_path, folder):
     assert np.array_equal(np.asarray(Image.open("out/turned_s000_000.png")), np.rot90(stored, -1))
     assert (np.asarray(Image.open("out/clear_s000_000.png")) == 255).all()
     assert np.array_equal(png16.read(Path("out/deep_s000_000.png").read_bytes()), deep)
+
+
+def test_dicom_is_known_by_its_content_and_only_pictures_are_cut(folder, capsys):
+    for name, changes in {"IM0001": {}, "1.2.840.5": {}, "scan.IMA": {}, "dose": {"Modality": "RTDOSE"}}.items():
+        scan = pydicom.dcmread(get_testdata_file("CT_small.dcm"))
+        for key, value in {"RescaleIntercept": None, **changes}.items():
+            setattr(scan, key, value)
+        Path("scans").mkdir(exist_ok=True)
+        scan.save_as(Path("scans") / name)
+    Path("scans/README").write_text("no scan")
+    assert run("slices", "scans", "cut") == 1, "CT without a window"
+    assert "name the window in HU" in (said := capsys.readouterr().err) and "a grid of radiation doses" in said
+    assert run("slices", "scans", "cut", "--set", "prepare.window=[0, 2000]") == 1
+    assert "1 faults" in capsys.readouterr().out
+    assert len(list(Path("cut").glob("*.png"))) == 3

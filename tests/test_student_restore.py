@@ -197,3 +197,13 @@ def test_a_small_picture_is_enlarged_and_restored_as_the_kind_it_was(model, tmp_
     assert run(model, small / "gray.png", tmp_path / "same.png", "--scale", "3", "--strength", "0") == 0
     off = np.abs(np.asarray(Image.open(tmp_path / "same.png"), float) - np.asarray(enlarged, float))
     assert off.mean() < 1, "the enlarged picture itself"
+
+
+def test_scans_without_a_suffix_are_found_by_their_content(model, tmp_path, capsys):
+    (tmp_path / "in").mkdir()
+    for name in ("IM0001", "1.2.840.77", "a.IMA"):
+        (tmp_path / "in" / name).write_bytes(Path(get_testdata_file("CT_small.dcm")).read_bytes())
+    (tmp_path / "in/README").write_text("no scan")
+    assert run(model, tmp_path / "in", tmp_path / "out") == 0
+    assert "restored 3 of 3 images" in last_line(capsys)
+    assert all(pydicom.dcmread(file).Modality == "CT" for file in (tmp_path / "out").iterdir())

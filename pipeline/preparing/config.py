@@ -24,7 +24,7 @@ class PrepareConfig(Section):
     """`slices`: the axis that is cut across; 2 gives axial slices of a volume in RAS order."""
     window: tuple[float, float] | None = None
     """`slices`: (lowest, highest) value, mapped to 0 and 65535, e.g. [-160, 240] HU for soft tissue in CT. Null: the
-    smallest and largest value of the volume."""
+    smallest and largest value of the volume; CT needs one, so that all its scans are alike."""
     step: PositiveInt = 1
     """`slices`: take every so many-th slice."""
     min_foreground: Annotated[float, Field(ge=0, le=1)] = 0.1

@@ -7,6 +7,7 @@ import numpy as np
 
 from pipeline.preparing.config import PrepareConfig
 from student.images.formats import DICOM, NIFTI
+from student.images.medical import NOT_PICTURES
 
 VOLUMES = (*NIFTI, *DICOM)
 
@@ -21,9 +22,11 @@ def slices_of(path: Path, config: PrepareConfig) -> Iterator[tuple[int, np.ndarr
     Values are the file's physical ones (rescale slope and intercept applied: Hounsfield units in CT), clipped to
     `window` and mapped to 0 ... 65535. Raises `VolumeError`.
     """
-    dicom = path.name.lower().endswith(DICOM)
+    dicom = not path.name.lower().endswith(NIFTI)
     try:
-        volume = _dicom(path) if dicom else _nifti(path)
+        volume = _dicom(path, config.window is None) if dicom else _nifti(path)
+    except VolumeError:
+        raise
     except Exception as error:  # the readers raise whatever the broken header leads to
         raise VolumeError(f"{path}: cannot be read: {' '.join(str(error).split())}") from error
     low, high = config.window or (float(volume.min()), float(volume.max()))
@@ -48,11 +51,18 @@ def _nifti(path: Path) -> np.ndarray:
     return volume if volume.ndim == 3 else volume.reshape(*volume.shape[:3], -1)[..., 0]
 
 
-def _dicom(path: Path) -> np.ndarray:
+def _dicom(path: Path, needs_window: bool) -> np.ndarray:
     """float32 [rows, columns, frames]."""
     import pydicom
 
     file = pydicom.dcmread(path)
-    pixels = file.pixel_array.astype(np.float32) * float(file.get("RescaleSlope", 1))
-    pixels += float(file.get("RescaleIntercept", 0))
+    modality = str(file.get("Modality", ""))
+    if modality in NOT_PICTURES:
+        raise VolumeError(f"{path}: {NOT_PICTURES[modality]} ({modality}), no picture")
+    if modality == "CT" and needs_window:
+        # Its own extremes for each would give the two doses of a pair different brightness.
+        raise VolumeError(f"{path}: CT: name the window in HU, such as --set 'prepare.window=[-160, 240]'")
+    slope, intercept = (file.get(name) for name in ("RescaleSlope", "RescaleIntercept"))
+    pixels = file.pixel_array.astype(np.float32) * float(1 if slope in (None, "") else slope)
+    pixels += float(0 if intercept in (None, "") else intercept)
     return pixels[..., None] if pixels.ndim == 2 else np.moveaxis(pixels, 0, -1)

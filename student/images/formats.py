@@ -1,5 +1,7 @@
 """The one table of image files: which suffixes are taken, and what Pillow calls them. Imports nothing heavy."""
 
+import os
+
 STILLS = {
     ".png": "PNG", ".apng": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".jpe": "JPEG", ".jfif": "JPEG", ".tif": "TIFF",
     ".tiff": "TIFF", ".webp": "WEBP", ".bmp": "BMP", ".ppm": "PPM", ".pgm": "PPM", ".pbm": "PPM", ".pnm": "PPM",
@@ -7,10 +9,26 @@ STILLS = {
 }  # fmt: skip
 """File name suffix → Pillow's name of the format; what a file is, its first bytes decide."""
 NIFTI = (".nii", ".nii.gz")
-DICOM = (".dcm", ".dicom")
+DICOM = (".dcm", ".dicom", ".ima")
 UNSUPPORTED = tuple(
     ".heic .heif .jxl .svg .ico .tga .psd .exr .hdr .xcf .eps .raw .dng .cr2 .cr3 .nef .arw .orf .rw2 .raf .mha .mhd "
     ".nrrd .mgz .svs".split()
 )
 """Suffixes of pictures that are not read: where files are passed over, these are counted."""
 READABLE = (*STILLS, *DICOM, *NIFTI)
+
+
+def is_image_name(path: str | os.PathLike[str]) -> bool:
+    """Whether a file is taken for an image where a folder is searched: by its suffix, or, where scanners give none (or
+    the last number of a UID), by the mark of DICOM in it."""
+    name = os.path.basename(path).lower()
+    if name.endswith(READABLE):
+        return True
+    suffix = os.path.splitext(name)[1]
+    if suffix and not suffix[1:].isdigit():
+        return False
+    try:
+        with open(path, "rb") as file:
+            return file.read(132)[128:] == b"DICM"
+    except OSError:
+        return False

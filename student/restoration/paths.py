@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from student.files import printable, write_file
-from student.images.formats import READABLE, UNSUPPORTED
+from student.images.formats import READABLE, UNSUPPORTED, is_image_name
 
 
 class RestorePathError(ValueError):
@@ -160,8 +160,8 @@ def _images_below(root: Path) -> list[Path]:
         real = os.path.realpath(folder)
         below[:] = [] if real in entered else [name for name in below if not name.startswith(".")]
         if real not in entered:
-            images = (name for name in names if name.lower().endswith(READABLE + UNSUPPORTED) and name[0] != ".")
-            files = (Path(folder, name) for name in images)
+            files = [Path(folder, name) for name in names if name[0] != "."]
+            files = [file for file in files if file.name.lower().endswith(UNSUPPORTED) or is_image_name(file)]
             found += [file for file in files if file.is_symlink() or not os.path.exists(file) or os.path.isfile(file)]
         entered.add(real)
     return sorted(found)
