@@ -91,12 +91,6 @@ def test_published_hyper_parameters(recipe):
     assert params.eval.variant == params.eval.paper.variant == ("promptir" if recipe.startswith("nat") else "basicsr")
 
 
-@pytest.mark.parametrize("recipe", [recipe for recipe in RECIPES if recipe.startswith("md")])
-def test_published_repeats(recipe):
-    repeats = {dataset.name.split("_")[0]: dataset.repeat for dataset in config_of(recipe).datasets[:6]}
-    assert repeats == {"df2k": 12, "ucmerced": 22, "ixi": 1, "rain100l": 200, "cuhk": 75, "aapm": 2}
-
-
 def test_larger_settings_contain_the_smaller_ones():
     six, seven, eight, nine = (config_of(f"md-{n}t").datasets for n in (6, 7, 8, 9))
     assert seven[:6] == six and eight[:7] == seven and nine[:8] == eight

@@ -82,18 +82,14 @@ class Check:
 
         console = Console(width=None if Console().is_terminal else 140, highlight=False, emoji=False, markup=False)
         shown = Table(title=f"{self.config.root}", title_justify="left")
-        names = ("data set", "split", "pairs", "clean images", "an epoch", "width x height", "modes", "faults")
+        names = ("data set", "split", "pairs", "clean images", "width x height", "modes", "faults")
         for name in names:
             shown.add_column(name, overflow="fold")
-        repeat = {dataset.name: dataset.repeat for dataset in self.config.datasets}
         for (dataset, split), group in self.groups.items():
-            times = repeat[dataset] if split == "train" else 1
-            shown.add_row(
-                dataset, split, str(group.pairs), str(len(group.images)),
-                str(group.pairs * times) + (f" (x{times})" if times > 1 else ""), _sizes(group),
-                ", ".join(mode if len(group.modes) == 1 else f"{n} {mode}" for mode, n in group.modes.most_common()),
-                ", ".join(f"{n} {kind}" for kind, n in group.faults.most_common()) or "none",
-            )  # fmt: skip
+            modes = (mode if len(group.modes) == 1 else f"{n} {mode}" for mode, n in group.modes.most_common())
+            faults = ", ".join(f"{n} {kind}" for kind, n in group.faults.most_common()) or "none"
+            counts = (str(group.pairs), str(len(group.images)))
+            shown.add_row(dataset, split, *counts, _sizes(group), ", ".join(modes), faults)
         console.print(shown)
         for kind, count in (self.faults + self.warnings).items():
             hint = f" (warning: {WARNINGS[kind]})" if kind in WARNINGS else ""

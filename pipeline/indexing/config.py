@@ -137,9 +137,6 @@ class DatasetSpec(Section):
     range: tuple[float, float] | None = None
     """The numbers that are black and white in all images, such as [0, 10000]. Null: as type, tags or samples of each
     clean image say, for it and its lq."""
-    repeat: PositiveInt = 1
-    """[authors' code] How often the published configuration lists the set in one epoch. Batches here are balanced over data
-    sets, each starting anew when it is exhausted, so it changes no training; `--check` shows the epoch it makes."""
 
     @field_validator("range")
     @classmethod
