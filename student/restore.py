@@ -45,8 +45,9 @@ def main(argv: list[str] | None = None) -> int:
     run = _Run(args, plan, pending)
     skipped = f", {plan.skipped_words}" if plan.skipped else ""
     if args.dry_run:
+        wanted = set(pending)
         for job in jobs:
-            print(f"{job.name} → {job.target or 'standard output'}{'' if job in pending else '   (exists, kept)'}")
+            print(f"{job.name} → {job.target or 'standard output'}{'' if job in wanted else '   (exists, kept)'}")
         print(f"would restore {len(pending)} of {len(jobs)} images with {args.model or 'the shipped student'}{skipped}")
         return 0
     if not pending:

@@ -148,7 +148,9 @@ class Restorer:
                 smaller = min(tile or max(height, width), 2048) // 2 // self.stride * self.stride
                 smaller = max(self.smallest_tile, smaller)
                 if self.tile != "auto" or tile == smaller:
-                    raise RestoreError(f"out of memory at {width}x{height} on {self.device}; use --tile auto") from None
+                    raise RestoreError(
+                        f"out of memory at {width}x{height} on {self.device}; use tiles (--tile auto, eval.tile: auto)"
+                    ) from None
                 tile = smaller
 
     def choose_tile(self, height: int, width: int) -> int | None:
