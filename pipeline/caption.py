@@ -12,6 +12,7 @@ from pathlib import Path
 
 from pipeline.captioning.config import CaptionConfig
 from pipeline.captioning.plan import Plan, earlier_rate, in_share, make_plan
+from pipeline.captioning.release import take_from_release
 from pipeline.captioning.run import CaptionError, run
 from pipeline.captioning.run_report import speed_line
 from pipeline.captioning.store import StoreError, open_stores
@@ -64,6 +65,9 @@ def caption(args: argparse.Namespace) -> str:
     if args.plan:
         return describe_plan(plan, config, store_root)
     rank, world_size = process_of_many()
+    if taken := take_from_release(params.paths.release, stores, plan.share(rank, world_size)):
+        print(f"caption: {taken} images take their captions from {params.paths.release}, made by the same teacher")
+        plan = make_plan(images, stores, config, args.retry_errors)
     jobs, detail, report = plan.share(rank, world_size), "no model loaded", None
     if jobs:
         stop = Stop()

@@ -10,7 +10,8 @@ import pyarrow as pa
 import pytest
 from toy_project import Project
 
-from pipeline import embed
+from pipeline import caption, embed
+from pipeline.captioning import run as caption_run
 from pipeline.captioning.config import CaptionConfig
 from pipeline.captioning.store import PerspectiveStore
 from pipeline.embedding.cache import EmbeddingCache
@@ -275,3 +276,19 @@ def test_half_of_the_captions_is_no_release(project, run):
         run()
     assert not Path("release").exists()
     assert "3 without a caption left out" in run("--set", "caption.max_error_fraction=0.6")
+
+
+def test_a_release_gives_its_captions_back_to_an_empty_store(project, run, monkeypatch, capsys):
+    """As in a second clone after `dvc pull`, and in the workspace of an experiment."""
+    run()
+    before = {file.name: file.read_bytes() for file in Path("release").iterdir()}
+    shutil.rmtree("store")
+    monkeypatch.setattr(caption_run, "load_captioner", lambda _: pytest.fail("captioned again"))
+    caption.main([])
+    said = capsys.readouterr().out
+    assert "5 images take their captions from release" in said and "0 new of 5 images" in said
+    run()
+    assert {file.name: file.read_bytes() for file in Path("release").iterdir()} == before
+    shutil.rmtree("store")
+    with pytest.raises(pytest.fail.Exception, match="captioned again"):  # another question: none of these captions
+        caption.main(["--set", "caption.perspectives={content: What else is it?}"])
