@@ -15,7 +15,7 @@ SMALL = {
     "samples": {"seed": 0, "train_pairs": 2, "val_pairs": 1},
     "model": {"width": 8, "encoder_blocks": [1, 1], "decoder_blocks": [1, 1], "heads": [1, 1, 2], "prompt_dim": None},
     "train": {"batch_size": 2, "patch_size": 16, "num_workers": 0, "save_every": 99, "val_every": 0, "log_every": 1,
-              "lr": 1e-3, "trackers": []},
+              "lr": 1e-3, "warmup_steps": 0, "init_from": None, "trackers": []},
 }  # fmt: skip
 
 
