@@ -128,6 +128,8 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if args.folder and not args.out:
         parser.error(f"FOLDER needs OUT: python -m pipeline.caption {args.folder} captions")
+    if args.folder and args.params != parser.get_default("params"):
+        parser.error("FOLDER needs no parameter file: give single keys with --set")
     if not args.folder and (args.model or args.teacher or args.questions):
         parser.error("--model, --teacher and --questions go with FOLDER OUT; else --set caption.model=...")
     try:

@@ -125,16 +125,21 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(params: Params, config: IndexConfig, args: argparse.Namespace) -> int:
     begun, cache, tally = time.monotonic(), ProbeCache(Path(params.paths.hash_cache), args.rehash), Tally()
-    config, total, faults = listed(config)
-    known = {dataset.name for dataset in config.datasets if "train" in dataset.splits}
-    for name in sorted(params.train.dataset_weights.keys() - known):
-        have = ", ".join(sorted(known)) or "none"
-        faults.append(f"train.dataset_weights names {name!r}, no data set with a split train; these are: {have}")
+    declared = {dataset.name for dataset in config.datasets if "train" in dataset.splits}
+    config, total, absent = listed(config)
+    have = ", ".join(sorted(declared))
+    faults = [
+        f"train.dataset_weights names {name!r}, no data set with a split train; these are: {have}"
+        for name in sorted(params.train.dataset_weights.keys() - declared)
+    ]
     if args.skip_missing:
-        for fault in faults:
+        for fault in absent:
             print(f"index: left out: {fault}", file=sys.stderr)
-    elif faults and not args.check:
-        raise ParamsError("\n  ".join([*faults, "mend the names, or leave such data sets out with --skip-missing"]))
+    else:
+        faults = absent + faults
+    if faults and not args.check:
+        remedy = "mend the names" + ", or leave out what is not there with --skip-missing" * bool(absent)
+        raise ParamsError("\n  ".join([*faults, remedy]))
     try:
         with progress("index", total) as advance:
             rows = _saving(index_rows(config, cache), cache, advance)
@@ -144,7 +149,7 @@ def _run(params: Params, config: IndexConfig, args: argparse.Namespace) -> int:
                 seen = Check(config)
                 for row, lq in rows:
                     seen.add(tally.add(row), lq)
-                return seen.report(tally, [] if args.skip_missing else faults)
+                return seen.report(tally, faults)
             out = Path(params.paths.index)
             written = write_index((tally.add(row) for row, _ in rows), out, lambda: tally.acceptable(config))
     finally:

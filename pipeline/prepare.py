@@ -22,7 +22,8 @@ import numpy as np
 from pipeline.params import load_all
 from pipeline.preparing.config import PrepareConfig
 from pipeline.preparing.volumes import VOLUMES, VolumeError, slices_of
-from student.data.degradations import DegradationSpec, bicubic_resize, degrade
+from student.data.degradations import DegradationSpec, degrade
+from student.data.degradations import enlarge as large
 from student.images import png16
 from student.images.files import read_still
 from student.images.formats import STILLS, is_image_name
@@ -58,10 +59,11 @@ def bicubic(source: Path, target: Path, config: PrepareConfig) -> Iterator[Outpu
 def enlarge(source: Path, target: Path, config: PrepareConfig) -> Iterator[Output]:
     """By `scale`, in the image's own depth: as the degradation `bicubic` enlarges."""
     image = _read(source)
-    height, width = (config.scale * side for side in image.shape[:2])
     top = np.iinfo(image.dtype).max
-    large = bicubic_resize(image.astype(np.float32) / top, height, width).clip(0, 1)
-    yield target.with_suffix(".png"), _png(np.round(large * top).astype(image.dtype))
+    yield (
+        target.with_suffix(".png"),
+        _png(np.round(large(image / np.float32(top), config.scale) * top).astype(image.dtype)),
+    )
 
 
 def crop(source: Path, target: Path, config: PrepareConfig) -> Iterator[Output]:

@@ -20,6 +20,7 @@ from student.data.cache import as_float, decode, open_images
 from student.data.dataset import PairDataset
 from student.data.pairs import TrainDataError, read_pairs
 from student.images.files import read_8_bit
+from student.images.formats import is_image_name
 from student.images.picture import ImageFileError
 
 RNG = np.random.default_rng(0)
@@ -181,6 +182,8 @@ def test_a_data_set_names_its_range(tmp_path):
 
 def test_pipes_are_no_files_and_limits_are_one(tmp_path):
     os.mkfifo(tmp_path / "pipe.png")
+    os.mkfifo(tmp_path / "pipe")
+    assert not is_image_name(tmp_path / "pipe"), "which would have to be opened, and waits for ever"
     assert "no file but a pipe or device" in probe(str(tmp_path / "pipe.png"), 100).error
     for pixels in (png_claiming(6_000, 6_000), tiff_of(np.zeros((600, 600), np.float32))):
         with pytest.raises(ImageFileError, match="00 has more than 1000 pixels"):

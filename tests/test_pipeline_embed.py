@@ -289,6 +289,13 @@ def test_a_release_gives_its_captions_back_to_an_empty_store(project, run, monke
     assert "5 images take their captions from release" in said and "0 new of 5 images" in said
     run()
     assert {file.name: file.read_bytes() for file in Path("release").iterdir()} == before
+    part = next(Path("release").glob("*.parquet"))
+    whole = part.read_bytes()
     shutil.rmtree("store")
+    part.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(pytest.fail.Exception, match="captioned again"):
+        caption.main([])
+    assert "captions of release are not taken" in capsys.readouterr().err
+    part.write_bytes(whole)
     with pytest.raises(pytest.fail.Exception, match="captioned again"):  # another question: none of these captions
         caption.main(["--set", "caption.perspectives={content: What else is it?}"])

@@ -184,6 +184,10 @@ def test_everything_that_fits_no_data_is_said_at_once_and_can_be_left_out(tmp_pa
         printed = "".join(capsys.readouterr())
         assert all(words in " ".join(printed.split()) for words in said), printed
     assert "these need 0.25" in printed, "of the four images there one is broken"
+    assert index.main(["--skip-missing"]) == 1, "a weight that no data set bears is a mistake, present or not"
+    assert "names 'theer'" in "".join(capsys.readouterr())
+    params["train"]["dataset_weights"] = {"there": 2, "gone": 3}
+    Path("params.yaml").write_text(json.dumps(params))
     assert index.main(["--skip-missing"]) == 1
     assert "allow them with --set index.max_bad_fraction=0.25" in "".join(capsys.readouterr())
     assert index.main(["--skip-missing", "--set", "index.max_bad_fraction=0.25"]) == 0

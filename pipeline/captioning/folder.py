@@ -1,16 +1,18 @@
 """`python -m pipeline.caption FOLDER OUT`: the captions of a folder of images, without index, pairs or params.yaml.
 
 OUT/captions.csv    a line a file, one column a perspective       OUT/release/   the sealed release (shards/README.md)
-OUT/index.html      the page to look through, with OUT/page/      OUT/work/      parameters, index, caption store
+OUT/index.html      the page to look through, with OUT/page/      OUT/stages/    parameters, index, caption store
 """
 
 import argparse
 import csv
+import io
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import numpy as np
@@ -40,29 +42,45 @@ def caption_folder(args: argparse.Namespace) -> str:
         raise ParamsError(f"{args.folder}: no such folder; name one with images, and a folder for the captions")
     if out == folder or folder in out.parents:
         raise ParamsError(f"{args.out}: lies in {args.folder}, whose images are captioned; name a folder elsewhere")
-    work = out / "work"
-    parameters = work / "params.yaml"
-    write_file(parameters, json.dumps(_parameters(folder, out, work, args), indent=2))  # JSON is YAML
+    stages = out / "stages"
+    parameters = stages / "params.yaml"
+    write_file(parameters, json.dumps(_parameters(folder, out, stages, args), indent=2))  # JSON is YAML
     root = Path(__file__).parents[2]  # this very code, whatever lies in the folder that one stands in
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))}
     given = [word for override in args.overrides for word in ("--set", override)]
-    retry = ["--retry-errors"] * args.retry_errors
-    for stage in ("index", "caption", "embed"):
+    asked = {"caption": ["--retry-errors"] * args.retry_errors + ["--plan"] * args.plan}
+    for stage in ("index", "caption") if args.plan else ("index", "caption", "embed"):
         command = [sys.executable, "-P", "-m", f"pipeline.{stage}", "--params", str(parameters), *given]
-        done = subprocess.run([*command, *(retry if stage == "caption" else ())], env=environment)
+        try:
+            done = subprocess.run([*command, *asked.get(stage, [])], env=environment)
+        except KeyboardInterrupt:
+            raise SystemExit("caption: stopped; what is finished is kept, the same command goes on") from None
         if done.returncode:
             raise SystemExit(done.returncode)
-    release = open_release(out / "release")
+    if args.plan:
+        return "caption: nothing was captioned; without --plan it is"
+    release, said = open_release(out / "release"), {}
+    for batch in release.iter_batches(4096, ["image_sha256", "captions"]):
+        for image in batch.to_pylist():
+            said[image["image_sha256"]] = {c["perspective"]: c["text"] for c in image["captions"]}
+    names = sorted(release.manifest["teacher"]["perspectives"])
+    captions = {sha256: [of_image.get(name) or "" for name in names] for sha256, of_image in said.items()}
     files = sorted((row["path"], row["image_sha256"]) for row in release.aliases().to_pylist())
-    write_table(release, files, out / "captions.csv")
-    write_page(release, files, folder, out)
+    lines = [["file", *names], *([path, *captions[sha256]] for path, sha256 in files)]
+    table = io.StringIO()
+    csv.writer(table, lineterminator="\n").writerows([no_formula(cell) for cell in line] for line in lines)
+    write_file(out / "captions.csv", table.getvalue())
+    images = _images(release, captions, files, folder, out)
+    data = json.dumps({"perspectives": names, "images": images}, ensure_ascii=True)
+    write_file(out / "page/data.js", f"const DATA = {data};\n")
+    write_file(out / "index.html", Path(__file__).with_name("gallery.html").read_text(encoding="utf-8"))
     return f"caption: {len(files)} files of {args.folder} → {args.out}/captions.csv, index.html, release/"
 
 
-def _parameters(folder: Path, out: Path, work: Path, args: argparse.Namespace) -> dict:
-    paths = {name: str(work / name) for name in ("samples", "student", "metrics", "evaluation", "report")}
-    paths |= {"index": str(work / "index.parquet"), "hash_cache": str(work / "hash_cache.parquet")}
-    paths |= {"caption_store": str(work / "caption_store"), "caption_stats": str(work / "caption_stats.json")}
+def _parameters(folder: Path, out: Path, stages: Path, args: argparse.Namespace) -> dict:
+    paths = {name: str(stages / name) for name in ("samples", "student", "metrics", "evaluation", "report")}
+    paths |= {"index": str(stages / "index.parquet"), "hash_cache": str(stages / "hash_cache.parquet")}
+    paths |= {"caption_store": str(stages / "caption_store"), "caption_stats": str(stages / "caption_stats.json")}
     split = {"gt": ".", "degradation": {"kind": "identity"}}
     data = {"name": "folder", "domain": "images", "task": "captions", "splits": {"train": split}}
     asked = {key: value for key in ("teacher", "model") if (value := getattr(args, key))}
@@ -85,51 +103,27 @@ def _questions(file: Path) -> dict[str, str]:
     return questions
 
 
-def write_table(release: Release, files: list[tuple[str, str]], table: Path) -> None:
-    """One line a file: its path below the folder, and each perspective's caption (empty where there is none)."""
-    names = perspectives_of(release)
-    temporary = table.with_suffix(".part")
-    with open(temporary, "w", encoding="utf-8", newline="") as lines:
-        writer = csv.writer(lines, lineterminator="\n")
-        writer.writerow(["file", *names])
-        for path, sha256 in files:
-            captions = release.captions(sha256)
-            writer.writerow(map(no_formula, [path, *(captions.get(name) or "" for name in names)]))
-    os.replace(temporary, table)
-
-
-def perspectives_of(release: Release) -> list[str]:
-    return sorted(release.manifest["teacher"]["perspectives"])
-
-
-def write_page(release: Release, files: list[tuple[str, str]], folder: Path, out: Path) -> None:
-    """index.html and page/data.js; pictures that browsers do not show get a small JPEG in page/."""
-    names, shas = perspectives_of(release), release.sha256s()
-    first: dict[str, str] = {}
-    for path, sha256 in files:
-        first.setdefault(sha256, path)
-    unit = np.asarray(release.vectors(0, len(release)), np.float32)
+def _images(
+    release: Release, captions: dict[str, list[str]], files: list[tuple[str, str]], folder: Path, out: Path
+) -> list[dict[str, Any]]:
+    """What the page shows of each image of the release: where it lies, its captions, and its nearest neighbours."""
+    shas = release.sha256s()
+    paths = dict(reversed([(sha256, path) for path, sha256 in files]))  # of copies, the first
+    unit = np.asarray(release.vectors(0, len(shas)), np.float32)
     unit /= np.linalg.norm(unit, axis=1, keepdims=True).clip(1e-12)
     images, count = [], min(NEAREST, len(shas) - 1)
     with progress("page", len(shas)) as advance:
         for start in range(0, len(shas), ROWS):
             similarity = unit[start : start + ROWS] @ unit.T
-            similarity[np.arange(len(similarity)), np.arange(start, start + len(similarity))] = -np.inf  # itself
-            near = np.argpartition(-similarity, count - 1, axis=1)[:, :count] if count else np.empty((ROWS, 0), int)
-            for row, (sha256, others) in enumerate(zip(shas[start : start + ROWS], near, strict=False)):
-                captions = release.captions(sha256)
-                images.append(
-                    {
-                        "path": first[sha256],
-                        "src": _source(folder / first[sha256], sha256, out),
-                        "captions": [captions.get(name) or "" for name in names],
-                        "near": sorted(map(int, others), key=lambda other, row=row: -similarity[row, other]),
-                    }
-                )
+            itself = np.arange(len(similarity))
+            similarity[itself, start + itself] = -np.inf
+            near = np.argpartition(-similarity, count, axis=1)[:, :count]
+            for sha256, others, alike in zip(shas[start : start + ROWS], near, similarity, strict=True):
+                path, ordered = paths[sha256], others[np.argsort(-alike[others])]
+                source = _source(folder / path, sha256, out)
+                images.append({"path": path, "src": source, "captions": captions[sha256], "near": ordered.tolist()})
             advance(len(near))
-    data = json.dumps({"perspectives": names, "images": images}, ensure_ascii=True)
-    write_file(out / "page/data.js", f"const DATA = {data};\n")
-    write_file(out / "index.html", Path(__file__).with_name("gallery.html").read_text(encoding="utf-8"))
+    return images
 
 
 def _source(file: Path, sha256: str, out: Path) -> str:

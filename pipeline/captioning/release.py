@@ -1,5 +1,6 @@
 """Captions that a release holds already, back into the store: what `dvc pull` brought is not paid for again."""
 
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -12,33 +13,28 @@ from shards import ReleaseError, open_release
 def take_from_release(folder: str | Path, stores: dict[str, PerspectiveStore], jobs: Iterable[Job]) -> int:
     """Put into `stores` what `jobs` lack and the release in `folder` has under the very same fingerprints.
 
-    Returns the number of images that got a caption; 0 where there is no release, or one that cannot be read.
+    Returns the number of images that got a caption. A release that is damaged, or of another version, is told.
     """
     lacking = {job.sha256: set(job.perspectives) for job in jobs}
-    try:
-        release = open_release(folder) if lacking and Path(folder).is_dir() else None
-    except (ReleaseError, OSError):
-        return 0  # it says nothing about captions; the stage that uses it will say what is wrong
-    if release is None:
+    if not lacking or not Path(folder).is_dir():
         return 0
-    made = release.manifest["fingerprints"]
-    same = {name for name, store in stores.items() if made.get(name) == store.fingerprint}
     run, taken = new_run_id(), 0
-    for batch in release.iter_batches(4096, ["image_sha256", "captions"]) if same else ():
-        rows: dict[str, list[dict]] = {name: [] for name in same}
-        for image in batch.to_pylist():
-            wanted = lacking.get(image["image_sha256"], set()) & same
-            found = [caption for caption in image["captions"] if caption["perspective"] in wanted]
-            for caption in found:
-                row = {
-                    "image_sha256": image["image_sha256"],
-                    "caption": caption.pop("text"),
-                    "status": "ok",
-                    "run": run,
-                }
-                rows[caption["perspective"]].append({**row, **caption})
-            taken += bool(found)
-        for name, of_name in rows.items():
-            if of_name:
-                stores[name].append(of_name, run, {"taken_from": "a release"})
+    try:
+        release = open_release(folder)
+        made = release.manifest["fingerprints"]
+        same = {name for name, store in stores.items() if made.get(name) == store.fingerprint}
+        for batch in release.iter_batches(4096, ["image_sha256", "captions"]) if same else ():
+            rows: dict[str, list[dict]] = {name: [] for name in same}
+            for image in batch.to_pylist():
+                wanted = lacking.get(image["image_sha256"], set()) & same
+                found = [caption for caption in image["captions"] if caption["perspective"] in wanted]
+                for caption in found:
+                    row = {"image_sha256": image["image_sha256"], "status": "ok", "run": run}
+                    rows[caption["perspective"]].append({**row, "caption": caption.pop("text"), **caption})
+                taken += bool(found)
+            for name, of_name in rows.items():
+                if of_name:
+                    stores[name].append(of_name, run, {"taken_from": "a release"})
+    except ReleaseError as error:  # what is damaged in it is captioned again
+        print(f"caption: captions of {folder} are not taken: {error}", file=sys.stderr)
     return taken

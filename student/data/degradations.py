@@ -96,6 +96,12 @@ def bicubic_resize(image: np.ndarray, height: int, width: int, levels: int | Non
     return _rounded(np.tensordot(half, columns, axes=(1, 1)).transpose(0, 2, 1), levels).astype(np.float32)
 
 
+def enlarge(image: np.ndarray, scale: int) -> np.ndarray:
+    """`image` [H, W, C] in [0, 1], `scale` times as large: what the inputs of `bicubic` are after shrinking."""
+    height, width = (scale * side for side in image.shape[:2])
+    return bicubic_resize(image.astype(np.float32, copy=False), height, width).clip(0, 1)
+
+
 def _rounded(image: np.ndarray, levels: int | None) -> np.ndarray:
     return image if levels is None else np.floor(np.clip(image, 0, 1) * levels + 0.5) / levels
 

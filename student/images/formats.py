@@ -25,7 +25,7 @@ def is_image_name(path: str | os.PathLike[str]) -> bool:
     if name.endswith(READABLE):
         return True
     suffix = os.path.splitext(name)[1]
-    if suffix and not suffix[1:].isdigit():
+    if suffix and not suffix[1:].isdigit() or not os.path.isfile(path):  # to open a pipe would wait for ever
         return False
     try:
         with open(path, "rb") as file:

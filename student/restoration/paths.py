@@ -110,9 +110,9 @@ def enlarged(data: bytes, scale: int) -> bytes:
     import numpy as np
     from PIL import Image
 
-    from student.data.degradations import bicubic_resize
+    from student.data.degradations import enlarge
     from student.images.files import read_still
-    from student.images.picture import ImageFileError
+    from student.images.picture import ImageFileError, check_size
 
     still = read_still(data)
     if still.samples.dtype != np.uint8:
@@ -121,8 +121,9 @@ def enlarged(data: bytes, scale: int) -> bytes:
         )
     pixels = still.seen_upright()
     pixels = pixels[..., :1] if still.samples.gray else pixels
-    large = bicubic_resize(pixels, scale * pixels.shape[0], scale * pixels.shape[1], levels=255)
-    image = Image.fromarray(np.round(large * 255).astype(np.uint8).squeeze(-1 if large.shape[2] == 1 else ()))
+    check_size(scale * pixels.shape[1], scale * pixels.shape[0], None)
+    large = np.round(enlarge(pixels, scale) * 255).astype(np.uint8)
+    image = Image.fromarray(large[..., 0] if still.samples.gray else large)
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     return buffer.getvalue()
