@@ -117,7 +117,7 @@ def shared(generator, images, batch):
     results = []
     for start in range(0, len(images), batch):
         pixels = generator.processor.image_processor(images=images[start : start + batch], return_tensors="pt")
-        results += generator(pixels["pixel_values"])
+        results += generator.answer_pixels(pixels["pixel_values"])
     return results
 
 

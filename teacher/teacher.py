@@ -6,9 +6,11 @@ dtype=..., device=..., batch_size=..., quantized_cache=...)`, the keys of the se
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 from PIL import Image
+
+from teacher.square import Square
 
 
 @dataclass(frozen=True)
@@ -48,15 +50,17 @@ class Teacher(Protocol):
 
     batch_size: int
     """Images that are answered together."""
+    square: Square
+    """What the stage makes of each picture, in the processes that decode, before the teacher gets it."""
     statistics: Statistics
 
     def provenance(self) -> dict[str, str]:
         """What may differ between two runs with equal fingerprints."""
 
-    def preprocess(self, image: Image.Image) -> Any:
-        """What `caption_pixels` takes of one RGB image. Called from threads, ahead of it."""
-
-    def caption_pixels(
-        self, pixels: Sequence[Any], perspectives: Sequence[str] | None = None
+    def caption(
+        self, images: Sequence[Image.Image], perspectives: Sequence[str] | None = None
     ) -> list[dict[str, Caption] | CaptionFailure]:
-        """For each image perspective → `Caption`, or why there is none; raises what no other image would survive."""
+        """For each RGB image perspective → `Caption`, or why there is none; raises what no other image would survive.
+
+        Pictures that are no squares yet are made so.
+        """

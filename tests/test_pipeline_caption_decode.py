@@ -14,6 +14,9 @@ from PIL import Image
 
 from pipeline.captioning.decode import DecodePool, Job, decode
 from pipeline.image_workers import FileGivenUp, ImageWorkers
+from teacher.square import Square
+
+AS_IT_IS = Square(7)
 
 
 def job(*paths, sha256: str | None = None) -> Job:
@@ -35,13 +38,15 @@ def workers():
 
 
 def decoded(workers, job: Job) -> tuple:
-    return workers.call(decode, job.sha256, job.paths, 10_000)
+    return workers.call(decode, job.sha256, job.paths, 10_000, AS_IT_IS)
 
 
-def test_pixels_arrive_unchanged(workers, picture):
+def test_pixels_arrive_unchanged_in_a_square(workers, picture):
     path, status, image = decoded(workers, job(picture))
     assert (path, status, image.mode) == (str(picture), "ok", "RGB")
-    np.testing.assert_array_equal(np.asarray(image), np.asarray(Image.open(picture)))
+    padded = np.full((7, 7, 3), AS_IT_IS.fill, np.uint8)
+    padded[1:6] = np.asarray(Image.open(picture))
+    np.testing.assert_array_equal(np.asarray(image), padded)
 
 
 def test_a_file_that_hangs_is_given_up_in_time_and_the_next_one_works(workers, picture, tmp_path):
@@ -80,21 +85,24 @@ def test_the_first_path_that_still_has_the_indexed_bytes_is_used(picture, tmp_pa
     wanted = job(picture).sha256
     changed = tmp_path / "changed.png"
     changed.write_bytes(b"other bytes")
-    path, status, _ = decode(wanted, (tmp_path / "gone.png", changed, picture), 10_000)
+    path, status, _ = decode(wanted, (tmp_path / "gone.png", changed, picture), 10_000, AS_IT_IS)
     assert (path, status) == (picture, "ok")
-    path, status, reason = decode(wanted, (changed, tmp_path / "gone.png"), 10_000)
+    path, status, reason = decode(wanted, (changed, tmp_path / "gone.png"), 10_000, AS_IT_IS)
     assert (status, reason) == ("error", f"{tmp_path}/gone.png: No such file or directory")
 
 
 def test_bad_image_names_the_fault(tmp_path):
     large = tmp_path / "large.png"
     Image.new("RGB", (200, 200)).save(large)
-    assert decode(job(large).sha256, (large,), 10_000)[1:] == ("bad_image", "200x200 has more than 10000 pixels")
+    assert decode(job(large).sha256, (large,), 10_000, AS_IT_IS)[1:] == (
+        "bad_image",
+        "200x200 has more than 10000 pixels",
+    )
 
 
 def test_a_pipe_is_no_picture(tmp_path):
     os.mkfifo(tmp_path / "fifo")
-    status, reason = decode("0" * 64, (tmp_path / "fifo",), 10_000)[1:]
+    status, reason = decode("0" * 64, (tmp_path / "fifo",), 10_000, AS_IT_IS)[1:]
     assert status == "error" and reason == f"{tmp_path}/fifo: no file but a pipe or device"
 
 
@@ -106,10 +114,9 @@ def test_the_pool_keeps_the_order_and_never_runs_far_ahead(picture, tmp_path):
         jobs.append(job(path))
     taken = []
     with ImageWorkers(workers=2, timeout_s=10) as workers:
-        pool = DecodePool(workers, max_pixels=10_000)
-        results = pool.run((taken.append(item) or item for item in jobs), lambda image: image.getpixel((0, 0))[0], 6)
-        for number, decoded in enumerate(results):
-            assert decoded.pixels == number and len(taken) <= number + 6
+        pool = DecodePool(workers, 10_000, Square(4))
+        for number, decoded in enumerate(pool.run((taken.append(item) or item for item in jobs), 6)):
+            assert decoded.image.getpixel((0, 0)) == (number, 0, 0) and len(taken) <= number + 6
     assert number == 39
 
 

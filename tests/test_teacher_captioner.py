@@ -3,8 +3,10 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from random_llava import QUESTIONS, random_pictures, save_random_llava, separate_call
 
 from teacher.llava.captioner import Captioner
@@ -116,13 +118,13 @@ class Fragile:
         self.answer, self.limit, self.poison, self.message, self.sizes = answer, limit, poison, message, []
         self.statistics = answer.statistics
 
-    def __call__(self, pixels, names=None):
-        self.sizes.append(len(pixels))
-        if len(pixels) > self.limit:
+    def __call__(self, squares, names=None):
+        self.sizes.append(len(squares))
+        if len(squares) > self.limit:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        if self.poison is not None and any(torch.equal(image, self.poison) for image in pixels):
+        if self.poison is not None and self.poison in squares:
             raise RuntimeError(self.message)
-        return self.answer(pixels, names)
+        return self.answer(squares, names)
 
 
 def test_out_of_memory_halves_the_batch_and_remembers(checkpoint):
@@ -144,7 +146,7 @@ def test_one_image_too_large_for_the_memory_says_what_to_do(checkpoint):
 def test_one_bad_image_costs_only_itself(checkpoint):
     captioner, images = captioner_of(checkpoint), random_pictures(3)
     expected = captioner.caption(images)
-    captioner.answer = Fragile(captioner.answer, poison=captioner.preprocess(images[1]))
+    captioner.answer = Fragile(captioner.answer, poison=captioner.square(images[1]))
     results = captioner.caption(images)
     assert results[1] == CaptionFailure("RuntimeError: bad kernel")
     assert [results[0], results[2]] == [expected[0], expected[2]]
@@ -152,23 +154,34 @@ def test_one_bad_image_costs_only_itself(checkpoint):
 
 def test_a_model_that_fails_on_every_image_raises_instead_of_writing_failures(checkpoint):
     captioner = captioner_of(checkpoint)
-    captioner.answer = Fragile(captioner.answer, poison=captioner.preprocess(random_pictures(1)[0]))
+    captioner.answer = Fragile(captioner.answer, poison=captioner.square(random_pictures(1)[0]))
     with pytest.raises(RuntimeError, match="bad kernel"):
         captioner.caption(random_pictures(1) * 3)
 
 
 def test_a_strip_is_shrunk_before_it_is_padded_to_a_square(checkpoint):
     strip = random_pictures(1)[0].resize((60_000, 2))
-    assert captioner_of(checkpoint).preprocess(strip).shape == (3, 32, 32)
+    assert captioner_of(checkpoint).square(strip).size == (32, 32)
 
 
 def test_padding_shows_what_a_crop_cuts_off(checkpoint):
     wide = random_pictures(1)[0].resize((96, 32))
     changed = wide.copy()
     changed.paste((255, 0, 0), (0, 0, 16, 32))  # outside the central square
-    square, crop = (captioner_of(checkpoint, padding=padding).preprocess for padding in ("square", "crop"))
-    assert not torch.equal(square(wide), square(changed))
-    assert torch.equal(crop(wide), crop(changed))
+    square, crop = (captioner_of(checkpoint, padding=padding).square for padding in ("square", "crop"))
+    assert square(wide) != square(changed)
+    assert crop(wide) == crop(changed)
+
+
+@pytest.mark.parametrize("padding", ["square", "crop"])
+def test_squares_give_the_pixels_of_the_image_processor_to_the_bit(checkpoint, padding):
+    captioner, rng = captioner_of(checkpoint, padding=padding), np.random.default_rng(0)
+    for width, height in [(1, 1), (32, 32), (1, 90), (300, 7), *rng.integers(2, 200, (40, 2)).tolist()]:
+        picture = Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
+        wanted = captioner.processor.image_processor(images=picture, return_tensors="pt")["pixel_values"]
+        square = captioner.square(picture)
+        assert torch.equal(captioner.answer.pixels([square]), wanted), (width, height)
+        assert captioner.square(square) is square
 
 
 def test_statistics_count_tokens_and_waste(checkpoint):

@@ -2,17 +2,17 @@
 
 import hashlib
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Any
 
 from PIL import Image
 
 from pipeline.image_workers import FileGivenUp, ImageWorkers
 from student.images.files import read_8_bit
 from student.images.picture import ImageFileError, TooLittleMemory, read_file
+from teacher.square import Square
 
 
 @dataclass(frozen=True)
@@ -26,18 +26,18 @@ class Job:
 
 @dataclass(frozen=True)
 class Decoded:
-    """What became of a job: `pixels` as the captioner prepared them, or `status` and `error`."""
+    """What became of a job: `image` as the teacher sees it, or `status` and `error`."""
 
     job: Job
     path: str
-    pixels: Any = None
+    image: Image.Image | None = None
     status: str = "ok"
     error: str | None = None
     seconds: float = 0.0
 
 
-def decode(sha256: str, paths: Iterable[str], max_pixels: int) -> tuple[str, str, Image.Image | str]:
-    """`(path, "ok", image)`, or `(path, status, reason)`; the first path that still has the indexed bytes is used."""
+def decode(sha256: str, paths: Iterable[str], max_pixels: int, square: Square) -> tuple[str, str, Image.Image | str]:
+    """`(path, "ok", its square)` or `(path, status, reason)`, of the first path that still has the indexed bytes."""
     reason = ""
     for path in paths:
         try:
@@ -49,7 +49,7 @@ def decode(sha256: str, paths: Iterable[str], max_pixels: int) -> tuple[str, str
             reason = f"{path}: changed since it was indexed; run python -m pipeline.index"
             continue
         try:
-            return path, "ok", read_8_bit(content, max_pixels)
+            return path, "ok", square(read_8_bit(content, max_pixels))
         except (TooLittleMemory, MemoryError) as error:
             return path, "error", str(error) or "not enough memory to decode it"
         except ImageFileError as error:
@@ -60,30 +60,26 @@ def decode(sha256: str, paths: Iterable[str], max_pixels: int) -> tuple[str, str
 class DecodePool:
     """Decodes jobs ahead of the captioner, in order, never more than `ahead` images in memory."""
 
-    def __init__(self, workers: ImageWorkers, max_pixels: int):
-        self.workers, self.max_pixels = workers, max_pixels
+    def __init__(self, workers: ImageWorkers, max_pixels: int, square: Square):
+        self.workers, self.max_pixels, self.square = workers, max_pixels, square
 
-    def run(self, jobs: Iterable[Job], prepare: Callable[[Image.Image], Any], ahead: int) -> Iterator[Decoded]:
-        """Yield one `Decoded` per job, in the order of `jobs`; `prepare` runs in the decoding threads."""
+    def run(self, jobs: Iterable[Job], ahead: int) -> Iterator[Decoded]:
+        """Yield one `Decoded` per job, in the order of `jobs`."""
         waiting: deque[Future] = deque()
         for job in jobs:
-            waiting.append(self.workers.threads.submit(self._one, job, prepare))
+            waiting.append(self.workers.threads.submit(self._one, job))
             if len(waiting) >= ahead:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
 
-    def _one(self, job: Job, prepare: Callable[[Image.Image], Any]) -> Decoded:
+    def _one(self, job: Job) -> Decoded:
         started = perf_counter()
         try:
-            path, status, result = self.workers.call(decode, job.sha256, job.paths, self.max_pixels)
+            path, status, result = self.workers.call(decode, job.sha256, job.paths, self.max_pixels, self.square)
         except FileGivenUp as error:
             path, status, result = job.paths[0], "error", str(error)
         seconds = perf_counter() - started
         if status != "ok":
             return Decoded(job, path, status=status, error=result, seconds=seconds)
-        try:
-            return Decoded(job, path, pixels=prepare(result), seconds=seconds)
-        except Exception as error:  # a picture that the model's image processor refuses costs only itself
-            reason = f"{type(error).__name__}: {error}".splitlines()[0]
-            return Decoded(job, path, status="error", error=reason, seconds=seconds)
+        return Decoded(job, path, image=result, seconds=seconds)

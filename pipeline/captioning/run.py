@@ -75,7 +75,7 @@ def caption_jobs(jobs: list[Job], pool: DecodePool, captioner: Teacher, buffer: 
     def caption_batch() -> None:
         try:
             with stop.interruptible():
-                results = captioner.caption_pixels([image.pixels for image in batch], batch[0].job.perspectives)
+                results = captioner.caption([decoded.image for decoded in batch], batch[0].job.perspectives)
         except RuntimeError as error:
             if "memory" not in str(error):
                 raise
@@ -91,7 +91,7 @@ def caption_jobs(jobs: list[Job], pool: DecodePool, captioner: Teacher, buffer: 
         advance(len(batch))
         batch.clear()
 
-    decoded = pool.run(jobs, captioner.preprocess, ahead=2 * captioner.batch_size + pool.workers.workers)
+    decoded = pool.run(jobs, ahead=2 * captioner.batch_size + pool.workers.workers)
     while True:
         started = time.perf_counter()
         with stop.interruptible():
@@ -141,9 +141,10 @@ def run(config: CaptionConfig, store_root: Path, stores: dict[str, PerspectiveSt
             report.load_seconds = report.seconds
             provenance = captioner.provenance() | {"decoding": decoding(config)}
             buffer = RowBuffer(stores, config, report, provenance)
+            pool = DecodePool(workers, config.max_pixels, captioner.square)
             try:
                 with progress("captioning", len(jobs), rank=rank) as advance:
-                    caption_jobs(jobs, DecodePool(workers, config.max_pixels), captioner, buffer, stop, advance)
+                    caption_jobs(jobs, pool, captioner, buffer, stop, advance)
             finally:
                 buffer.flush()
                 summary = report.as_dict(captioner.statistics, provenance, config)

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from time import perf_counter
 
 import torch
 from PIL import Image
-from torch import Tensor
 
 from teacher.identity import library_versions, resolve_model
 from teacher.llava.loading import load_llava, load_processor
 from teacher.llava.shared_prefix import SharedPrefixGenerator
+from teacher.square import Square
 from teacher.teacher import Caption, CaptionFailure, Statistics
-
-# Padding to a square allocates the long side squared: a 1 x 100,000 strip would ask for 30 GB. Above this side the
-# picture is shrunk first; LLaVA-1.5 looks at 336 x 336, so nothing it could see is lost.
-LONG_SIDE = 4096
 
 
 class Captioner:
@@ -46,14 +40,13 @@ class Captioner:
         if not perspectives:
             raise ValueError("perspectives is empty: name at least one question")
         source = resolve_model(model, revision)
-        self.padding = padding
         self.processor = load_processor(source, padding)
         self.model = load_llava(
             source, quantization=quantization, dtype=dtype, device=device, quantized_cache=quantized_cache
         )
         self.answer = SharedPrefixGenerator(self.model, self.processor, perspectives, max_new_tokens)
+        self.square = Square(self.answer.side, padding, self.answer.fill)
         self.batch_size = self._fitting_batch() if batch_size == "auto" else int(batch_size)
-        self._preprocess_lock = threading.Lock()
 
     @property
     def statistics(self) -> Statistics:
@@ -67,43 +60,16 @@ class Captioner:
         versions = library_versions("torch", "transformers", "bitsandbytes")
         return {"device": name, "dtype": str(self.model.dtype).removeprefix("torch."), **versions}
 
-    def preprocess(self, image: Image.Image) -> Tensor:
-        """Pixels `[3, H, W]` float32 of one RGB image, as the vision tower wants them. May be called from threads."""
-        started = perf_counter()
-        if self.padding == "square" and max(image.size) > LONG_SIDE:
-            scale = LONG_SIDE / max(image.size)
-            size = [max(1, round(side * scale)) for side in image.size]
-            image = image.resize(size, Image.Resampling.BOX, reducing_gap=2.0)
-        pixels = self.processor.image_processor(images=image, return_tensors="pt")["pixel_values"][0]
-        with self._preprocess_lock:
-            self.statistics.seconds["preprocess"] += perf_counter() - started
-        return pixels
-
     def caption(
         self, images: Sequence[Image.Image], perspectives: Sequence[str] | None = None
     ) -> list[dict[str, Caption] | CaptionFailure]:
         """Caption RGB images; one dictionary (perspective -> `Caption`) or `CaptionFailure` per image, in order."""
-        results: list = [None] * len(images)
-        pixels, positions = [], []
-        for position, image in enumerate(images):
-            try:
-                pixels.append(self.preprocess(image))
-                positions.append(position)
-            except (ValueError, OSError, MemoryError) as error:
-                results[position] = _failure(error)
-        for position, result in zip(positions, self.caption_pixels(pixels, perspectives), strict=True):
-            results[position] = result
-        return results
-
-    def caption_pixels(
-        self, pixels: Sequence[Tensor], perspectives: Sequence[str] | None = None
-    ) -> list[dict[str, Caption] | CaptionFailure]:
-        """The same for images that `preprocess` has prepared, e.g. in worker threads while the GPU was busy."""
+        squares = [self.square(image) for image in images]
         results: list = []
-        while len(results) < len(pixels):
-            chunk = pixels[len(results) : len(results) + self.batch_size]
+        while len(results) < len(squares):
+            chunk = squares[len(results) : len(results) + self.batch_size]
             try:
-                results += self.answer(torch.stack(list(chunk)), perspectives)
+                results += self.answer(chunk, perspectives)
             except Exception as error:
                 if not _out_of_memory(error):
                     results += self._one_by_one(chunk, perspectives, error)
@@ -118,14 +84,16 @@ class Captioner:
                 torch.cuda.empty_cache()
         return results
 
-    def _one_by_one(self, chunk: Sequence[Tensor], perspectives, error: Exception) -> list:
+    def _one_by_one(
+        self, chunk: Sequence[Image.Image], perspectives: Sequence[str] | None, error: Exception
+    ) -> list[dict[str, Caption] | CaptionFailure]:
         """One bad image must cost only itself; but if every image of a batch fails, the model does, and that raises."""
         if len(chunk) == 1:
             return [_failure(error)]
         results: list = []
-        for pixels in chunk:
+        for image in chunk:
             try:
-                results += self.answer(pixels[None], perspectives)
+                results += self.answer([image], perspectives)
             except Exception as single_error:
                 results.append(_failure(single_error))
         if all(isinstance(result, CaptionFailure) for result in results):
