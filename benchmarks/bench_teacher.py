@@ -117,7 +117,8 @@ def shared(generator, images, batch):
     results = []
     for start in range(0, len(images), batch):
         pixels = generator.processor.image_processor(images=images[start : start + batch], return_tensors="pt")
-        results += generator.answer_pixels(pixels["pixel_values"])
+        pixels = pixels["pixel_values"].to(generator.model.device, generator.model.dtype)
+        results += generator.answer_inputs({"pixel_values": pixels}, len(pixels), list(generator.ids))
     return results
 
 

@@ -9,10 +9,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib import metadata, util
 from pathlib import Path
+from typing import Any
 
 QUANTIZATIONS = ("nf4", "nf4-dequantized", "int8", "none")
 PADDINGS = ("square", "crop")
 IMAGE_PROCESSOR = "LlavaImageProcessorPil"
+SERVER_SIDE = 336
+"""Side of the square that a server is sent: LLaVA-1.5's."""
 MINI = Path(__file__).parent / "mini"
 _MODEL_FILES = {".json", ".jinja", ".safetensors", ".bin", ".model"}
 _VOCABULARIES = {"vocab.txt", "merges.txt"}  # of text files, only these: a licence changes no caption
@@ -82,6 +85,8 @@ def caption_identities(
     max_new_tokens: int = 64,
     padding: str = "square",
     revision: str | None = None,
+    image_side: int | None = None,
+    server_options: Mapping | None = None,
 ) -> dict[str, dict]:
     """Everything that changes the captions of each perspective (name → question); its `fingerprint` is the hash of it.
 
@@ -89,14 +94,22 @@ def caption_identities(
     """
     _require("quantization", quantization, QUANTIZATIONS)
     _require("padding", padding, PADDINGS)
-    common = {
-        "model": resolve_model(model, revision).identity,
+    name = Path(model).name if Path(model).is_absolute() else str(model)  # where it lies is nobody's business
+    served = {"served": name, "revision": revision or ""}  # what a server runs is declared, not seen
+    common: dict[str, Any] = {
+        "model": served if teacher == "server" else resolve_model(model, revision).identity,
         "quantization": quantization,
         "decoding": {"do_sample": False, "num_beams": 1, "max_new_tokens": max_new_tokens},
         "image_processor": {"class": IMAGE_PROCESSOR, "backend": "pil", "padding": padding},
     }
-    if teacher != "transformers":  # which was the only one, and unnamed, when the first captions were paid for
+    # What is not named here was the only way when the first captions were paid for.
+    if image_side:
+        common["image_processor"]["side"] = image_side
+    if teacher != "transformers":
         common["teacher"] = teacher
+    if teacher == "server":
+        common["image_processor"] = {"padding": padding, "side": image_side or SERVER_SIDE}
+        common["server_options"] = dict(server_options or {})
     return {name: {**common, "perspective": name, "prompt": prompt} for name, prompt in perspectives.items()}
 
 

@@ -180,7 +180,7 @@ def test_squares_give_the_pixels_of_the_image_processor_to_the_bit(checkpoint, p
         picture = Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
         wanted = captioner.processor.image_processor(images=picture, return_tensors="pt")["pixel_values"]
         square = captioner.square(picture)
-        assert torch.equal(captioner.answer.pixels([square]), wanted), (width, height)
+        assert torch.equal(captioner.answer.image_inputs([square], "content")["pixel_values"], wanted), (width, height)
         assert captioner.square(square) is square
 
 

@@ -1,9 +1,9 @@
 """The `caption` section of `params.yaml`: who describes the clean images, with which questions, and how carefully."""
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, field_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from student.params import Section
 
@@ -17,7 +17,10 @@ PERSPECTIVES = {
 }
 
 
-TEACHERS = {"transformers": "teacher.llava.captioner:Captioner"}
+TEACHERS = {
+    "transformers": "teacher.llava.captioner:Captioner",
+    "server": "teacher.server:ServerCaptioner",
+}
 """A teacher's name in `params.yaml` → where its class is (`teacher.teacher.Teacher`)."""
 
 
@@ -31,11 +34,16 @@ class CaptionConfig(Section):
     """Captioning. Keys marked *identity* change captions and so their fingerprint; all others never redo work."""
 
     teacher: Annotated[str, AfterValidator(_teacher)] = "transformers"
-    """*identity*: what runs the model."""
+    """*identity*: what runs the model: `transformers` in this process, or a `server` (teacher/server.py)."""
     model: str = Field("teacher/mini", min_length=1)
-    """*identity* (by content): a LLaVA checkpoint: hub id or local directory, e.g. `llava-hf/llava-1.5-7b-hf`."""
+    """*identity* (by content): a checkpoint: hub id or local directory, e.g. `llava-hf/llava-1.5-7b-hf`; of a server,
+    the name by which it serves the model."""
     revision: str | None = None
-    """*identity*: commit, tag or branch of a hub id; resolved to a commit."""
+    """*identity*: commit, tag or branch of a hub id; resolved to a commit. Of a server: what you say it runs."""
+    server: str | None = None
+    """Where the server is, such as `http://127.0.0.1:8000/v1`."""
+    server_options: dict[str, Any] = {}
+    """*identity*: merged into each request to a server, such as `{add_special_tokens: true}` for LLaVA in vLLM."""
     quantization: Literal["nf4", "nf4-dequantized", "int8", "none"] = "nf4"
     """*identity*: weights of the language model. `nf4-dequantized` has NF4's weights at bf16's speed and memory."""
     perspectives: Annotated[dict[str, str], Field(min_length=1)] = PERSPECTIVES
@@ -44,6 +52,8 @@ class CaptionConfig(Section):
     """*identity*: longer answers are cut and marked `finish_reason = length`."""
     padding: Literal["square", "crop"] = "square"
     """*identity*: show the whole picture padded to a square (as LLaVA-1.5 was trained), or its centre crop."""
+    image_side: int | None = Field(None, ge=8, le=4096)
+    """*identity*: side of that square in pixels; null: what the model looks at, and 336 for a server."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Type of what is not quantised; `auto`: bfloat16 on a GPU, float32 on a CPU."""
     device: str = "auto"
@@ -75,8 +85,26 @@ class CaptionConfig(Section):
                 raise ValueError(f"the question of {name!r} is empty")
         return perspectives
 
+    @model_validator(mode="after")
+    def _server(self) -> "CaptionConfig":
+        if self.teacher == "server" and not self.server:
+            raise ValueError("teacher server needs its address: caption.server, such as http://127.0.0.1:8000/v1")
+        if self.teacher != "server" and (self.server or self.server_options):
+            raise ValueError("server and server_options go with caption.teacher: server")
+        return self
+
     @property
-    def identity(self) -> dict:
+    def identity(self) -> dict[str, Any]:
         """Keyword arguments of `teacher.identity.caption_identities`."""
-        keys = ("teacher", "model", "revision", "quantization", "perspectives", "max_new_tokens", "padding")
+        keys = [
+            "teacher",
+            "model",
+            "revision",
+            "quantization",
+            "perspectives",
+            "max_new_tokens",
+            "padding",
+            "image_side",
+        ]
+        keys += ["server_options"] * (self.teacher == "server")
         return {key: getattr(self, key) for key in keys}

@@ -120,6 +120,7 @@ def load_captioner(config: CaptionConfig) -> Teacher:
             device=device_of_process(config.device),
             batch_size=config.batch_images,
             quantized_cache=config.quantized_cache,
+            **({"server": config.server} if config.server else {}),
         )
     except Exception as error:  # a broken checkpoint raises anything: OSError, KeyError, SafetensorError, ...
         reason = str(error).splitlines()[0] if str(error) else ""

@@ -1,4 +1,4 @@
-"""LLaVA describes clean images from several perspectives [paper]: pictures in, captions out, no files."""
+"""LLaVA, or another model of its kind, describes images from several perspectives [paper]: no files, no bookkeeping."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from PIL import Image
 
 from teacher.identity import library_versions, resolve_model
 from teacher.llava.loading import load_llava, load_processor
-from teacher.llava.shared_prefix import SharedPrefixGenerator
+from teacher.llava.separate import SeparateGenerator
+from teacher.llava.shared_prefix import SHARED, SharedPrefixGenerator
 from teacher.square import Square
 from teacher.teacher import Caption, CaptionFailure, Statistics
 
 
 class Captioner:
-    """A frozen LLaVA that answers `perspectives` (name -> prompt) about images, encoding each image once.
+    """A frozen vision-language model that answers `perspectives` (name -> prompt) about images.
 
     `model` is a hub id, a local directory, or `"mini"`; `batch_size` images are decoded together, `"auto"` from the
     free memory. Running out of memory halves the batch for the rest of the run; any other failure of a batch is
@@ -33,6 +34,7 @@ class Captioner:
         device: str = "auto",
         max_new_tokens: int = 64,
         padding: str = "square",
+        image_side: int | None = None,
         revision: str | None = None,
         batch_size: int | str = "auto",
         quantized_cache: str | Path | None = None,
@@ -44,7 +46,8 @@ class Captioner:
         self.model = load_llava(
             source, quantization=quantization, dtype=dtype, device=device, quantized_cache=quantized_cache
         )
-        self.answer = SharedPrefixGenerator(self.model, self.processor, perspectives, max_new_tokens)
+        kind = SharedPrefixGenerator if self.model.config.model_type in SHARED else SeparateGenerator
+        self.answer = kind(self.model, self.processor, perspectives, max_new_tokens, side=image_side)
         self.square = Square(self.answer.side, padding, self.answer.fill)
         self.batch_size = self._fitting_batch() if batch_size == "auto" else int(batch_size)
 

@@ -1,4 +1,4 @@
-"""Loading a LLaVA checkpoint in one of four precisions, and proving that it is in that precision."""
+"""Loading a vision-language model in one of four precisions, and proving that it is in that precision."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ import torch
 
 from teacher.identity import IMAGE_PROCESSOR, QUANTIZATIONS, Source, _require, assert_complete, fingerprint
 
-# transformers 5 anchors these patterns at the start of the module's full name: "vision_tower" alone is silently
-# ignored. The vision tower and projector stay in `dtype` because their errors reach every word of every caption.
-NOT_QUANTIZED = ["model.vision_tower", "model.multi_modal_projector", "lm_head"]
+TEXT_MODELS = ("language_model", "text_model")
+"""What transformers calls the part of a vision-language model that is quantised."""
 
 
 def resolve_device(device: str = "auto") -> torch.device:
@@ -40,15 +39,15 @@ def load_llava(
     device: str = "auto",
     quantized_cache: str | Path | None = None,
 ):
-    """The checkpoint's `LlavaForConditionalGeneration`, frozen, on `device`, with its module types asserted.
+    """The checkpoint's model of transformers' kind image-text-to-text, frozen, on `device`, its module types asserted.
 
     `nf4` and `int8` quantise the language model's linear layers with bitsandbytes; `nf4-dequantized` rounds the
     weights to NF4 and expands them once, before any forward: the memory of bf16 and the speed of bf16, with the
     weights of NF4. With `quantized_cache` (a directory) the quantised weights are saved there once and read back on
-    every later start. Raises `ValueError` for an unknown mode or a checkpoint that is not LLaVA.
+    every later start. Raises `ValueError` for an unknown mode or a checkpoint of another kind.
     """
     _require("quantization", quantization, QUANTIZATIONS)
-    from transformers import AutoConfig, LlavaForConditionalGeneration
+    from transformers import AutoConfig, AutoModelForImageTextToText
     from transformers.utils.logging import disable_progress_bar
 
     # Nothing that a user can act on: bars of a second, a kernel for CPUs, an argument's next name.
@@ -57,18 +56,23 @@ def load_llava(
     warnings.filterwarnings("ignore", "`past_key_values` is deprecated", FutureWarning)
 
     device, dtype = resolve_device(device), resolve_dtype(dtype, resolve_device(device))
-    config = AutoConfig.from_pretrained(source.path, revision=source.revision)
-    if config.model_type != "llava":
-        raise ValueError(f"model {source.path!r} is of type {config.model_type!r}; the captioner needs a 'llava' one")
+    config = AutoConfig.from_pretrained(source.path, revision=source.revision, trust_remote_code=False)
+    if type(config) not in AutoModelForImageTextToText._model_mapping:
+        raise ValueError(f"model {source.path!r} is of type {config.model_type!r}, which describes no images")
+    with torch.device("meta"):
+        parts = [name for name, _ in AutoModelForImageTextToText.from_config(config).model.named_children()]
+    # transformers 5 anchors these patterns at the start of the module's full name: "vision_tower" alone is silently
+    # ignored. The vision tower and projector stay in `dtype` because their errors reach every word of every caption.
+    skip = [*(f"model.{name}" for name in parts if name not in TEXT_MODELS), "lm_head"]
     kind = quantization.removesuffix("-dequantized")
     origin, revision, options = source.path, source.revision, {}
-    cached = _cached_copy(quantized_cache, source, kind, dtype)
+    cached = _cached_copy(quantized_cache, source, kind, dtype, skip)
     if cached is not None and cached.is_dir():
         origin, revision = str(cached), None  # carries its own quantization_config
     elif kind != "none":
-        options["quantization_config"] = bitsandbytes_config(kind, dtype)
-    options |= {"revision": revision, "dtype": dtype, "device_map": {"": device}, "output_loading_info": True}
-    model, loaded = LlavaForConditionalGeneration.from_pretrained(origin, **options)
+        options["quantization_config"] = bitsandbytes_config(kind, dtype, skip)
+    options |= {"trust_remote_code": False, "revision": revision, "dtype": dtype, "device_map": {"": device}}
+    model, loaded = AutoModelForImageTextToText.from_pretrained(origin, output_loading_info=True, **options)
     assert_complete(origin, loaded["missing_keys"])
     assert_precision(model, kind)
     if cached is not None and not cached.is_dir():
@@ -80,33 +84,33 @@ def load_llava(
 
 
 def load_processor(source: Source, padding: str = "square"):
-    """The checkpoint's tokenizer and chat template, with the pinned image processor in place of the stock default.
+    """The checkpoint's tokenizer and chat template; LLaVA's image processor is pinned in place of the stock default.
 
     The stock one is chosen by what happens to be installed (torchvision or not) and centre-crops; LLaVA-1.5 was
     trained on images padded to a square, and a crop hides what "viewpoint" asks about.
     """
     import transformers
 
-    processor = transformers.AutoProcessor.from_pretrained(source.path, revision=source.revision, backend="pil")
-    image_processor = getattr(transformers, IMAGE_PROCESSOR)
-    processor.image_processor = image_processor.from_pretrained(
-        source.path, revision=source.revision, do_pad=padding == "square"
-    )
+    options = {"revision": source.revision, "trust_remote_code": False}
+    processor = transformers.AutoProcessor.from_pretrained(source.path, backend="pil", **options)
+    if isinstance(processor, transformers.LlavaProcessor):
+        image_processor = getattr(transformers, IMAGE_PROCESSOR)
+        processor.image_processor = image_processor.from_pretrained(source.path, do_pad=padding == "square", **options)
     return processor
 
 
-def bitsandbytes_config(kind: str, dtype: torch.dtype):
+def bitsandbytes_config(kind: str, dtype: torch.dtype, skip: list[str]):
     """Quantisation settings for `kind` (`nf4` or `int8`): the language model's blocks only."""
     from transformers import BitsAndBytesConfig
 
     if kind == "int8":
-        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=NOT_QUANTIZED)
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skip)
     # No double quantisation: it saves 0.4 bit a weight and costs 16 % of the speed (bitsandbytes' own H100 table).
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_compute_dtype=dtype,
-        llm_int8_skip_modules=NOT_QUANTIZED,
+        llm_int8_skip_modules=skip,
     )
 
 
@@ -120,15 +124,18 @@ def assert_precision(model, kind: str) -> None:
     for name, module in model.named_modules():
         if not isinstance(module, torch.nn.Linear):
             continue
-        wanted = quantized if name.startswith("model.language_model.") else torch.nn.Linear
-        if type(module) is not wanted:
-            raise TypeError(f"{name} is {type(module).__name__}, not {wanted.__name__}: quantization {kind!r} failed")
+        wanted = quantized if name.startswith(tuple(f"model.{part}." for part in TEXT_MODELS)) else torch.nn.Linear
+        found = type(module) if "bitsandbytes" in type(module).__module__ else torch.nn.Linear  # or a subclass of it
+        if found is not wanted:
+            raise TypeError(f"{name} is {found.__name__}, not {wanted.__name__}: quantization {kind!r} failed")
 
 
-def _cached_copy(cache: str | Path | None, source: Source, kind: str, dtype: torch.dtype) -> Path | None:
+def _cached_copy(
+    cache: str | Path | None, source: Source, kind: str, dtype: torch.dtype, skip: list[str]
+) -> Path | None:
     if cache is None or kind == "none":
         return None
-    key = {"model": source.identity, "quantization": kind, "dtype": str(dtype), "skip": NOT_QUANTIZED}
+    key = {"model": source.identity, "quantization": kind, "dtype": str(dtype), "skip": skip}
     return Path(cache) / fingerprint(key)[:32]
 
 

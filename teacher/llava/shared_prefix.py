@@ -20,17 +20,32 @@ from torch import Tensor
 from teacher.llava.greedy_decode import fan_out, greedy
 from teacher.teacher import Caption, Statistics
 
+SHARED = ("llava", "llava_next", "idefics3")
+"""Architectures that read a prefix alike whatever follows, and for which equal tokens are proved by a test. Others,
+such as PaliGemma, whose image attends to the question, are asked every question by itself."""
 
-def question_ids(processor, prompts: Mapping[str, str]) -> dict[str, list[int]]:
-    """Token ids of each question as the chat template writes it, `<image>` expanded to its image tokens."""
-    size = processor.image_processor.crop_size
-    blank = Image.new("RGB", (size["width"], size["height"]))
-    ids = {}
+
+SIDE = 448
+"""Of the squares for a model that looks at pictures of any size."""
+
+
+def question_texts(processor, prompts: Mapping[str, str]) -> dict[str, str]:
+    """Each question as the chat template writes it."""
+    texts = {}
     for name, prompt in prompts.items():
         content = [{"type": "image"}, {"type": "text", "text": prompt}]
-        text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
-        ids[name] = processor(images=blank, text=text)["input_ids"][0]
-    return ids
+        texts[name] = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+    return texts
+
+
+def question_ids(processor, prompts: Mapping[str, str], side: int | None = None) -> dict[str, list[int]]:
+    """Token ids of each question, `<image>` expanded to the image tokens of a square of `side`."""
+    side = side or processor.image_processor.crop_size["height"]
+    blank = Image.new("RGB", (side, side))
+    return {
+        name: list(processor(images=[blank], text=[text])["input_ids"][0])
+        for name, text in question_texts(processor, prompts).items()
+    }
 
 
 def shared_prefix(sequences: Sequence[Sequence[int]]) -> int:
@@ -41,11 +56,25 @@ def shared_prefix(sequences: Sequence[Sequence[int]]) -> int:
 
 
 class SharedPrefixGenerator:
-    """Greedy answers of a LLaVA `model` to fixed questions (name -> prompt) about batches of images."""
+    """Greedy answers of a vision-language `model` to fixed questions (name -> prompt) about batches of squares.
 
-    def __init__(self, model, processor, prompts: Mapping[str, str], max_new_tokens: int, min_new_tokens: int = 0):
+    `side` of the squares: by default what the model's vision tower looks at.
+    """
+
+    def __init__(
+        self,
+        model,
+        processor,
+        prompts: Mapping[str, str],
+        max_new_tokens: int,
+        min_new_tokens: int = 0,
+        side: int | None = None,
+    ):
         self.model, self.processor = model, processor
-        self.ids = question_ids(processor, prompts)
+        self.side = side or getattr(model.config.vision_config, "image_size", None) or SIDE
+        self.fill = tuple(int(x * 255) for x in processor.image_processor.image_mean)
+        self.texts = question_texts(processor, prompts)
+        self.ids = question_ids(processor, prompts, self.side)
         for name, ids in self.ids.items():
             if model.config.image_token_id not in ids:
                 raise ValueError(f"the model's chat template drops the image from the question {name!r}")
@@ -59,41 +88,57 @@ class SharedPrefixGenerator:
         self.pad_id = min(self.end_ids) if pad is None else pad
         self.max_new_tokens, self.min_new_tokens = max_new_tokens, min_new_tokens
         self.statistics = Statistics()
-        self.side = processor.image_processor.crop_size["height"]
-        self.fill = tuple(int(x * 255) for x in processor.image_processor.image_mean)
-        # An 8-bit level of a channel has one value in the tower's eyes: what the image processor makes of a ramp.
+        self.levels_CV: Tensor | None = None
+        if model.config.model_type == "llava" and side in (None, processor.image_processor.crop_size["height"]):
+            self.levels_CV = self._levels()
+
+    def _levels(self) -> Tensor:
+        """[3, 256]: what the image processor makes of each 8-bit level of each channel."""
         ramp = Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16)).convert("RGB")
         asked = {"do_resize": False, "do_center_crop": False, "do_pad": False, "return_tensors": "pt"}
-        seen = processor.image_processor(images=ramp, **asked)["pixel_values"][0]
-        self.levels_CV = seen.reshape(3, 256).to(model.device, model.dtype)
+        seen = self.processor.image_processor(images=ramp, **asked)["pixel_values"][0]
+        return seen.reshape(3, 256).to(self.model.device, self.model.dtype)
 
-    def pixels(self, squares: Sequence[Image.Image]) -> Tensor:
-        """`[B, 3, side, side]` on the model's device: bit-equal to the image processor's, at a fortieth of its time."""
-        levels_BHWC = torch.from_numpy(np.stack([np.asarray(square) for square in squares])).to(self.model.device)
-        return torch.stack([self.levels_CV[c][levels_BHWC[..., c].long()] for c in range(3)], 1)
+    def image_inputs(self, squares: Sequence[Image.Image], name: str) -> dict[str, Tensor]:
+        """What the model takes of `squares`, on its device. Of a LLaVA, bit-equal to its image processor's pixels
+        [B, 3, side, side], by a table, in a fortieth of the time."""
+        if self.levels_CV is not None:
+            levels_BHWC = torch.from_numpy(np.stack([np.asarray(square) for square in squares])).to(self.model.device)
+            return {"pixel_values": torch.stack([self.levels_CV[c][levels_BHWC[..., c].long()] for c in range(3)], 1)}
+        inputs = self.inputs(squares, name)
+        return {key: value for key, value in inputs.items() if key not in ("input_ids", "attention_mask")}
+
+    def inputs(self, squares: Sequence[Image.Image], name: str) -> dict[str, Tensor]:
+        """What the model takes of `squares` and the question `name`: all rows are of one length."""
+        text = [self.texts[name]] * len(squares)
+        inputs = self.processor(images=[[square] for square in squares], text=text, return_tensors="pt")
+        inputs.pop("labels", None)
+        return {
+            key: value.to(self.model.device, self.model.dtype if value.is_floating_point() else None)
+            for key, value in inputs.items()
+        }
 
     def __call__(self, squares: Sequence[Image.Image], names: Sequence[str] | None = None) -> list[dict[str, Caption]]:
         """Answer the questions `names` (default: all) for each square; one dictionary per image, in order."""
+        names = list(self.ids) if names is None else list(names)
         started = perf_counter()
-        pixels_BCHW = self.pixels(squares)
+        inputs = self.image_inputs(squares, names[0])
         self.statistics.seconds["preprocess"] += perf_counter() - started
-        return self.answer_pixels(pixels_BCHW, names)
+        return self.answer_inputs(inputs, len(squares), names)
 
     @torch.inference_mode()
-    def answer_pixels(self, pixels_BCHW: Tensor, names: Sequence[str] | None = None) -> list[dict[str, Caption]]:
-        """The same of pixels as the vision tower wants them, `[B, 3, H, W]`."""
+    def answer_inputs(self, inputs: dict[str, Tensor], batch: int, names: Sequence[str]) -> list[dict[str, Caption]]:
+        """The same, of `image_inputs`."""
         from transformers import DynamicCache
 
-        names = list(self.ids) if names is None else list(names)
         sequences = [self.ids[name] for name in names]
-        device, batch, n_prefix = self.model.device, len(pixels_BCHW), shared_prefix(sequences)
+        device, n_prefix = self.model.device, shared_prefix(sequences)
         if self.model.config.image_token_id in {token for ids in sequences for token in ids[n_prefix:]}:
             raise ValueError("the chat template puts the question before the image, so nothing can be shared")
         started = perf_counter()
         cache = DynamicCache(config=self.model.config)
         prefix_BP = torch.tensor(sequences[0][:n_prefix], device=device).repeat(batch, 1)
-        pixels_BCHW = pixels_BCHW.to(device, self.model.dtype)
-        self.model.model(input_ids=prefix_BP, pixel_values=pixels_BCHW, past_key_values=cache, use_cache=True)
+        self.model.model(input_ids=prefix_BP, **inputs, past_key_values=cache, use_cache=True)
         ids_QL, mask_QL = self._right_aligned(sequences, n_prefix)
         suffix_QS = ids_QL[:, n_prefix:]
         # The cache is consumed by these questions: asked others, it would answer wrongly and without an error.
