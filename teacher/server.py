@@ -93,7 +93,7 @@ class ServerCaptioner:
     def _ask(self, url: str, prompt: str) -> Caption | CaptionFailure:
         import openai
 
-        content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": prompt}]
+        content: list[Any] = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": prompt}]
         try:
             answer = self.client.chat.completions.create(
                 model=self.model,
