@@ -24,7 +24,10 @@ def main() -> None:
     """Entry point of the console script."""
     verb, rest = (sys.argv[1] if len(sys.argv) > 1 else "--help"), sys.argv[2:]
     if verb in ("-h", "--help", "help"):
-        print(__doc__.strip())
+        try:
+            print(__doc__.strip(), flush=True)
+        except BrokenPipeError:  # | head
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more as it ends
         return
     if verb == "train":  # in processes of its own, as many as `accelerate config` says
         script = find_spec("student").submodule_search_locations[0] + "/train.py"

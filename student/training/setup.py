@@ -1,6 +1,7 @@
 """From parameters to everything a training run starts from: configurations, data, identity, the student."""
 
 import fcntl
+import json
 import os
 import shutil
 import warnings
@@ -196,7 +197,14 @@ def student_written(job: Job) -> bool:
 
 def lock(out: Path) -> TextIO:
     """Held, while it is open, by the one process that writes a student's directory; the kernel frees it however that
-    process ends. Raises `CheckpointError`."""
+    process ends. Raises `CheckpointError`, also for a directory with files that a student's would replace."""
+    if foreign := [name for name in STUDENT_FILES if (out / name).exists()]:
+        try:
+            of_a_student = "backbone" in json.loads((out / "config.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            of_a_student = False
+        if not of_a_student:
+            raise CheckpointError(f"{out}: its {', '.join(foreign)} are no student's; name another paths.student")
     out.mkdir(parents=True, exist_ok=True)
     file = open(out / ".lock", "a+", encoding="utf-8")
     try:
