@@ -244,6 +244,13 @@ def test_a_bmp_with_transparency_keeps_it():
         assert np.array_equal(np.asarray(opened(again(file_of(out, "PNG"), "x.png", ".bmp"))), rgba)
 
 
+def test_a_gif_keeps_what_is_transparent():
+    rgba = np.full((12, 16, 4), (200, 40, 90, 255), np.uint8)
+    rgba[:5] = 0
+    out = opened(again(file_of(Image.fromarray(rgba), "GIF"), "x.gif"))
+    assert np.array_equal(np.asarray(out.convert("RGBA"))[..., 3], rgba[..., 3])
+
+
 def test_files_that_hang_or_swell_are_refused_before_they_are_decoded():
     png = file_of(samples(9, 9, 3), "PNG")
     second = deep_png._chunk(b"IHDR", struct.pack(">II", 30_000, 30_000) + png[24:29])

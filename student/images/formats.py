@@ -12,7 +12,7 @@ NIFTI = (".nii", ".nii.gz")
 DICOM = (".dcm", ".dicom", ".ima")
 UNSUPPORTED = tuple(
     ".heic .heif .jxl .svg .ico .tga .psd .exr .hdr .xcf .eps .raw .dng .cr2 .cr3 .nef .arw .orf .rw2 .raf .mha .mhd "
-    ".nrrd .mgz .svs".split()
+    ".nrrd .mgz .svs .pam .pfm".split()
 )
 """Suffixes of pictures that are not read: where files are passed over, these are counted."""
 READABLE = (*STILLS, *DICOM, *NIFTI)
@@ -29,6 +29,14 @@ def is_image_name(path: str | os.PathLike[str]) -> bool:
         return False
     try:
         with open(path, "rb") as file:
-            return file.read(132)[128:] == b"DICM"
+            return is_dicom(file.read(132))
     except OSError:
         return False
+
+
+def is_dicom(start: bytes) -> bool:
+    """By the mark behind 128 free bytes; without these, as it travels over a network, by its first element: of group 8,
+    with two letters for its type or a short length."""
+    bare = start[:2] == b"\x08\x00" and start[3:4] == b"\x00" and len(start) >= 8
+    known = start[4:6].isalpha() and start[4:6].isupper() or int.from_bytes(start[4:8], "little") < 256
+    return start[128:132] == b"DICM" or bare and known

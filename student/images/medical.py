@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from student.images.formats import DICOM, NIFTI
+from student.images.formats import DICOM, NIFTI, is_dicom
 from student.images.picture import ImageFileError, Picture, check_size
 from student.images.sample_values import ValueRange, find_fill, own_range, to_type
 
@@ -28,8 +28,8 @@ SAMPLE_BYTES = 64
 
 
 def is_medical(data: bytes, name: str) -> bool:
-    """By content for DICOM (its marker follows 128 free bytes), by suffix for both."""
-    return data[128:132] == b"DICM" or name.lower().endswith(NIFTI + DICOM)
+    """By content for DICOM, by suffix for both."""
+    return is_dicom(data[:132]) or name.lower().endswith(NIFTI + DICOM)
 
 
 def own_suffix(data: bytes, name: str, output_suffix: str) -> str:

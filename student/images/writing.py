@@ -72,7 +72,8 @@ def _save(image: Image.Image, still: Still) -> bytes:
         image = Image.fromarray(turned if pixels.ndim == 3 else turned[..., 0])
         if still.format == "BMP" and alpha:
             return _bmp_with_alpha(np.asarray(image.convert("RGBA")))
-        image = image.quantize(256, dither=Image.Dither.NONE) if still.format == "GIF" else image
+        if still.format == "GIF" and not alpha:  # with it, Pillow keeps a transparent entry of the palette
+            image = image.quantize(256, dither=Image.Dither.NONE)
     out = io.BytesIO()
     image.save(out, format=still.format, **options)
     return out.getvalue()
