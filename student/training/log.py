@@ -61,14 +61,18 @@ class RunLog:
         return next((row["val"] for row in reversed(self.rows()) if "val" in row), {})
 
     def write_curves(self) -> None:
-        """curves/train.tsv (a column a loss) and curves/val.tsv (a row a dataset) for `dvc plots`, metrics.json with
-        the newest values for `dvc exp show`."""
+        """curves/train.tsv (a column a loss) and curves/val/DATASET.tsv for `dvc plots`, metrics.json with the newest
+        values for `dvc exp show`."""
         rows = self.rows()
         train = [row for row in rows if "loss" in row]
         val = [row for row in rows if "val" in row]
-        scores = [{"step": row["step"], "dataset": name, **score} for row in val for name, score in row["val"].items()]
         columns = ["step", "loss", *(f"loss_{term}" for term in TERMS), "lr", "grad_norm", "images_per_second"]
-        for name, keys, part in (("train", columns, train), ("val", ["step", "dataset", "psnr", "psnr_gain"], scores)):
+        curves = {"train": (columns, train)}
+        for name in {name: None for row in val for name in row["val"]}:
+            scores = [{"step": row["step"], **row["val"][name]} for row in val if name in row["val"]]
+            curves[f"val/{name}"] = (["step", "psnr", "psnr_gain"], scores)
+        shutil.rmtree(self.out / "curves", ignore_errors=True)  # of another run, with other data sets
+        for name, (keys, part) in curves.items():
             cells = [keys, *([str("" if row[key] is None else row[key]) for key in keys] for row in part)]
             write_file(self.out / "curves" / f"{name}.tsv", "".join("\t".join(line) + "\n" for line in cells))
         newest = {key: train[-1][key] for key in columns if key != "images_per_second"} if train else {}
