@@ -47,8 +47,9 @@ def listed(config: IndexConfig) -> tuple[IndexConfig, int, list[str]]:
     return config.model_copy(update={"datasets": datasets}), total, faults
 
 
-def index_rows(config: IndexConfig, cache: ProbeCache) -> Iterator[tuple[dict, Probe | None]]:
-    """Rows of the index in the order of `config` and then of the paths, each with the probe of its lq, if any.
+def index_rows(config: IndexConfig, cache: ProbeCache, marks: bool = False) -> Iterator[tuple[dict, Probe | None]]:
+    """Rows of the index in the order of `config` and then of the paths, each with the probe of its lq, if any; with the
+    `marks` of its gt where these are asked for.
 
     Raises `ParamsError` for folders and lists that do not exist.
     """
@@ -60,7 +61,7 @@ def index_rows(config: IndexConfig, cache: ProbeCache) -> Iterator[tuple[dict, P
             fixed["degradation"] = degradation and degradation.model_dump_json()
             pairs = list(candidates(config, dataset, split))
             files = (path for pair in pairs for path in (pair.gt, pair.lq) if path and pair.status == "ok")
-            with closing(probe_all(files, cache, workers, config.max_pixels)) as probes:
+            with closing(probe_all(files, cache, workers, config.max_pixels, marks)) as probes:
                 for pair in pairs:
                     gt, lq = (*_take(pair, probes), None, None)[:2]
                     yield fixed | _row(pair, gt, lq, dataset.range), lq
@@ -75,7 +76,13 @@ def _row(pair: Candidate, gt: Probe | None, lq: Probe | None, ends: tuple[float,
     row |= {"gt_path": pair.gt, "lq_path": pair.lq, "status": pair.status, "error": pair.error}
     if gt is None:
         return row
-    row |= {"gt_sha256": gt.sha256, "width": gt.width or None, "height": gt.height or None, "mode": gt.mode or None}
+    row |= {
+        "marks": gt.marks,
+        "gt_sha256": gt.sha256,
+        "width": gt.width or None,
+        "height": gt.height or None,
+        "mode": gt.mode or None,
+    }
     if ends or gt.low < gt.high:  # one range a pair, from gt or from the data set
         row["range"] = json.dumps(ends or (gt.low, gt.high))
     if error := gt.error or (lq and lq.error):
@@ -142,7 +149,7 @@ def _run(params: Params, config: IndexConfig, args: argparse.Namespace) -> int:
         raise ParamsError("\n  ".join([*faults, remedy]))
     try:
         with progress("index", total) as advance:
-            rows = _saving(index_rows(config, cache), cache, advance)
+            rows = _saving(index_rows(config, cache, marks=args.check), cache, advance)
             if args.check:
                 from pipeline.indexing.check import Check
 

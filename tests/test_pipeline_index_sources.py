@@ -148,7 +148,7 @@ def test_check_finds_a_planted_fault_of_each_kind_and_writes_no_index(run, capsy
     picture(Path("data/test/lq/1.png"), 60)
     code, _ = run(splits, "--check")
     out = capsys.readouterr().out
-    assert code == 0 and "1 leaked clean images; ready" in out
+    assert code == 0 and "1 leaked clean images, 0 alike; ready" in out
     assert "x train: data/train/gt/3.png; x test: data/test/gt/1.png" in out
 
     Path("data/train/gt/0.png").unlink()
@@ -166,6 +166,28 @@ def test_check_finds_a_planted_fault_of_each_kind_and_writes_no_index(run, capsy
         "data/train/gt/6.png: 0 bytes", "5x5, its gt has 12x10", "the stage would FAIL",
     ):  # fmt: skip
         assert finding in out, finding
+
+
+def test_the_same_picture_saved_anew_or_cropped_is_told(run, capsys):
+    from skimage import data
+
+    pictures = {
+        name: Image.fromarray(getattr(data, name)()).convert("RGB") for name in ("astronaut", "coffee", "cat", "rocket")
+    }
+    for name in ("astronaut", "coffee", "cat"):
+        Path("data/train").mkdir(parents=True, exist_ok=True)
+        pictures[name].save(f"data/train/{name}.png")
+    Path("data/test").mkdir()
+    pictures["astronaut"].save("data/test/a.jpg", quality=60)
+    pictures["coffee"].crop((101, 53, 481, 353)).save("data/test/c.jpg", quality=85)
+    pictures["rocket"].save("data/test/r.png")
+    splits = {split: {"gt": split, "degradation": {"kind": "identity"}} for split in ("train", "test")}
+    assert run(splits, "--check")[0] == 0
+    out = capsys.readouterr().out
+    assert "0 leaked clean images, 2 alike; ready" in out
+    for train, test in (("astronaut.png", "a.jpg"), ("coffee.png", "c.jpg")):
+        assert f"x train: data/train/{train}; x test: data/test/{test}" in out
+    assert run(splits)[0] == 0, "and the index is what it is without them"
 
 
 def test_everything_that_fits_no_data_is_said_at_once_and_can_be_left_out(tmp_path, monkeypatch, capsys):

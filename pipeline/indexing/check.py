@@ -4,6 +4,7 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 
 from pipeline.indexing.config import IndexConfig
+from pipeline.indexing.marks import shared
 from pipeline.indexing.probe import Probe, depth
 from pipeline.indexing.tally import Tally
 
@@ -29,7 +30,7 @@ class Group:
 
 
 class Check:
-    """Collects rows one by one; its memory is about 300 bytes for each distinct clean image."""
+    """Collects rows one by one; its memory is about 800 bytes for each distinct clean image."""
 
     def __init__(self, config: IndexConfig):
         self.config = config
@@ -37,9 +38,9 @@ class Check:
         self.examples: dict[str, list[str]] = defaultdict(list)
         self.faults: Counter = Counter()
         self.warnings: Counter = Counter()
-        # hash of a clean image → where it was first seen
-        self._train: dict[int, str] = {}
-        self._held_out: dict[int, str] = {}
+        # hash of a clean image → where it was first seen, and its marks
+        self._train: dict[int, tuple[str, bytes]] = {}
+        self._held_out: dict[int, tuple[str, bytes]] = {}
 
     def add(self, row: dict, lq: Probe | None) -> None:
         """One row of the index, with what its lq holds."""
@@ -60,7 +61,7 @@ class Check:
             text = f"{row['lq_path']}: {lq.mode}, its gt {row['mode']}"
             self._fault(group, "colour_mismatch", text, self.warnings)
         side = self._train if row["split"] == "train" else self._held_out
-        side.setdefault(key, f"{row['dataset']} {row['split']}: {row['gt_path']}")
+        side.setdefault(key, (f"{row['dataset']} {row['split']}: {row['gt_path']}", row["marks"] or b""))
 
     def _fault(self, group: Group, kind: str, text: str, where: Counter) -> None:
         group.faults[kind] += 1
@@ -70,7 +71,14 @@ class Check:
 
     def leaks(self) -> list[tuple[str, str]]:
         """Clean images of train that val or test hold too, by content: where each of the two was first seen."""
-        return [(self._train[key], where) for key, where in self._held_out.items() if key in self._train]
+        return [(self._train[key][0], where) for key, (where, _) in self._held_out.items() if key in self._train]
+
+    def look_alikes(self) -> list[tuple[str, str]]:
+        """The same for pictures in other files, or parts of them, that show the same (`pipeline.indexing.marks`)."""
+        train = list(self._train.values())
+        held_out = [found for key, found in self._held_out.items() if key not in self._train]
+        pairs = shared([marks for _, marks in train], [marks for _, marks in held_out])
+        return [(train[i][0], held_out[j][0]) for i, j in pairs]
 
     def report(self, tally: Tally, absent: list[str]) -> int:
         """Print a table per data set and split and what to fix; returns 1 if the index stage would fail, else 0.
@@ -106,13 +114,18 @@ class Check:
             )
             for pair in leaks[:NAMED]:
                 console.print(f"  {'; '.join(pair)}")
+        if alike := self.look_alikes():
+            what = "the same picture saved anew, or a part of it, in train and in val or test"
+            console.print(f"{len(alike)} alike (warning: {what})", style="bold")
+            for pair in alike[:NAMED]:
+                console.print(f"  {'; '.join(pair)}")
         fails = bool(absent) or not tally.acceptable(self.config)
         verdict = "the stage would FAIL" if fails else "ready"
         if tally.fraction > self.config.max_bad_fraction:
             verdict += f" (index.max_bad_fraction = {self.config.max_bad_fraction:g}; these need {tally.fraction:g})"
         console.print(
             f"index --check: {tally.statuses['ok']} pairs, {len(tally.images)} distinct clean images, {tally.faults}, "
-            f"{self.warnings.total()} warnings, {len(leaks)} leaked clean images; {verdict}"
+            f"{self.warnings.total()} warnings, {len(leaks)} leaked clean images, {len(alike)} alike; {verdict}"
         )
         return int(fails)
 

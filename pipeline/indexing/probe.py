@@ -3,7 +3,8 @@
 import hashlib
 from typing import NamedTuple
 
-from student.images.files import inspect
+from pipeline.indexing.marks import marks_of
+from student.images.files import inspect, read_8_bit
 from student.images.picture import ImageFileError, read_file
 
 
@@ -21,9 +22,11 @@ class Probe(NamedTuple):
     error: str | None
     low: float = 0.0
     high: float = 0.0
+    marks: bytes | None = None
+    """By which the same picture in another file is known (`pipeline.indexing.marks`), if asked for."""
 
 
-def probe(path: str, max_pixels: int) -> Probe:
+def probe(path: str, max_pixels: int, marks: bool = False) -> Probe:
     """Read, hash and decode one file. Never raises for what is wrong with the file."""
     sha256 = None
     try:
@@ -32,6 +35,7 @@ def probe(path: str, max_pixels: int) -> Probe:
             raise ImageFileError("0 bytes; copy it again")
         sha256 = hashlib.sha256(content).hexdigest()
         width, height, mode, span = inspect(content, max_pixels)
+        found = marks_of(read_8_bit(content, max_pixels)) if marks else None
     except OSError as error:
         return Probe(sha256, 0, 0, "", f"{path}: {error.strerror or 'cannot be read'}")
     except MemoryError:
@@ -39,12 +43,13 @@ def probe(path: str, max_pixels: int) -> Probe:
     except ImageFileError as error:
         limit = f"; index.max_pixels = {max_pixels}" if f"more than {max_pixels} pixels" in str(error) else ""
         return Probe(sha256, 0, 0, "", f"{path}: {error}{limit}")
-    return Probe(sha256, width, height, mode, None, *((span.low, span.high) if depth(mode) > 8 else ()))
+    low, high = (span.low, span.high) if depth(mode) > 8 else (0.0, 0.0)
+    return Probe(sha256, width, height, mode, None, low, high, found)
 
 
-def probe_chunk(paths: list[str], max_pixels: int) -> list[Probe]:
+def probe_chunk(paths: list[str], max_pixels: int, marks: bool) -> list[Probe]:
     """`probe` for several files, for worker processes."""
-    return [probe(path, max_pixels) for path in paths]
+    return [probe(path, max_pixels, marks) for path in paths]
 
 
 def depth(mode: str) -> int:

@@ -21,7 +21,7 @@ _STAMP = ("size", "mtime_ns", "ctime_ns", "inode")
 SCHEMA = pa.schema(
     [("path", pa.string()), *((name, pa.uint64()) for name in _STAMP), ("sha256", pa.string())]
     + [("width", pa.int32()), ("height", pa.int32()), ("mode", pa.string())]
-    + [("low", pa.float64()), ("high", pa.float64())]
+    + [("low", pa.float64()), ("high", pa.float64()), ("marks", pa.binary())]
 )
 
 
@@ -75,14 +75,14 @@ def stamp_of(path: str) -> tuple[int, ...] | None:
 
 
 def probe_all(
-    paths: Iterable[str], cache: ProbeCache, workers: ImageWorkers, max_pixels: int
+    paths: Iterable[str], cache: ProbeCache, workers: ImageWorkers, max_pixels: int, marks: bool = False
 ) -> Generator[Probe, None, None]:
-    """Probe files in order, at most WINDOW ahead of the consumer."""
+    """Probe files in order, at most WINDOW ahead of the consumer; with their `marks` where these are asked for."""
     paths = iter(paths)
 
     def look(chunk: list[str]) -> list[Probe]:
         try:
-            return workers.call(probe_chunk, chunk, max_pixels)
+            return workers.call(probe_chunk, chunk, max_pixels, marks)
         except FileGivenUp as error:  # by one of them: each alone then
             if len(chunk) == 1:
                 return [Probe(None, 0, 0, "", f"{chunk[0]}: {error}")]
@@ -93,7 +93,11 @@ def probe_all(
         stamps = [stamp for part in workers.threads.map(lambda part: [*map(stamp_of, part)], parts) for stamp in part]
         found = cache.get(window, stamps)
         # An image that is too large under today's max_pixels is looked at again, which refuses it.
-        todo = [i for i, known in enumerate(found) if known is None or known.width * known.height > max_pixels]
+        todo = [
+            i
+            for i, known in enumerate(found)
+            if known is None or known.width * known.height > max_pixels or marks and known.marks is None
+        ]
         chunks = [todo[start : start + CHUNK] for start in range(0, len(todo), CHUNK)]
         for chunk, fresh in zip(
             chunks, workers.threads.map(look, ([window[i] for i in c] for c in chunks)), strict=True
