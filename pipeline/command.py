@@ -22,6 +22,17 @@ EXTRA_OF = {"pipeline": "pipeline", "student": "student", "shards": "all"}
 
 def main() -> None:
     """Entry point of the console script."""
+    try:
+        try:
+            _run()
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)  # as a process does that the pipe's signal ended
+
+
+def _run() -> None:
     verb, rest = (sys.argv[1] if len(sys.argv) > 1 else "--help"), sys.argv[2:]
     if verb in ("-h", "--help", "help"):
         print(__doc__.strip())
