@@ -22,12 +22,20 @@ EXTRA_OF = {"pipeline": "pipeline", "student": "student", "shards": "all"}
 
 def main() -> None:
     """Entry point of the console script."""
+    try:
+        try:
+            _run()
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)  # as a process does that the pipe's signal ended
+
+
+def _run() -> None:
     verb, rest = (sys.argv[1] if len(sys.argv) > 1 else "--help"), sys.argv[2:]
     if verb in ("-h", "--help", "help"):
-        try:
-            print(__doc__.strip(), flush=True)
-        except BrokenPipeError:  # | head
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more as it ends
+        print(__doc__.strip())
         return
     if verb == "train":  # in processes of its own, as many as `accelerate config` says
         script = find_spec("student").submodule_search_locations[0] + "/train.py"

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 OPSET = 18
 TOLERANCE = 1e-4
+PRODUCER = "teachonce"
 SIZES = ((1, 64, 64), (2, 72, 136), (1, 101, 67), (1, 8, 40))
 """Batch, height and width of the checks: square, two wide ones, no multiple of anything, the smallest height."""
 
@@ -71,7 +72,7 @@ def export(student: "Student", output: Path, opset: int = OPSET) -> tuple[int, f
 
     if missing := [package for package in ("onnx", "onnxscript", "onnxruntime") if find_spec(package) is None]:
         raise ExportError(f"needs {missing[0]}: pip install 'teachonce[export]'")
-    output.parent.mkdir(parents=True, exist_ok=True)
+    _check_output(output)
     network, dynamic = _mirroring(student.eval().cpu()), torch.export.Dim.DYNAMIC
     with _quiet(), torch.no_grad():
         try:
@@ -94,12 +95,26 @@ def export(student: "Student", output: Path, opset: int = OPSET) -> tuple[int, f
     for part in (model, model.graph, *model.graph.node, *model.graph.value_info, *model.functions, *inner):
         part.ClearField("metadata_props")
         part.ClearField("doc_string")
+    model.producer_name = PRODUCER
     content = model.SerializeToString()
     difference = largest_difference(network, content)
     if not difference <= TOLERANCE:
         raise ExportError(f"onnxruntime and PyTorch differ by {difference:.1e} (allowed: {TOLERANCE:.0e})")
     write_file(output, content)
     return len(content), difference, next(entry.version for entry in model.opset_import if not entry.domain)
+
+
+def _check_output(output: Path) -> None:
+    """Raises `ExportError`, before the work, where `output` is somebody else's: only what this wrote is replaced."""
+    if output.is_dir():
+        raise ExportError(f"{output} is a folder; name a file, such as {output / 'student.onnx'}")
+    if output.exists():
+        with output.open("rb") as file:
+            if PRODUCER.encode() not in file.read(64):  # the second field of every ONNX file
+                raise ExportError(
+                    f"{output} exists and was not exported from a student; name another file or remove it"
+                )
+    output.parent.mkdir(parents=True, exist_ok=True)
 
 
 def _mirroring(student: "Student") -> "nn.Module":

@@ -40,3 +40,12 @@ def test_a_missing_package_is_one_line_with_the_remedy(tmp_path):
     )
     assert done.returncode == 1 and done.stderr.count("\n") == 1, done.stderr
     assert 'pip install "teachonce[pipeline]"' in done.stderr
+
+
+@pytest.mark.parametrize("words", ["--help", "shards --help"])
+def test_a_reader_that_has_seen_enough_is_no_error(words, tmp_path):
+    done = subprocess.run(
+        ["bash", "-c", f"(sleep 1; exec {COMMAND} {words}) 2>errors | true"],
+        capture_output=True, text=True, cwd=tmp_path, timeout=120,
+    )  # fmt: skip
+    assert (tmp_path / "errors").read_text() == "", done

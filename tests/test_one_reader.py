@@ -77,7 +77,9 @@ def test_every_stage_gives_one_verdict_and_the_same_pixels(tmp_path):
     for path in sorted(tmp_path.iterdir()):
         data = path.read_bytes()
         found = probe(str(path), 10**8)
-        _, status, shown = decode_for_captions(hashlib.sha256(data).hexdigest(), [str(path)], 10**8, lambda image: image)
+        _, status, shown = decode_for_captions(
+            hashlib.sha256(data).hexdigest(), [str(path)], 10**8, lambda image: image
+        )
         if path.name.startswith("bad"):
             assert found.error and status == "bad_image", path.name
             with pytest.raises(TrainDataError):

@@ -55,7 +55,8 @@ def test_a_wrong_graph_is_not_written(error, said, tmp_path, monkeypatch):
 def test_the_operator_set_that_is_printed_is_the_one_in_the_file(tmp_path, capsys):
     model = restore_project.save_student(tmp_path / "model", **SMALLEST, **NAF)
     file = tmp_path / "student.onnx"
-    assert exporting.main([str(model), str(file), "--opset", "17"]) == 0
+    for _ in range(2):  # the second replaces the first
+        assert exporting.main([str(model), str(file), "--opset", "17"]) == 0
     written = next(entry.version for entry in onnx.load(file).opset_import if entry.domain == "")
     assert f": opset {written} (torch.onnx cannot write 17)," in capsys.readouterr().out
 
@@ -66,6 +67,17 @@ def test_an_operator_set_that_does_not_exist_is_one_line(tmp_path, capsys):
     errors = capsys.readouterr().err.splitlines()
     assert errors[-1].startswith("export: ") and "Traceback" not in "".join(errors), errors
     assert "opset" in errors[-1] and list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["notes.onnx", "", "mine.onnx"])
+def test_only_what_was_exported_here_is_replaced(tmp_path, name):
+    """A neighbour's file, a folder, and a network of somebody else stay; refused before the work."""
+    other = onnx.ModelProto(ir_version=8, producer_name="pytorch").SerializeToString()
+    (tmp_path / "notes.onnx").write_text("my notes")
+    (tmp_path / "mine.onnx").write_bytes(other)
+    with pytest.raises(exporting.ExportError, match="is a folder; name a file" if not name else "name another file"):
+        exporting.export(None, tmp_path / name)
+    assert (tmp_path / "notes.onnx").read_text() == "my notes" and (tmp_path / "mine.onnx").read_bytes() == other
 
 
 def test_a_missing_model_is_one_line(tmp_path, capsys):

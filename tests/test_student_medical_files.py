@@ -5,6 +5,7 @@ import io
 import resource
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import nibabel
@@ -232,3 +233,72 @@ def test_a_packed_volume_is_no_larger_than_its_header_says():
     large[42:48] = np.array([30000, 30000, 30000], np.int16).tobytes()
     with pytest.raises(ImageFileError, match="GB are free"):
         read_picture(gzip.compress(bytes(large)), "scan.nii.gz")
+
+
+def enhanced(frames: np.ndarray, *scales: float, shared: bool) -> bytes:
+    """Frames whose scale, and a window of 1000 stored samples around 500, are in their functional groups alone."""
+    groups = []
+    for scale in scales:
+        group, values, window = pydicom.Dataset(), pydicom.Dataset(), pydicom.Dataset()
+        values.RescaleSlope, values.RescaleIntercept = scale, -1024
+        window.WindowCenter, window.WindowWidth = 500 * scale - 1024, 1000 * scale
+        group.PixelValueTransformationSequence = pydicom.Sequence([values])
+        group.FrameVOILUTSequence = pydicom.Sequence([window])
+        groups.append(group)
+    name = f"{'Shared' if shared else 'PerFrame'}FunctionalGroupsSequence"
+    return slice_of(frames, RescaleSlope=None, RescaleIntercept=None, **{name: pydicom.Sequence(groups)})
+
+
+def test_frames_are_scaled_as_their_groups_say():
+    frames = np.stack([TISSUE + 500] * 2).astype(np.int16)
+    assert set(changed(enhanced(frames, 2, shared=True)).ravel()) == {100}, "a tenth of the window in stored samples"
+    change = changed(enhanced(frames, 2, 1, shared=False))
+    assert set(change[0].ravel()) == {100} and change[1].max() == 200, "the first window, in the second's own scale"
+
+
+def test_padding_that_a_program_wrote_without_its_sign():
+    padded = TISSUE.copy()
+    padded[:9] = -2000
+    scan = pydicom.dcmread(io.BytesIO(slice_of(padded, WindowCenter=50, WindowWidth=10000)))
+    scan["PixelPaddingValue"].VR, scan["PixelPaddingValue"].value = "US", 63536
+    out = io.BytesIO()
+    scan.save_as(out)
+    seen = read_picture(out.getvalue(), "scan.dcm").rgb[0]
+    assert np.allclose(seen[:9], seen[9:].mean(), atol=1e-3)
+
+
+def test_a_deflated_file_is_read_unless_it_is_a_bomb():
+    scan, out = pydicom.dcmread(io.BytesIO(slice_of(TISSUE))), io.BytesIO()
+    scan.file_meta.TransferSyntaxUID = pydicom.uid.DeflatedExplicitVRLittleEndian
+    scan.save_as(out)
+    data = out.getvalue()
+    assert set(changed(data).ravel()) <= set(range(51))
+    begin = 144 + int.from_bytes(data[140:144], "little")
+    pack = zlib.compressobj(9, zlib.DEFLATED, -15)
+    bomb = data[:begin] + pack.compress(zlib.decompress(data[begin:], -15) + bytes(2**28)) + pack.flush()
+    with pytest.raises(ImageFileError, match="of more than 256 MB: unpack it first"):
+        read_picture(bomb, "scan.dcm")
+
+
+@pytest.mark.parametrize("scale", [(0, 5), (np.nan, np.nan), (-2, 100), (0.001, -5)])
+def test_any_scale_of_a_nifti_gives_its_samples_back(scale):
+    stored = np.random.default_rng(0).integers(0, 2000, (9, 8, 3), dtype=np.int16)
+    data = bytearray(nibabel.Nifti1Image(stored, np.eye(4)).to_bytes())
+    data[112:120] = np.array(scale, np.float32).tobytes()
+    picture = read_picture(bytes(data), "scan.nii")
+    out = nibabel.Nifti1Image.from_bytes(picture.encode(picture.rgb))
+    before = nibabel.Nifti1Image.from_bytes(bytes(data))
+    assert np.array_equal(out.dataobj.get_unscaled(), stored) and np.array_equal(out.dataobj, before.dataobj)
+
+
+def test_labels_are_told_by_their_numbers_and_a_volume_that_is_cut_off_is_none():
+    labels = nibabel.Nifti1Image(np.random.default_rng(0).integers(0, 9, (20, 20, 9), dtype=np.uint8), np.eye(4))
+    with pytest.raises(ImageFileError, match="fewer than 16 different whole numbers: a map of labels"):
+        read_picture(labels.to_bytes(), "labels.nii")
+    noise = nibabel.Nifti1Image(np.random.default_rng(0).normal(size=(20, 20, 9)), np.eye(4)).to_bytes()
+    with pytest.raises(ImageFileError, match="ended before the end"):
+        read_picture(gzip.compress(noise)[:-9], "scan.nii.gz")
+    members = gzip.compress(noise[:5000]) + gzip.compress(noise[5000:])
+    assert np.array_equal(read_picture(members, "scan.nii.gz").rgb, read_picture(noise, "scan.nii").rgb), (
+        "as bgzip does"
+    )

@@ -8,7 +8,7 @@ import tifffile
 from picture_files import RNG, again, samples, tags_of, tiff_of
 
 from student.images import netpbm
-from student.images.files import read_picture
+from student.images.files import read_8_bit, read_picture
 from student.images.picture import ImageFileError
 from student.images.sample_values import given_range
 
@@ -24,6 +24,36 @@ def brightened(data: bytes, **more) -> np.ndarray:
     """What comes back when the network brightens everything by a tenth of its range."""
     picture = read_picture(data, **more)
     return pixels_of(picture.encode((picture.rgb + np.float32(0.1)).clip(0, 1)))
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.uint32, np.int16, np.float64])
+@pytest.mark.parametrize("share", [0.05, 0.9])
+def test_the_largest_number_of_a_type_is_a_fill_too(dtype, share):
+    top = np.iinfo(dtype).max if np.dtype(dtype).kind in "iu" else 1e20
+    pixels = (SCENE * 50).astype(dtype)
+    pixels[: int(40 * share)] = top
+    out = brightened(tiff_of(pixels))
+    assert np.array_equal(out[pixels == top], pixels[pixels == top])
+    assert 150 < np.median((out.astype(float) - pixels)[pixels != top]) < 450
+
+
+@pytest.mark.parametrize(("scale", "offset", "black", "white"), [(1e-4, 0, 0, 10000), (1e-4, -0.1, 1000, 11000)])
+def test_scale_and_offset_of_reflectances_are_the_range(scale, offset, black, white):
+    items = f'<Item name="S" sample="0" role="scale">{scale}</Item><Item role="offset" name="O">{offset}</Item>'
+    tag = [(42112, 2, 0, f"<GDALMetadata>{items}</GDALMetadata>", True)]
+    for dtype in (np.uint16, np.int16):
+        pixels = RNG.integers(1200, 5000, (20, 30)).astype(dtype)
+        picture = read_picture(tiff_of(pixels, extratags=tag, metadata=None))
+        assert np.allclose(picture.rgb[0, ..., 0] * (white - black) + black, pixels, atol=0.01)
+
+
+@pytest.mark.parametrize("top", [255, 65535])
+def test_what_is_opaque_in_16_bits(top):
+    pixels = samples(9, 12, 4, dtype=np.uint16)
+    pixels[0, 0] = 65535
+    pixels[..., 3], pixels[:, :6, 3] = top, 0
+    shown = np.asarray(read_8_bit(tiff_of(pixels, photometric="rgb", extrasamples=[2])), int)
+    assert (shown[:, :6] == 255).all() and np.abs(shown[:, 6:] - pixels[:, 6:, :3] / 257).max() <= 1
 
 
 @pytest.mark.parametrize("tag", [None, "exact", "-3.40282e+38", "-3.39999999999999996e+38"])

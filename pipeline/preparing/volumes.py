@@ -6,8 +6,11 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.preparing.config import PrepareConfig
+from student.images.dicom import open_dicom, padding_of, values_of
 from student.images.formats import DICOM, NIFTI
-from student.images.medical import NOT_PICTURES
+from student.images.nifti import open_nifti
+from student.images.picture import ImageFileError
+from student.images.sample_values import find_fill
 
 VOLUMES = (*NIFTI, *DICOM)
 
@@ -24,12 +27,14 @@ def slices_of(path: Path, config: PrepareConfig) -> Iterator[tuple[int, np.ndarr
     """
     dicom = not path.name.lower().endswith(NIFTI)
     try:
-        volume = _dicom(path, config.window is None) if dicom else _nifti(path)
+        volume, inverted = _dicom(path, config.window is None) if dicom else (_nifti(path), False)
     except VolumeError:
         raise
+    except ImageFileError as error:
+        raise VolumeError(f"{path}: {error}") from None
     except Exception as error:  # the readers raise whatever the broken header leads to
         raise VolumeError(f"{path}: cannot be read: {' '.join(str(error).split())}") from error
-    low, high = config.window or (float(volume.min()), float(volume.max()))
+    low, high = config.window or (float(np.nanmin(volume)), float(np.nanmax(volume)))
     if not high > low:
         raise VolumeError(f"{path}: the window {low} ... {high} is empty")
     axis = config.axis
@@ -39,30 +44,29 @@ def slices_of(path: Path, config: PrepareConfig) -> Iterator[tuple[int, np.ndarr
         plane = np.take(volume, number, axis)
         scaled = np.clip((plane - low) / (high - low), 0, 1)
         if (scaled > 0).mean() >= config.min_foreground:
+            scaled = np.nan_to_num(1 - scaled if inverted else scaled)
             upright = scaled if dicom else np.rot90(scaled)
             yield number, np.round(upright * 65535).astype(np.uint16)
 
 
 def _nifti(path: Path) -> np.ndarray:
-    """float32 [x, y, z] in RAS order, whatever order the file has; the first volume of a series."""
+    """float32 [x, y, z] in RAS order, whatever order the file has, gaps NaN; the first volume of a series."""
     import nibabel
 
-    volume = np.asarray(nibabel.as_closest_canonical(nibabel.load(path)).dataobj, dtype=np.float32)
+    volume = np.array(nibabel.as_closest_canonical(open_nifti(path.read_bytes())).dataobj, dtype=np.float32)
+    volume[~np.isfinite(volume)] = np.nan
+    if (fill := find_fill(volume[np.isfinite(volume)])) is not None:
+        volume[volume == fill] = np.nan
     return volume if volume.ndim == 3 else volume.reshape(*volume.shape[:3], -1)[..., 0]
 
 
-def _dicom(path: Path, needs_window: bool) -> np.ndarray:
-    """float32 [rows, columns, frames]."""
-    import pydicom
-
-    file = pydicom.dcmread(path)
-    modality = str(file.get("Modality", ""))
-    if modality in NOT_PICTURES:
-        raise VolumeError(f"{path}: {NOT_PICTURES[modality]} ({modality}), no picture")
-    if modality == "CT" and needs_window:
+def _dicom(path: Path, needs_window: bool) -> tuple[np.ndarray, bool]:
+    """float32 [rows, columns, frames] in physical values, padding NaN; and whether small ones are bright."""
+    file = open_dicom(path.read_bytes())
+    if file.get("Modality") == "CT" and needs_window:
         # Its own extremes for each would give the two doses of a pair different brightness.
         raise VolumeError(f"{path}: CT: name the window in HU, such as --set 'prepare.window=[-160, 240]'")
-    slope, intercept = (file.get(name) for name in ("RescaleSlope", "RescaleIntercept"))
-    pixels = file.pixel_array.astype(np.float32) * float(1 if slope in (None, "") else slope)
-    pixels += float(0 if intercept in (None, "") else intercept)
-    return pixels[..., None] if pixels.ndim == 2 else np.moveaxis(pixels, 0, -1)
+    stored, values, _ = values_of(file)
+    low, high = padding_of(file, stored) or (1, 0)
+    values[(stored >= low) & (stored <= high)] = np.nan
+    return np.moveaxis(values, 0, -1).astype(np.float32), file.PhotometricInterpretation == "MONOCHROME1"

@@ -18,11 +18,11 @@ import numpy as np
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
 from student.files import in_place_of
-from student.images import netpbm, tiff
+from student.images import deep, netpbm, tiff
 from student.images import png16 as deep_png
 from student.images.formats import STILLS
 from student.images.medical import is_medical, read_medical
-from student.images.picture import ImageFileError, Picture, check_size, upright
+from student.images.picture import BYTES_A_PIXEL, ImageFileError, Picture, check_size, upright
 from student.images.sample_values import Samples, ValueRange, understand
 from student.images.still import Still
 from student.images.writing import check_output, encode, to_srgb
@@ -73,8 +73,8 @@ def read_picture(
     words = f"{bits} {'gray' if held.gray else 'RGB'}{beside} {still.format}"
     notes = [f"the first of {still.frames} pictures in the file"] if still.frames > 1 else []
     notes += [str(held.span)] if held.span.source else []
-    rgb = held.colours()[None]
-    return Picture(rgb, lambda restored: encode(restored[0], still), words, tuple(notes), still.orientation)
+    rgb = held.colours()
+    return Picture(rgb[None], lambda restored: encode(restored[0], still, rgb), words, tuple(notes), still.orientation)
 
 
 def read_rgb(data: bytes, span: ValueRange | None = None) -> np.ndarray:
@@ -114,7 +114,7 @@ def read_still(
         if bands and not layout:
             raise ImageFileError("--bands are those of a TIFF")
         if layout and not layout.plain:
-            check_size(layout.width, layout.height, max_pixels)
+            check_size(layout.width, layout.height, max_pixels, BYTES_A_PIXEL + layout.pixel_bytes)
             return _from_tiff(data, layout, span)
         kept: dict[str, Any] = {}
         if data.startswith(deep_png.SIGNATURE):
@@ -181,14 +181,18 @@ def _from_pillow(
         stored = deep_png.read(data)
         samples = understand(stored, alpha=stored.shape[-1] in (2, 4), span=span)
         return Still("PNG", samples, _mode(samples), frames, turn, kept)
+    if deep.bit_depth(data, kind) > 8:
+        stored, limits = deep.read(data, kind)
+        samples = understand(stored, alpha=stored.shape[2:] in ((2,), (4,)), span=span, tagged=limits)
+        return Still(kind, samples, _mode(samples), frames, turn, kept)
     lossless = kind == "WEBP" and _is_lossless_webp(data)
     if image.mode in ("CMYK", "YCbCr", "LAB"):
         profile = kept.pop("icc_profile", None)  # the output is an RGB file
         image = to_srgb(image, profile if image.mode == "CMYK" else None)
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        deep = np.asarray(image)
-        deep = deep.astype(np.uint16) if deep.dtype.kind in "iu" else deep
-        samples, mode = understand(deep, span=span), "I;16" if deep.dtype.kind == "u" else "F"
+        stored = np.asarray(image)
+        stored = stored.astype(np.uint16) if stored.dtype.kind in "iu" else stored
+        samples, mode = understand(stored, span=span), "I;16" if stored.dtype.kind == "u" else "F"
     else:
         gray, alpha = image.mode in ("1", "L", "LA", "La"), image.has_transparency_data
         image = image.convert(("LA" if gray else "RGBA") if alpha else ("L" if gray else "RGB"))

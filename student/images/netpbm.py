@@ -4,20 +4,27 @@ import re
 
 import numpy as np
 
-HEADER = re.compile(rb"P([56])(?:\s|#[^\n]*\n)+(\d{1,9})(?:\s|#[^\n]*\n)+(\d{1,9})(?:\s|#[^\n]*\n)+(\d{1,5})\s")
+HEADER = re.compile(rb"P([2356])(?:\s|#[^\n]*\n)+(\d{1,9})(?:\s|#[^\n]*\n)+(\d{1,9})(?:\s|#[^\n]*\n)+(\d{1,5})\s")
 
 
 def read_header(data: bytes) -> tuple[int, int, int, int, int] | None:
-    """(channels, width, height, largest value, where the samples begin) of a binary file of 16 bits, else None."""
+    """(kind, width, height, largest value, where the samples begin) of a file of 16 bits, else None.
+
+    Kinds 2 and 3 are gray and colours as text, 5 and 6 as bytes.
+    """
     if not (found := HEADER.match(data[:4096])) or not 255 < int(found[4]) < 65536:
         return None
-    return {b"5": 1, b"6": 3}[found[1]], int(found[2]), int(found[3]), int(found[4]), found.end()
+    return int(found[1]), int(found[2]), int(found[3]), int(found[4]), found.end()
 
 
 def read(data: bytes, header: tuple[int, int, int, int, int]) -> np.ndarray:
     """Samples `[H, W, channels]` uint16; raises ValueError for a file that is cut off."""
-    channels, width, height, _, start = header
-    samples = np.frombuffer(data, ">u2", width * height * channels, start)
+    kind, width, height, _, start = header
+    channels = 1 if kind in (2, 5) else 3
+    if kind > 3:
+        samples = np.frombuffer(data, ">u2", width * height * channels, start)
+    else:
+        samples = np.array(re.sub(rb"#[^\n]*", b"", data[start:]).split()[: width * height * channels], np.int64)
     return samples.reshape(height, width, channels).astype(np.uint16)
 
 

@@ -55,10 +55,15 @@ def read_file(path: str | Path) -> bytes:
     return Path(path).read_bytes()
 
 
-def check_size(width: int, height: int, max_pixels: int | None = None, sample_bytes: int = BYTES_A_PIXEL) -> None:
+def check_size(width: int, height: int, max_pixels: int | None = None, pixel_bytes: int = BYTES_A_PIXEL) -> None:
     """A header of a few bytes may promise more pixels than there is memory for. Raises `ImageFileError`."""
     if max_pixels is not None and width * height > max_pixels:
         raise ImageFileError(f"{width}x{height} has more than {max_pixels} pixels")
-    needed = sample_bytes * width * height
+    check_memory(f"{width}x{height}", pixel_bytes * width * height, "cut the picture into parts")
+
+
+def check_memory(size: str, needed: int, remedy: str) -> None:
+    """Raises `TooLittleMemory`, before the work."""
     if needed > 2**29 and needed > (free := free_bytes()):
-        raise TooLittleMemory(f"{width}x{height} pixels take {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free")
+        room = f"{size} pixels take {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free"
+        raise TooLittleMemory(f"{room}; close other programs, take a larger machine, or {remedy}")

@@ -15,6 +15,8 @@ TAIL = 0.005
 """Share of the samples at either end that may lie anywhere: hot pixels, metal, glints."""
 SMALLEST_FILL = 999
 """Such as -9999, -32768 and -3.4e38; a smaller number may be a sample."""
+ROWS_OF = 2**16
+"""Pixels that are turned back into samples at once."""
 SURVEYED = 2**20
 """Samples whose quantiles are taken."""
 
@@ -32,7 +34,7 @@ class ValueRange:
         scaled = samples.astype(np.float32 if samples.dtype in (np.uint8, np.uint16) else np.float64)
         scaled -= self.low
         scaled /= (self.high - self.low) or 1.0
-        return scaled.clip(0, 1).astype(np.float32, copy=False)
+        return scaled.clip(0, 1, out=scaled).astype(np.float32, copy=False)
 
     def updated(self, samples: np.ndarray, change: np.ndarray) -> np.ndarray:
         """The samples, those within the range plus what the network changed, in float64.
@@ -166,37 +168,39 @@ class Samples:
         seen = self.span.seen(self.values)
         if self.alpha is not None:
             opacity = self.stored[..., self.alpha, None].astype(np.float32)
-            opacity /= np.iinfo(self.dtype).max if self.dtype.kind in "iu" else self.span.high
+            tops = (255, np.iinfo(self.dtype).max) if self.dtype.kind in "iu" else (self.span.high,)
+            opacity /= next((top for top in tops if opacity.max() <= top), tops[-1])  # some write 255 in 16 bits
             if opacity.min() < 1:
                 seen = (seen if self.premultiplied else seen * opacity) + (1 - opacity)
         seen = seen.clip(0, 1)
         return np.repeat(seen, 3, axis=-1) if self.gray else seen
 
-    def restored(self, rgb: np.ndarray) -> np.ndarray:
-        """Samples `[H, W, N]` of restored colours `[H, W, 3]` in [0, 1], with what was put aside.
+    def restored(self, rgb: np.ndarray, seen: np.ndarray) -> np.ndarray:
+        """Samples `[H, W, N]` of restored colours `[H, W, 3]` in [0, 1], with what was put aside; `seen`: `colours()`.
 
         8 bits become the new picture. To others the change is added, so that what the range leaves out stays.
         """
-        rgb, values = rgb.clip(0, 1), self.values
+        out, values, few = self.stored.copy(), self.values, max(1, ROWS_OF // rgb.shape[1])
+        for start in range(0, len(rgb), few):  # in float64 a picture is many times as large
+            rows = slice(start, start + few)
+            new = self._updated(values[rows], rgb[rows].clip(0, 1), seen[rows])
+            out[rows, :, list(self.bands)] = new if self.gap is None else np.where(self.gap[rows], values[rows], new)
+        return out
+
+    def _updated(self, values: np.ndarray, rgb: np.ndarray, seen: np.ndarray) -> np.ndarray:
         if self.dtype == np.uint8:
             rgb = rgb.mean(-1, keepdims=True) if self.gray else rgb
             new = np.round(rgb * np.float32(255)).astype(np.uint8)
         else:
-            change = rgb - self.colours()
+            change = rgb - seen
             change = change.mean(-1, keepdims=True) if self.gray else change
             new = to_type(self.span.updated(values, change), self.dtype)
         if self.nodata is not None:  # what has become this number is a sample nevertheless
-            lost = (new == new.dtype.type(self.nodata)).all(-1, keepdims=True)
-            near = np.nextafter if self.dtype.kind == "f" else lambda x, end: x + np.sign(end - float(x)).astype(int)
-            middle = (self.span.low + self.span.high) / 2
-            number = self.dtype.type(self.nodata)
-            new = np.where(lost, self.dtype.type(near(number, self.dtype.type(middle))), new) if lost.any() else new
-        new = new if self.gap is None else np.where(self.gap, values, new)
-        if len(self.bands) == self.stored.shape[-1] and self.bands == (*range(len(self.bands)),):
-            return new
-        out = self.stored.copy()
-        out[..., list(self.bands)] = new
-        return out
+            number, middle = self.dtype.type(self.nodata), (self.span.low + self.span.high) / 2
+            next_one = self.nodata + np.sign(middle - self.nodata)
+            next_one = np.nextafter(number, self.dtype.type(middle)) if self.dtype.kind == "f" else next_one
+            new[(new == number).all(-1)] = next_one
+        return new
 
 
 def understand(
@@ -220,7 +224,7 @@ def understand(
     empty = None
     if nodata is not None and np.isfinite(nodata):
         empty = _equals(values, nodata)
-    elif nodata is None and values.dtype.kind != "u":  # the largest unsigned number is a lamp, mostly
+    elif nodata is None and values.dtype != np.uint8:
         fill = find_fill(values.ravel() if gap is None else values[~gap])
         empty = None if fill is None else (values == fill).all(-1, keepdims=True)
     if transparency is not None and not (opaque := stored[..., transparency, None] != 0).all():

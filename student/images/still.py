@@ -24,8 +24,8 @@ class Still:
     lossless: bool = False
     layout: tiff.Layout | None = None
     """Of a TIFF that Pillow would not keep."""
-    tags: tuple[tuple[int, int, int, Any], ...] = ()
-    """Code, type, count and value of a TIFF's texts and georeference."""
+    tags: tuple[tiff.Tag, ...] = ()
+    """A TIFF's texts and georeference."""
 
     def seen_upright(self) -> np.ndarray:
         """float32 `[H, W, 3]` in [0, 1] as a person sees it; raises `ImageFileError` where samples are missing."""

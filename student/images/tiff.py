@@ -6,9 +6,11 @@ Both are written by tifffile, which keeps what `Layout` says of the bands.
 
 import io
 import logging
+import re
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -20,17 +22,21 @@ from student.images.picture import ImageFileError
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what it logs of a tag, no user can act upon
 MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 ORIENTATION = 274
-NODATA = 42113
+NODATA, GDAL_METADATA = 42113, 42112
 RPC, XMP, SOFTWARE = 50844, 700, 305
-GEOREFERENCE = (33550, 33922, 34264, 34735, 34736, 34737, 42112, NODATA, RPC)
+GEOREFERENCE = (33550, 33922, 34264, 34735, 34736, 34737, GDAL_METADATA, NODATA, RPC)
 """Tags of a GeoTIFF: scale, tie points, transformation, the three of its keys, GDAL's metadata and no-data value, and
 the polynomials of a raw scene."""
 TEXTS = (269, 270, 271, 272, 285, 305, 306, 315, 33432)
 """Names of document and page, description, maker, model, software, date, artist, copyright."""
 LIMITS = ((280, 281), (340, 341))
 """Smallest and largest sample value, whole and of any type."""
+PILLOWS = (1, 2, 3, 4, 5, 6, 7, 8, 32946)
+"""Compressions of 8 bits that Pillow unpacks: none, fax, LZW, JPEG and deflate. Others it refuses or misreads."""
 MOST_PAGES, MOST_ENTRIES = 10_000, 1_000_000
 TYPES = ("uint8", "uint16", "uint32", "int8", "int16", "int32", "float16", "float32", "float64")
+Tag = tuple[int, int, int, Any]
+"""Code, type, count and value."""
 UNSPECIFIED, PREMULTIPLIED, STRAIGHT = 0, 1, 2
 """What a band beside the colours is, by the tag ExtraSamples."""
 MINISWHITE = 0
@@ -47,11 +53,13 @@ class Layout:
     height: int
     photometric: int
     extrasamples: tuple[int, ...]
+    pixel_bytes: int
+    """Memory that its samples take beside the colours: as stored, unpacked, and as float64."""
     plain: bool
     """Whether Pillow keeps it (premultiplied alpha of 8 bits becomes straight)."""
     nodata: float | None
-    tags: tuple[tuple[int, int, int, Any], ...]
-    """Code, type, count and value of the `TEXTS` and `GEOREFERENCE` that the file has."""
+    tags: tuple[Tag, ...]
+    """The `TEXTS`, `GEOREFERENCE` and `LIMITS` that the file has."""
     metadata: dict[str, Any]
     """Profile, resolution and orientation, named as Pillow names them."""
     limits: tuple[float, float] | None
@@ -105,7 +113,8 @@ def read_layout(data: bytes, colours: Sequence[int] | None = None) -> Layout:
         if coloured:  # a file without the tag does not say what its 4th band is
             beside = bands - (3 if photometric == tifffile.PHOTOMETRIC.RGB else 1)
             extra = (*extra, *[UNSPECIFIED] * beside)[:beside]
-        small = page.sampleformat == 1 and np.max(bits) <= 8
+        simple = not coloured or page.compression in PILLOWS or np.max(bits) < 8
+        small = page.sampleformat == 1 and np.max(bits) <= 8 and simple
         plain = small and not colours and (not coloured or extra in ((), (PREMULTIPLIED,), (STRAIGHT,)))
         if not plain:
             if not coloured and not deep_negative:
@@ -116,18 +125,38 @@ def read_layout(data: bytes, colours: Sequence[int] | None = None) -> Layout:
                 raise ImageFileError(f"--bands {' '.join(str(b + 1) for b in colours)}: the file has {bands}")
             if bands > 4 and not colours and photometric != tifffile.PHOTOMETRIC.RGB:
                 raise ImageFileError(f"{bands} bands: which are red, green, blue? --bands 4 3 2, or one for gray")
-        tags = [page.tags.get(code) for code in (XMP, *TEXTS, *GEOREFERENCE)]
-        tags = tuple((tag.code, int(tag.dtype), tag.count, tag.value) for tag in tags if tag)
+        kept = (XMP, *TEXTS, *GEOREFERENCE, *(() if plain else chain(*LIMITS)))
+        tags = [(tag.code, int(tag.dtype), tag.count, tag.value) for code in kept if (tag := page.tags.get(code))]
         size = page.imagewidth, page.imagelength
         limits = [tuple(float(np.max(tag.value)) for code in pair if (tag := page.tags.get(code))) for pair in LIMITS]
-        limits = next(((0.0, *found)[-2:] for found in limits if found), None)
-        bands, count = tuple(colours) if colours else None, sum(page.imagedepth for _, page in pages)
-        fixed = (extra, plain, _nodata(tags), tags, _metadata(page), limits, bands, count)
+        limits = next(((0.0, *found)[-2:] for found in limits if found), None) or _reflectances(tags)
+        if limits is None and not plain and 8 < np.max(bits) < 16:  # packed; they come back as 16 bits that say so
+            limits = 0.0, 2.0 ** int(np.max(bits)) - 1
+            tags.append((LIMITS[0][1], 3, 1, int(limits[1])))
+        chosen, count = tuple(colours) if colours else None, sum(page.imagedepth for _, page in pages)
+        stored = bands * int(np.max(bits)) // 2
+        fixed = (extra, stored, plain, _nodata(tags), tuple(tags), _metadata(page), limits, chosen, count)
         return Layout(number, *size, photometric, *fixed)
 
 
-def _nodata(tags: tuple[tuple[int, int, int, Any], ...]) -> float | None:
-    text = next((str(value) for code, _, _, value in tags if code == NODATA), "")
+def _text(tags: list[Tag], wanted: int) -> str:
+    return next((str(value) for code, _, _, value in tags if code == wanted), "")
+
+
+def _reflectances(tags: list[Tag]) -> tuple[float, float] | None:
+    """The samples that mean 0 and 1 by GDAL's scale and offset, where these lie as far apart as pixels can."""
+    found = [re.search(rf'role="{role}"[^>]*>([^<]+)<', _text(tags, GDAL_METADATA)) for role in ("scale", "offset")]
+    try:
+        scale, offset = (float(match[1]) if match else 0.0 for match in found)
+    except ValueError:
+        return None
+    if not 1 / 65535 <= scale <= 1 / 255:
+        return None
+    return (0 - offset) / scale, (1 - offset) / scale
+
+
+def _nodata(tags: list[Tag]) -> float | None:
+    text = _text(tags, NODATA)
     try:
         return float(text.strip("\0 "))
     except ValueError:  # GDAL too takes such a file for one without

@@ -36,9 +36,9 @@ def check_output(still: Still) -> None:
         raise ImageFileError(f"{still.format} holds no EXIF above 64 kB; name the output .png, .tif or .webp")
 
 
-def encode(restored: np.ndarray, still: Still) -> bytes:
-    """`restored` `[H, W, 3]` in [0, 1] as the bytes of a file of the kind that `still` says."""
-    samples = still.samples.restored(restored)
+def encode(restored: np.ndarray, still: Still, seen: np.ndarray) -> bytes:
+    """`restored` `[H, W, 3]` in [0, 1], in place of `seen`, as the bytes of a file of the kind that `still` says."""
+    samples = still.samples.restored(restored, seen)
     if still.format == "TIFF":
         return tiff.write(samples, still)
     if still.format == "PPM" and samples.dtype == np.uint16:
@@ -56,7 +56,7 @@ def _save(image: Image.Image, still: Still) -> bytes:
     if still.format == "JPEG":
         options |= {"quality": 95, "subsampling": 0}
     elif still.format == "WEBP":
-        options |= {"lossless": True} if still.lossless else {"quality": 95}
+        options |= {"lossless": True, "exact": True} if still.lossless else {"quality": 95}
     elif still.format == "AVIF":
         options |= {"quality": 95}
     elif still.format == "PNG":
