@@ -81,7 +81,11 @@ def test_the_gpu_command_runs_every_part_at_toy_size(tmp_path):
     assert set(facts["ended"].values()) == {"done"}
     rows = facts["rows"]
     assert {row["right"] for row in rows["correctness"]} == {"yes"}
-    assert {row["method"] for row in rows["student"] if "step" in row} == {"authors'", "ours"}
+    assert {row["method"] for row in rows["student"] if "step" in row} == {
+        "authors'",
+        "ours",
+        "ours, blocks as on a CPU",
+    }
     assert {row["weights"] for row in rows["teacher"]} == {"nf4", "nf4-dequantized", "int8", "none"}
     assert all(row["images_per_second"] > 0 for row in rows["trainer"] + rows["processes"])
     assert (tmp_path / "gpu.md").read_text().count("| ---") >= 8
@@ -92,23 +96,3 @@ def test_what_a_part_measured_before_its_time_was_up_is_kept(tmp_path):
     facts, printed = measure(tmp_path, "--parts", "correctness", "--minutes", "0.1")
     assert facts["ended"] == {"correctness": "cut off"} and "correctness (cut off)" in printed
     assert not any("stale" in row or "trained" in row for row in facts["rows"]["correctness"])
-
-
-def train_on_a_fake_gpu(folder, *fault):
-    """Four steps and two validations of three images, each with two pools."""
-    command = [sys.executable, str(ROOT / "tests" / "fake_gpu.py"), str(folder), *fault]
-    return subprocess.run(command, capture_output=True, text=True)
-
-
-def test_training_mixes_no_devices_and_waits_once_a_step(tmp_path):
-    done = train_on_a_fake_gpu(tmp_path)
-    assert done.returncode == 0, done.stderr[-2000:]
-    facts = json.loads(done.stdout.splitlines()[-1])
-    assert facts.pop("tensors") > 500 and facts == {"tolist": 4 + 2 * 3 * 2, "numpy": 2 * 3, "places": ["gpu:0"]}
-
-
-@pytest.mark.parametrize(
-    "fault, error", [("waits", "_local_scalar_dense"), ("misplaced", "two devices, gpu:0 and cpu")]
-)
-def test_the_fake_gpu_finds_faults(tmp_path, fault, error):
-    assert error in train_on_a_fake_gpu(tmp_path, fault).stderr

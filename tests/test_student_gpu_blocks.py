@@ -5,6 +5,7 @@ from collections.abc import Iterable
 
 import pytest
 import torch
+import toy_training as toy
 from toy_student import CONFIGURATIONS, alive, losses_of, make_student
 
 from student.network import block_node, gpu_blocks
@@ -117,3 +118,15 @@ def test_a_step_of_the_published_size_stays_within_its_budget(monkeypatch):
     step = rehearse(TrainConfig(ema_decay=0.999), ModelConfig(), 1, CPU)
     assert KERNELS - 100 < step.cost.kernels <= KERNELS
     assert GIGABYTES - 3 < step.cost.bytes / 1e9 <= GIGABYTES
+
+
+def test_training_gives_the_same_losses_and_resumes_exactly(toy_data, tmp_path, monkeypatch):
+    folders = [toy.beside(toy_data, tmp_path / name) for name in ("whole", "interrupted", "plain")]
+    whole = toy.run_here(folders[0], toy.STILL, ema_decay=0.9)
+    toy.run_here(folders[1], toy.STILL, ema_decay=0.9, stop_at_step=5)
+    resumed = toy.run_here(folders[1], toy.STILL, ema_decay=0.9)
+    assert toy.losses(resumed) == toy.losses(whole) and toy.same(toy.weights(resumed), toy.weights(whole))
+    monkeypatch.setattr(gpu_blocks, "DEVICES", set())
+    plain = toy.run_here(folders[2], toy.STILL, ema_decay=0.9)
+    toy.assert_losses_near(toy.losses(whole), toy.losses(plain), 1e-5)
+    assert not toy.same(toy.weights(whole), toy.weights(plain))  # to rounding: another formulation did run
