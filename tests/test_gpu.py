@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 from toy_training import ROOT, losses, make_data, run_here, same, weights
 
+from student.network import gpu_blocks
 from student.params import ParamsError
 from student.training import cuda_graph
 
@@ -50,7 +51,9 @@ def tapes(monkeypatch):
     monkeypatch.setattr(sys.modules["torch.optim.adam"], "_get_capturable_supported_devices", lambda: ["cpu"])
 
 
-def test_recorded_steps_train_the_same_student(tapes, tmp_path, monkeypatch):
+@pytest.mark.parametrize("devices", [set(), {"cpu"}], ids=["blocks for CPUs", "for GPUs"])
+def test_recorded_steps_train_the_same_student(devices, tapes, tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu_blocks, "DEVICES", devices)
     folders = tmp_path / "eager", tmp_path / "recorded"
     for folder, eager_calls in zip(folders, (10**9, 3), strict=True):
         make_data(folder)
