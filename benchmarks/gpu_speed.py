@@ -57,6 +57,7 @@ def student(device: str, toy: bool, out: Path) -> Rows:
     for size in (64,) if toy else (256, 512):
         for half in (False, True):
             yield from forward_rows(plain, ours, size, repeats, device, half)
+    yield from counted({"authors'": plain, "ours, blocks as on a CPU": ours, "ours": lean}, device, side)
     yield from kernels(lean, device, batches[0], side, out)
     if not toy:  # minutes
         for method in ("ours, compiled", "ours, compiled, CUDA graph"):
@@ -128,6 +129,20 @@ def median_seconds(function: Callable[[], None], repeats: int, device: str) -> f
         if i >= 4:
             times.append(time.perf_counter() - begun)
     return statistics.median(times)
+
+
+def counted(models: dict[str, nn.Module], device: str, side: int) -> Rows:
+    """What a bf16 step of two crops asks of the device, counted alike for all (student/training/step_cost.py)."""
+    from student.training.step_cost import StepCost
+
+    for method, model in models.items():
+        step = make_step(model, device, "bf16", 2, side)
+        step()  # makes Adam's state
+        with StepCost() as cost:
+            step()
+        facts = {"kernels": cost.kernels, "GB moved": round(cost.bytes / 1e9, 3)}
+        yield {"counted": method, **facts, "T operations": round(cost.operations / 1e12, 4)}
+        model.zero_grad(set_to_none=True)
 
 
 def kernels(model: nn.Module, device: str, batch: int, side: int, out: Path) -> Rows:

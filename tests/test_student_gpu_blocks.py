@@ -12,7 +12,7 @@ from student.network import block_node, gpu_blocks
 from student.network.config import ModelConfig
 from student.network.gpu_blocks import GpuRestormer, formulate
 from student.training.config import LossWeights, TrainConfig
-from student.training.step_cost import rehearse
+from student.training.step_cost import StepCost, rehearse
 
 CPU = torch.device("cpu")
 RESTORMERS = [name for name in CONFIGURATIONS if name.startswith("restormer")]
@@ -130,3 +130,30 @@ def test_training_gives_the_same_losses_and_resumes_exactly(toy_data, tmp_path, 
     plain = toy.run_here(folders[2], toy.STILL, ema_decay=0.9)
     toy.assert_losses_near(toy.losses(whole), toy.losses(plain), 1e-3)
     assert not toy.same(toy.weights(whole), toy.weights(plain))  # to rounding: another formulation did run
+
+
+def test_costs_are_counted_as_documented():
+    a, weights = torch.ones(8, 4), [torch.ones(3) for _ in range(130)]
+    x, filters = torch.ones(2, 4, 5, 5, requires_grad=True), torch.ones(4, 1, 3, 3, requires_grad=True)
+    counted = {}
+    for name, function in {
+        "views": lambda: a.T.view(4, 8).detach(),
+        "product": lambda: a @ a.T,
+        "in place": lambda: a.add_(1),
+        "overwriting": lambda: a.copy_(torch.empty(4).expand(8, 4)),
+        "lists": lambda: torch._foreach_add_(weights, weights),
+        "convolution": lambda: torch.conv2d(x, filters, padding=1, groups=4).backward(torch.ones(2, 4, 5, 5)),
+    }.items():
+        with StepCost() as cost:
+            function()
+        counted[name] = (cost.kernels, cost.bytes, cost.operations)
+    image, taps = 4 * x.numel(), 4 * filters.numel()
+    assert counted == {
+        "views": (0, 0, 0),
+        "product": (1, 4 * (32 + 32 + 64), 2 * 64 * 4),
+        "in place": (1, 4 * (32 + 32), 0),
+        "overwriting": (1, 4 * (4 + 32), 0),
+        "lists": (3, 130 * 3 * 4 * 3, 0),
+        # forward; the gradient, which `torch.ones` writes; of the input; of the filters
+        "convolution": (4, (2 * image + taps) + image + (2 * image + taps) + (2 * image + taps), 3 * 2 * 9 * x.numel()),
+    }
