@@ -29,7 +29,7 @@ def yes(right: bool) -> str:
 
 
 def correctness(device: str, toy: bool, _out: Path) -> Rows:
-    for check in (parity, recomputed_gradients, restoring, captions):
+    for check in (parity, recomputed_gradients, formulations, restoring, captions):
         yield from check(device)
     yield from training_twice(device, 6 if toy else 20)
 
@@ -75,6 +75,28 @@ def recomputed_gradients(device: str) -> Rows:
     pairs = zip(*(torch.autograd.grad(function(), inputs) for function in (ours, plain)), strict=True)
     worst = max(((one - other).abs().max() / other.abs().max()).item() for one, other in pairs)
     yield {"gradients": "recomputing projections", "difference": f"{worst:.1e}", "right": yes(worst < 1e-4)}
+
+
+def formulations(device: str) -> Rows:
+    """A step of the blocks for GPUs against one of the plain ones: the worst of all parameters' gradients, each error
+    relative to the gradient."""
+    from student.convert import import_published
+    from student.network.gpu_blocks import GpuRestormer
+
+    found: dict[tuple[bool, str], list[Tensor]] = {}
+    for lean in (False, True):
+        student = import_published(REFERENCE / "restormer_dual.pth", *TOP_K["restormer_dual"])[0].to(device)
+        if lean:
+            student.backbone.__class__ = GpuRestormer
+        for precision in ("fp32", "bf16"):
+            lq = torch.linspace(0, 1, 2 * 3 * 32 * 48, device=device).view(2, 3, 32, 48).sin()
+            with in_precision(device, precision):
+                restored = student(lq)
+            found[lean, precision] = list(torch.autograd.grad(restored.float().square().mean(), student.parameters()))
+    for precision, limit in (("fp32", 1e-3), ("bf16", 0.5)):
+        pairs = zip(found[True, precision], found[False, precision], strict=True)
+        worst = max(((one - other).norm() / other.norm()).item() for one, other in pairs)
+        yield {"blocks for GPUs": precision, "difference": f"{worst:.1e}", "right": yes(worst < limit)}
 
 
 def restoring(device: str) -> Rows:

@@ -1,5 +1,6 @@
 """How fast a GPU is at what this project does: parts "student", "teacher", "trainer" and "processes" of gpu.py."""
 
+import copy
 import gc
 import json
 import os
@@ -28,33 +29,39 @@ def student(device: str, toy: bool, out: Path) -> Rows:
     from bench_student import assert_equal, forward_rows, pair
 
     from student.network.config import ModelConfig
+    from student.network.gpu_blocks import GpuRestormer
 
     config = ModelConfig(**(TOY_MODEL if toy else {}), zero_init_output=False, selection_noise=0, dropout=0)
     plain, ours = pair(config, device)
+    lean = copy.deepcopy(ours)
+    lean.backbone.__class__ = GpuRestormer
     side, batches = (32, (2,)) if toy else (128, (12, 24))
     repeats = 2 if toy else 8
-    for precision, atol in (("tf32", 1e-2), ("fp32", 1e-5)):
-        in_precision(device, precision)
-        assert_equal(plain, ours, False, atol)
-    assert_equal(plain, ours, True, 5e-2)
+    for model in (ours, lean):
+        for precision, atol in (("tf32", 1e-2), ("fp32", 1e-5)):
+            in_precision(device, precision)
+            assert_equal(plain, model, False, atol)
+        assert_equal(plain, model, True, 5e-2)
     for batch in batches:
         for precision in ("bf16", "fp32", "tf32") if device == "cuda" else ("bf16", "fp32"):
             reference, run_step = None, Steps(device, precision, side, repeats)
             for half in (batch, batch // 2):
-                row = run_step(plain, ours, half, "authors'")
+                row = run_step(plain, (ours, lean), half, "authors'")
                 reference = row.get("images/s")
                 yield row
                 if reference:
                     break
             for method in ("ours", "ours, CUDA graph") if device == "cuda" else ("ours",):
-                yield run_step(ours, plain, batch, method, reference)
+                yield run_step(lean, (plain, ours), batch, method, reference)
+            yield run_step(ours, (plain, lean), batch, "ours, blocks as on a CPU", reference)
     for size in (64,) if toy else (256, 512):
         for half in (False, True):
             yield from forward_rows(plain, ours, size, repeats, device, half)
-    yield from kernels(ours, device, batches[0], side, out)
+    yield from counted({"authors'": plain, "ours, blocks as on a CPU": ours, "ours": lean}, device, side)
+    yield from kernels(lean, device, batches[0], side, out)
     if not toy:  # minutes
         for method in ("ours, compiled", "ours, compiled, CUDA graph"):
-            yield Steps(device, "bf16", side, repeats)(ours, plain, batches[0], method)
+            yield Steps(device, "bf16", side, repeats)(lean, (plain, ours), batches[0], method)
 
 
 class Steps:
@@ -64,10 +71,10 @@ class Steps:
         self.device, self.precision, self.side, self.repeats = device, precision, side, repeats
 
     def __call__(
-        self, model: nn.Module, other: nn.Module, batch: int, method: str, reference: float | None = None
+        self, model: nn.Module, others: tuple[nn.Module, ...], batch: int, method: str, reference: float | None = None
     ) -> dict[str, Any]:
         row = {"step": f"{batch} crops of {self.side}²", "precision": self.precision, "method": method}
-        for each in (model, other):
+        for each in (model, *others):
             each.zero_grad(set_to_none=True)
         gc.collect()
         if self.device == "cuda":
@@ -84,7 +91,7 @@ class Steps:
             return row | {"ms": "out of memory"}
         row |= {"ms": round(1e3 * seconds, 1), "images/s": round(batch / seconds, 1)}
         if self.device == "cuda":
-            peak = torch.cuda.max_memory_allocated() - sum(p.nbytes for p in other.parameters())
+            peak = torch.cuda.max_memory_allocated() - sum(p.nbytes for other in others for p in other.parameters())
             row["peak memory"] = f"{peak / 2**30:.1f} GiB"
         if reference:
             row["speed-up"] = f"{row['images/s'] / reference:.2f}x"
@@ -122,6 +129,20 @@ def median_seconds(function: Callable[[], None], repeats: int, device: str) -> f
         if i >= 4:
             times.append(time.perf_counter() - begun)
     return statistics.median(times)
+
+
+def counted(models: dict[str, nn.Module], device: str, side: int) -> Rows:
+    """What a bf16 step of two crops asks of the device, counted alike for all (student/training/step_cost.py)."""
+    from student.training.step_cost import StepCost
+
+    for method, model in models.items():
+        step = make_step(model, device, "bf16", 2, side)
+        step()  # makes Adam's state
+        with StepCost() as cost:
+            step()
+        facts = {"kernels": cost.kernels, "GB moved": round(cost.bytes / 1e9, 3)}
+        yield {"counted": method, **facts, "T operations": round(cost.operations / 1e12, 4)}
+        model.zero_grad(set_to_none=True)
 
 
 def kernels(model: nn.Module, device: str, batch: int, side: int, out: Path) -> Rows:

@@ -89,12 +89,11 @@ class Student(
         return self.prompts(first_BHWC.permute(0, 3, 1, 2), deepest_BHWC.permute(0, 3, 1, 2))
 
     def _conditions(self, prompts: Prompts) -> list[Condition]:
-        blocks = self.backbone.prompted_blocks()
         if not self.config.has_prompts:
-            return [()] * len(blocks)
+            return [()] * len(self.backbone.prompted_blocks())
         with torch.autocast(prompts.fused.device.type, enabled=False):  # for the reason given in PromptBranch
             inputs = self.prompts.tokens(prompts) if self.config.fusion == "tokens" else (prompts.fused,)
-            return [block.fusion.prepare(*inputs) for block in blocks]
+            return self.backbone.conditions(*inputs)
 
     def generate_model_card(self, metrics: dict[str, Any] | None = None, **details: Any) -> ModelCard:
         """The README.md of `save_pretrained`; `metrics` as in artifacts/metrics.json, `details` as extra rows."""

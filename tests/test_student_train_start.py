@@ -15,7 +15,9 @@ from student.model import Student
 from student.network.config import ModelConfig
 from student.train import main
 from student.training.config import TrainConfig
-from student.training.dry_run import training_bytes
+from student.training.step_cost import rehearse
+
+CPU = torch.device("cpu")
 
 
 def test_a_dry_run_prints_the_plan_and_touches_nothing(room, capsys):
@@ -23,7 +25,16 @@ def test_a_dry_run_prints_the_plan_and_touches_nothing(room, capsys):
     assert main(["--params", str(file), "--dry-run"]) == 0
     plan = capsys.readouterr().out
     data = ("natural_denoising  natural  denoising  7", "16 of 16 training rows")
-    for words in (*data, "6 crops of 16 x 16", "steps 0 to 12", "align 1", "restormer, 0.0", "GiB"):
+    for words in (
+        *data,
+        "6 crops of 16 x 16",
+        "steps 0 to 12",
+        "align 1",
+        "restormer, 0.0",
+        "GiB",
+        "GB moved",
+        "bound by",
+    ):
         assert words in plan
     assert not (room / "student").exists()
 
@@ -31,11 +42,11 @@ def test_a_dry_run_prints_the_plan_and_touches_nothing(room, capsys):
 def test_the_plan_s_memory_is_what_autograd_keeps():
     model = ModelConfig(**(toy.MODEL | {"prompt_dim": 32}))
     two, four = (TrainConfig(batch_size=batch, patch_size=32, mixed_precision="no") for batch in (2, 4))
-    small, large = (training_bytes(config, model, 1) for config in (two, four))
+    small, large = (rehearse(config, model, 1, CPU) for config in (two, four))
     assert small[0] == sum(p.numel() for p in Student(model).parameters())
     assert large[1] == pytest.approx(2 * small[1], rel=0.1)
     checkpointed = model.model_copy(update={"activation_checkpointing": True})
-    assert training_bytes(four, checkpointed, 1)[1] < large[1]
+    assert rehearse(four, checkpointed, 1, CPU)[1] < large[1]
 
 
 def test_a_run_can_start_from_a_student_of_the_same_network(room, capsys):

@@ -55,6 +55,10 @@ class UShape(nn.Module, ABC):
         """The blocks that take a condition, in the order of `decode`'s `conditions`."""
         return [block for blocks in (self.latent, *reversed(self.decoder), self.refinement) for block in blocks]
 
+    def conditions(self, *inputs: Tensor) -> list[Condition]:
+        """What the prompted blocks take in, one each; `inputs` are those of their fusions' `prepare`."""
+        return [block.fusion.prepare(*inputs) for block in self.prompted_blocks()]
+
     def encode(self, x_BHWC: Tensor) -> tuple[Tensor, list[Tensor]]:
         """First features → deepest features, and each level's skip connection, finest first."""
         skips = []

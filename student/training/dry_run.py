@@ -5,13 +5,11 @@ from collections import Counter
 
 import numpy as np
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
 
-from student.model import Student
-from student.network.config import ModelConfig
 from student.training.checkpoints import read_meta
-from student.training.config import TrainConfig
 from student.training.setup import Job
+from student.training.step_cost import rehearse, seconds_here
+from student.training.weights import PRECISIONS
 
 
 def plan(job: Job) -> str:
@@ -37,7 +35,9 @@ def plan(job: Job) -> str:
         if config.halve_lr_at
         else f"{config.lr:g} → {config.min_lr:g}"
     )
-    parameters, activations = training_bytes(config, job.model, processes)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    parameters, activations, cost = rehearse(config, job.model, processes, device)
+    seconds = seconds_here(cost, device, PRECISIONS.get(config.mixed_precision, torch.float32))
     state = (4 + bool(config.ema_decay)) * 4 * parameters
     lines = [
         *("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows),
@@ -50,30 +50,10 @@ def plan(job: Job) -> str:
         f"memory per process, about: {(state + activations) / 2**30:.2f} GiB "
         f"(weights, gradients, Adam{', EMA' if config.ema_decay else ''}: {state / 2**30:.2f}; "
         f"activations kept for the backward pass: {activations / 2**30:.2f})",
+        f"a step: {cost.kernels} kernels, {cost.bytes / 1e9:.2f} GB moved, {cost.operations / 1e12:.3g} T operations "
+        "in products and convolutions, before any compiler fuses them",
+        f"on this {device.type} at least "
+        + ", ".join(f"{1e3 * time:.0f} ms for {what}" for what, time in seconds.items())
+        + f": bound by {max(seconds, key=seconds.__getitem__)}",
     ]
     return "\n".join(lines)
-
-
-def training_bytes(config: TrainConfig, model: ModelConfig, processes: int) -> tuple[int, int]:
-    """(number of parameters, bytes of activations that one micro-batch keeps for its backward pass).
-
-    Counted over a forward on fake tensors, which have shapes but no storage: exact for what autograd keeps, without
-    the convolutions' workspaces.
-    """
-    kept: dict[int, torch.UntypedStorage] = {}
-
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        kept[storage._cdata] = storage  # views share it; held, so that no other takes its address
-        return tensor
-
-    crops = max(1, config.batch_size // (config.grad_accumulation * processes))
-    precision = torch.bfloat16 if config.mixed_precision != "no" else None
-    with FakeTensorMode(), torch.autocast("cpu", precision, enabled=precision is not None):
-        student = Student(model).train()
-        own = {parameter.untyped_storage()._cdata for parameter in student.parameters()}
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            student(torch.empty(crops, 3, config.patch_size, config.patch_size), return_prompts=True)
-        parameters = sum(parameter.numel() for parameter in student.parameters())
-        activations = sum(storage.nbytes() for key, storage in kept.items() if key not in own)
-    return parameters, activations

@@ -7,6 +7,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from student.network.gpu_blocks import formulate
 from student.training.checkpoints import CheckpointError
 from student.training.config import TrainConfig
 from student.training.ema import WeightAverage
@@ -26,6 +27,7 @@ class TrainedWeights:
             _make_shardable(student, accelerator)
         elif config.channels_last:  # FSDP2 takes contiguous weights only
             student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        formulate(student.backbone, accelerator.device)
         self._fused = accelerator.device.type != "cpu"
         options = {"lr": config.lr, "betas": config.betas, "fused": self._fused}
         if config.optimizer == "adamw":

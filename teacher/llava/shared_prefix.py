@@ -149,7 +149,7 @@ class SharedPrefixGenerator:
             max_new_tokens=self.max_new_tokens, min_new_tokens=self.min_new_tokens,
         )  # fmt: skip
         captions = [self._caption(row) for row in tokens]
-        self._count(batch, n_prefix, mask_QL, tokens, wasted)
+        self._count(batch, n_prefix, suffix_QS.shape[1], sequences, tokens, wasted)
         self.statistics.seconds["prefill"] += prefilled - started
         self.statistics.seconds["generate"] += self._now() - prefilled
         return [dict(zip(names, captions[i : i + len(names)], strict=True)) for i in range(0, len(tokens), len(names))]
@@ -169,14 +169,16 @@ class SharedPrefixGenerator:
         text = self.processor.tokenizer.decode(row[:n_tokens], skip_special_tokens=True).strip()
         return Caption(text, n_tokens, "stop" if n_tokens < len(row) else "length")
 
-    def _count(self, batch: int, n_prefix: int, mask_QL: Tensor, tokens: list[list[int]], wasted: int) -> None:
-        counts = self.statistics
+    def _count(
+        self, batch: int, n_prefix: int, width: int, sequences: list[list[int]], tokens: list[list[int]], wasted: int
+    ) -> None:
+        counts, asked = self.statistics, sum(len(sequence) - n_prefix for sequence in sequences)
         counts.images += batch
         counts.captions += len(tokens)
         counts.tokens += sum(map(len, tokens))
         counts.wasted_tokens += wasted
-        counts.prompt_tokens += batch * (n_prefix + int(mask_QL[:, n_prefix:].sum()))
-        counts.wasted_prompt_tokens += batch * int((mask_QL == 0).sum())
+        counts.prompt_tokens += batch * (n_prefix + asked)
+        counts.wasted_prompt_tokens += batch * (len(sequences) * width - asked)
 
     def _now(self) -> float:
         if self.model.device.type == "cuda":

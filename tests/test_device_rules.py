@@ -1,0 +1,42 @@
+"""What a GPU asks of the code, on one that is not there (fake_gpu.py): no mixed devices, no idle wait or copy."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from toy_training import ROOT
+
+EXPECTED = {
+    # A `tolist` a step, and a copy of each of the batch's seven tensors; of each of 2 x 3 validation images one copy to
+    # the GPU and one back, and a `tolist` for each of its two pools. Everything lies on the GPU afterwards.
+    "training": {
+        "places": ["gpu:0"], "tolist": 4 + 2 * 3 * 2, "to the GPU": 4 * 7 + 2 * 3, "from the GPU": 6, "numpy": 6,
+    },
+    # The whole image; two samples, eight tiles that are looked over, eight that are restored: those come back.
+    "restoring": {"tiles": [1, 8], "to the GPU": 1 + 2 + 8 + 8, "from the GPU": 1 + 8, "numpy": 1 + 8},
+    # Pixels, prefix, ids and mask; LLaVA's own check of its inputs, and transformers' empty cache of two layers. The
+    # loop asks for the chosen tokens, once a step, and for nothing else.
+    "captioning": {"captions": 2 * 3, "to the GPU": 4 + 2 * 2, "check": 1, "tolist": 6},
+}  # fmt: skip
+FAULTS = {"waits": "_local_scalar_dense", "misplaced": "two devices, gpu:0 and cpu"}
+
+
+@pytest.fixture(scope="module")
+def facts(tmp_path_factory):
+    command = [sys.executable, str(ROOT / "tests" / "fake_gpu.py"), str(tmp_path_factory.mktemp("gpu"))]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("task", EXPECTED)
+def test_nothing_mixes_devices_waits_or_copies_unasked(facts, task):
+    assert facts[task] == EXPECTED[task]
+
+
+@pytest.mark.parametrize("task", EXPECTED)
+def test_the_fake_gpu_finds_faults(facts, task):
+    for fault, error in FAULTS.items():
+        assert error in facts[f"{task} {fault}"]
+    assert facts[f"{task} copies"]["from the GPU"] >= 4 + EXPECTED[task].get("from the GPU", 0)
