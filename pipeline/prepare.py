@@ -214,7 +214,9 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     started = time.monotonic()
     try:
-        config = load_all(args.params, args.overrides).prepare
+        # It works on folders, not on a project: where no parameters lie, the defaults serve.
+        absent = args.params == parser.get_default("params") and not args.params.exists()
+        config = load_all(Path(os.devnull) if absent else args.params, args.overrides).prepare
         done, found, faults = prepare(args.command, args.source, args.target, config)
     except (ParamsError, OSError) as error:
         print(f"prepare: {error}", file=sys.stderr)

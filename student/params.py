@@ -68,6 +68,7 @@ def read_params(file: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
         raise ParamsError(f"{file}: no such parameter file; run from the repository or give --params FILE") from None
     except (OSError, UnicodeDecodeError, YAMLError) as error:
         raise ParamsError(f"{file}: cannot be read as YAML: {' '.join(str(error).split())}") from error
+    params = {} if params is None else params  # an empty file: all defaults
     if not isinstance(params, dict):
         raise ParamsError(f"{file}: must be a mapping of sections {', '.join(SECTIONS)}, not {type(params).__name__}")
     for override in overrides:

@@ -42,6 +42,12 @@ def test_dicom_keeps_depth_window_and_what_lies_outside_it():
     assert (brighter.WindowCenter, brighter.WindowWidth, brighter.BitsStored) == (40, 400, before.BitsStored)
     assert brighter.SOPInstanceUID != before.SOPInstanceUID and brighter.ImageType[0] == "DERIVED"
     assert brighter.PatientID == before.PatientID
+    assert same.SeriesInstanceUID == brighter.SeriesInstanceUID != before.SeriesInstanceUID, "a series of its own"
+    again = pydicom.dcmread(io.BytesIO(picture.encode(picture.rgb + np.float32(0.1))))
+    assert (
+        again.SOPInstanceUID != same.SOPInstanceUID
+        and again.SOPInstanceUID == again.file_meta.MediaStorageSOPInstanceUID
+    )
 
 
 @pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])

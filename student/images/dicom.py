@@ -1,5 +1,6 @@
 """DICOM: the pixels in physical values, and back into a file of the same kind. Optional extra `medical`: pydicom."""
 
+import hashlib
 import io
 import zlib
 from collections.abc import Callable
@@ -74,6 +75,8 @@ def read_dicom(data: bytes, span: ValueRange | None) -> Picture:
     gap = (stored >= low) & (stored <= high)
     span = span or seen_range(_window(dataset), slices[~gap])
 
+    named = [str(dataset.get(name, "")) for name in ("SOPInstanceUID", "SeriesInstanceUID")]
+
     def write(new: np.ndarray) -> bytes:
         samples = back(new)
         keep = (new == slices) | (samples >= low) & (samples <= high)  # a sample becomes no padding
@@ -81,8 +84,13 @@ def read_dicom(data: bytes, span: ValueRange | None) -> Picture:
         dataset.PixelData = samples.astype(samples.dtype.newbyteorder(">" if big else "<")).tobytes()
         dataset["PixelData"].VR = "OW" if dataset.BitsAllocated > 8 else "OB"
         dataset.file_meta.TransferSyntaxUID = ExplicitVRBigEndian if big else ExplicitVRLittleEndian
-        # A changed image is another instance: viewers and archives must not take it for the original.
-        dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = generate_uid()
+        # A changed image is another instance, in a series of its own: viewers and archives must not take it for the
+        # original. The slices of one series stay in one, and the same result has the same names.
+        result = hashlib.sha256(dataset.PixelData).hexdigest()
+        dataset.SOPInstanceUID = generate_uid(entropy_srcs=["teachonce", named[0], result])
+        dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
+        if named[1]:
+            dataset.SeriesInstanceUID = generate_uid(entropy_srcs=["teachonce", named[1]])
         dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID
         types = dataset.get("ImageType") or []
         dataset.ImageType = ["DERIVED", "SECONDARY", *([] if isinstance(types, str) else list(types)[2:])]
