@@ -196,7 +196,12 @@ def student_written(job: Job) -> bool:
 
 def lock(out: Path) -> TextIO:
     """Held, while it is open, by the one process that writes a student's directory; the kernel frees it however that
-    process ends. Raises `CheckpointError`."""
+    process ends. Raises `CheckpointError`, also for a folder whose files are somebody else's."""
+    if theirs := next((out / name for name in STUDENT_FILES if (out / name).exists()), None):
+        try:
+            ModelConfig.model_validate_json((out / "config.json").read_bytes())
+        except (OSError, ValueError):
+            raise CheckpointError(f"{theirs} would be written over, and is no student's: change paths.student") from None
     out.mkdir(parents=True, exist_ok=True)
     file = open(out / ".lock", "a+", encoding="utf-8")
     try:
