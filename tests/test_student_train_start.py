@@ -111,5 +111,5 @@ def test_a_folder_of_somebody_else_is_no_students(room, capsys, name):
     (room / "student").mkdir()
     (room / "student" / name).write_text('{"mine": true}')
     assert main(["--params", str(toy.write_params(room))]) == 1
-    assert f"{name} would be written over, and is no student's: change paths.student" in capsys.readouterr().err
+    assert f"{name} would be replaced, and is no student's: change paths.student" in capsys.readouterr().err
     assert [(file.name, file.read_text()) for file in (room / "student").iterdir()] == [(name, '{"mine": true}')]

@@ -201,7 +201,7 @@ def lock(out: Path) -> TextIO:
         try:
             ModelConfig.model_validate_json((out / "config.json").read_bytes())
         except (OSError, ValueError):
-            raise CheckpointError(f"{theirs} would be written over, and is no student's: change paths.student") from None
+            raise CheckpointError(f"{theirs} would be replaced, and is no student's: change paths.student") from None
     out.mkdir(parents=True, exist_ok=True)
     file = open(out / ".lock", "a+", encoding="utf-8")
     try:
