@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline.indexing.folders import walk
 from pipeline.params import load_all
 from pipeline.preparing.config import PrepareConfig
 from pipeline.preparing.volumes import VOLUMES, VolumeError, slices_of
@@ -118,7 +119,7 @@ def prepare(command: str, source: Path, target: Path, config: PrepareConfig) -> 
     suffixes = tuple(VOLUMES if command == "slices" else STILLS)
     if not source.is_dir():
         raise ParamsError(f"{source}: no such folder")
-    files = sorted(file for file in source.rglob("*") if file.name[0] != "." and file.is_file())
+    files = sorted(Path(folder, name) for folder, names in walk(str(source)) for name in names)
     if command == "slices":  # also DICOM without a suffix
         files = [file for file in files if is_image_name(file) and not file.name.lower().endswith(tuple(STILLS))]
     else:

@@ -13,24 +13,18 @@ Exit code: 0 all restored, 1 some could not be (they are named), 2 nothing could
 """
 
 import argparse
-import errno
 import os
-import re
 import signal
 import sys
-import time
-from collections import Counter
-from dataclasses import dataclass
 from typing import Any
 
-from student.progress import progress
-from student.restoration.paths import Job, Plan, RestorePathError, check_writable, enlarged, explanation_of, plan_jobs
-from student.restore_arguments import arguments
+from student.restoration.paths import RestorePathError, check_writable, plan_jobs
+from student.restoration.run import Run
 
 
 def main(argv: list[str] | None = None) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # docs/decisions.md, before torch is imported
-    args = arguments(argv, __doc__)
+    args = _arguments(argv)
     try:
         plan = plan_jobs(args.input, args.output)
         jobs = plan.jobs
@@ -42,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
     except OSError as error:  # a folder on the way that may not be entered
         print(f"restore: {error.filename}: {error.strerror or error}", file=sys.stderr)
         return 2
-    run = _Run(args, plan, pending)
+    run = Run(args, plan, pending, _stop_between_files)
     skipped = f", {plan.skipped_words}" if plan.skipped else ""
     if args.dry_run:
         wanted = set(pending)
@@ -58,149 +52,66 @@ def main(argv: list[str] | None = None) -> int:
     return run.finish()
 
 
-@dataclass
-class _Run:
-    """One call of the command: counts as it goes, ends with one line."""
+def _arguments(argv: list[str] | None) -> argparse.Namespace:
+    """Parse `argv`; ends the process with a usage message for what cannot be meant."""
+    parser = argparse.ArgumentParser(
+        prog="python -m student.restore", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("input", help="a file, a folder, a quoted glob, or - for standard input")
+    parser.add_argument("output", help="a file for a file, a folder otherwise, or - for standard output")
+    parser.add_argument("--model", metavar="DIR|ID", help="default: the student that comes along, student/mini")
+    parser.add_argument("--strength", default=1.0, type=float, help="0 leaves the image, 1 (default) restores it")
+    parser.add_argument(
+        "--scale", default=1, type=int, metavar="N",
+        help="enlarge the image N times first (bicubic): for super-resolution of 8-bit pictures, written upright",
+    )  # fmt: skip
+    parser.add_argument("--tile", default="auto", type=_tile, help="auto (from free memory), off, or pixels")
+    parser.add_argument("--overlap", default=32, type=int, help="pixels that neighbouring tiles share (default: 32)")
+    parser.add_argument(
+        "--refine", default=1, type=int, metavar="N",
+        help="how often to go over all tiles first, so that they agree with the image restored whole (default: 1; "
+        "0 is twice as fast, 2 practically exact)",
+    )  # fmt: skip
+    parser.add_argument("--batch", default=1, type=int, help="tiles a forward (default: 1; more for a large GPU)")
+    parser.add_argument(
+        "--range", nargs=2, type=float, metavar=("LOW", "HIGH"),
+        help="what is black and white, beyond 8 bits, such as 0 10000 (default: as type, tags or samples say)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--bands", nargs="+", type=int, metavar="N",
+        help="the bands of a TIFF, from 1, that are red, green and blue, or one for gray; the others are copied",
+    )  # fmt: skip
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
+    parser.add_argument(
+        "--dtype", default="float32", choices=("float32", "bfloat16", "float16"), help="others: for GPUs"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="restore again what has an output already")
+    parser.add_argument("--dry-run", action="store_true", help="list what would be written and exit")
+    parser.add_argument("--explain", action="store_true", help="write OUTPUT.explain.json: chosen prompts, and why")
+    parser.add_argument("--release", default="artifacts/caption_shards", metavar="DIR", help="captions for --explain")
+    args = parser.parse_args(argv)
+    if args.batch < 1 or args.overlap < 0 or args.refine < 0:
+        parser.error("--batch must be at least 1, --overlap and --refine at least 0")
+    if args.range and not args.range[0] < args.range[1]:
+        parser.error("--range LOW HIGH: LOW must be below HIGH")
+    if args.bands and (len(args.bands) not in (1, 3) or min(args.bands) < 1 or len(set(args.bands)) != len(args.bands)):
+        parser.error("--bands: name one band or three different ones, counted from 1")
+    if not 1 <= args.scale <= 16:
+        parser.error(f"--scale {args.scale} must be from 1 to 16")
+    if not 0 <= args.strength <= 1:
+        parser.error(f"--strength {args.strength} must be from 0 to 1")
+    if args.explain and args.output == "-":
+        parser.error("--explain needs a file to stand beside; name an output file")
+    return args
 
-    args: argparse.Namespace
-    plan: Plan
-    pending: list[Job]
-    done: int = 0
-    pixels: int = 0
 
-    def finish(self) -> int:
-        self.failed: list[str] = []
-        self.told: Counter = Counter()
-        started = time.perf_counter()
-        try:
-            code = self._load_and_restore()
-        except KeyboardInterrupt:
-            print("restore: stopped; the outputs above are whole, the same command goes on", file=sys.stderr)
-            code = 130
-        self._summary(time.perf_counter() - started)
-        return code or (1 if self.failed else 0)
-
-    def unexplained(self) -> int:
-        """How many outputs are kept, and stay without the explanation that was asked for."""
-        if not self.args.explain:
-            return 0
-        kept = set(self.plan.jobs) - set(self.pending)
-        return sum(not os.path.exists(explanation_of(job.target)) for job in kept)
-
-    def _load_and_restore(self) -> int:
-        from student.restoration.restorer import ABOUT_SHIPPED, RestoreError, Restorer, load_student
-
-        args = self.args
-        if args.model is None:
-            print(f"restore: {ABOUT_SHIPPED}", file=sys.stderr)
-        try:
-            student = load_student(args.model)
-            settings = (args.device, args.dtype, args.tile, args.overlap, args.batch, args.refine, args.strength)
-            restorer = Restorer(student, *settings)
-            if restorer.device.type == "cpu" and args.dtype != "float32":
-                slow = f"--dtype {args.dtype} can be over 20 times as slow on a CPU; use --dtype float32"
-                print(f"restore: warning: {slow}", file=sys.stderr)
-            self.explainer = self._explainer(restorer) if args.explain else None
-            _stop_between_files()
-            self._restore_all(restorer)
-        except RestoreError as error:
-            print(f"restore: {error}", file=sys.stderr)
-            return 2
-        return 0
-
-    def _explainer(self, restorer: Any) -> Any:
-        from student.restoration.explain import Explainer
-
-        explainer = Explainer(restorer.student, self.args.release)
-        if explainer.missing:
-            print(f"restore: warning: explanations without captions: {explainer.missing}", file=sys.stderr)
-        return explainer
-
-    def _restore_all(self, restorer: Any) -> None:
-        begun = time.perf_counter()
-        with progress("restoring", len(self.pending)) as advance:
-            for job in self.pending:
-                reason = self._restore_one(restorer, job, lambda share: advance(0, within=share))
-                if reason is not None:
-                    self.failed.append(job.name)
-                    print(f"restore: {job.name}: {reason}", file=sys.stderr)
-                advance(1, f"{self.pixels / 1e6 / (time.perf_counter() - begun):.2f} Mpx/s")
-
-    def _restore_one(self, restorer: Any, job: Job, within: Any) -> str | None:
-        """Restore one image; returns the reason when it cannot be, and raises `RestoreError` when none can be."""
-        import numpy as np
-
-        from student.images.files import read_picture
-        from student.images.medical import own_suffix
-        from student.images.picture import ImageFileError
-        from student.images.sample_values import given_range
-        from student.restoration.restorer import RestoreError
-
-        span = given_range(*self.args.range) if self.args.range else None
-        bands = [band - 1 for band in self.args.bands or ()]
-        try:
-            data, suffix = job.read(), job.output_suffix
-            if self.args.scale > 1:  # a PNG from now on, whatever the file was
-                data, suffix = enlarged(data, self.args.scale), job.target.suffix.lower() if job.target else ""
-            picture = read_picture(data, job.name, own_suffix(data, job.name, suffix), span, bands)
-            for note in picture.notes:
-                kind = re.sub(r"-?\d[\d.e+-]*", "...", note)
-                self.told[kind] += 1
-                if self.told[kind] == 1:  # the others are counted
-                    print(f"restore: {job.name}: {note}", file=sys.stderr)
-            slices, restored, count = picture.rgb, np.empty_like(picture.rgb), len(picture.rgb)
-            for i, rgb in enumerate(slices):
-                share = lambda tile, tiles, i=i: within((i + tile / tiles) / count)  # noqa: E731
-                result = restorer(rgb.transpose(2, 0, 1), on_tile=share)
-                restored[i] = result.image.transpose(1, 2, 0)
-                if i == count // 2:
-                    middle = result  # the one that is explained: the ends of a volume are often empty
-            data = picture.encode(restored)
-        except (ImageFileError, RestoreError) as error:
-            return str(error)
-        except MemoryError:
-            return "not enough memory to decode it"
-        except OSError as error:
-            return error.strerror or str(error)
-        except Exception as error:  # what encoders and devices raise, beside the above, is one image's failure too
-            return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        if (reason := self._write(job, data, middle, count)) is not None:
-            return reason
-        self.done += 1
-        self.pixels += slices[..., 0].size
-        return None
-
-    def _write(self, job: Job, data: bytes, explained: Any, slices: int) -> str | None:
-        """Write one output; returns the reason when it cannot be, and raises `RestoreError` when none can be."""
-        from student.restoration.restorer import RestoreError
-
-        target = job.target or "standard output"
-        try:
-            job.write(data)
-            if self.explainer:
-                target = explanation_of(job.target)
-                self.explainer.write(job.target, explained.prompts, explained.tiles, slices)
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise RestoreError(f"{target}: the disk is full; free some space and run the same command") from None
-            if error.errno == errno.EPIPE:
-                raise RestoreError("whoever read standard output went away") from None
-            return f"cannot write {target}: {error.strerror or error}"
-        except Exception as error:  # a damaged release, which the explanation reads
-            return f"cannot explain it: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        return None
-
-    def _summary(self, seconds: float) -> None:
-        kept = len(self.plan.jobs) - len(self.pending)
-        without = f" ({n} without an explanation: --overwrite makes them anew)" if (n := self.unexplained()) else ""
-        parts = [f"restored {self.done} of {len(self.pending)} images"]
-        parts += [f"kept {kept} that exist{without}"] if kept else []
-        parts += [f"{len(self.failed)} failed"] if self.failed else []
-        parts += [self.plan.skipped_words] if self.plan.skipped else []
-        parts += [f"{n} of them: {kind}" for kind, n in self.told.items() if n > 1]
-        parts.append(f"{self.pixels / 1e6:.2f} Mpx in {seconds:.1f} s")
-        target = self.args.output if self.args.output != "-" else "standard output"
-        print(f"{', '.join(parts)} → {target}", file=sys.stderr)
+def _tile(text: str) -> str | int:
+    if text in ("auto", "off"):
+        return text
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"'{text}' is neither auto, off nor a number of pixels") from None
 
 
 def _stop_at_once(*_: Any) -> None:
@@ -210,7 +121,7 @@ def _stop_at_once(*_: Any) -> None:
 
 
 def _stop_between_files() -> None:
-    """From now on Ctrl-C, and a polite kill too, is the exception that `_Run.finish` waits for."""
+    """From now on Ctrl-C, and a polite kill too, is the exception that `Run.finish` waits for."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     if signal.getsignal(signal.SIGINT) is _stop_at_once:
         signal.signal(signal.SIGINT, signal.default_int_handler)

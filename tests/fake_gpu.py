@@ -30,6 +30,7 @@ from student.train import train
 from student.training import run, setup, weights
 from teacher.llava.shared_prefix import SharedPrefixGenerator
 from teacher.mini_training.checkpoint import Shape, build_model, build_processor
+from teacher.square import Square
 
 FAULTS = {
     "waits": lambda tensor: tensor.mean().item(),
@@ -159,13 +160,13 @@ def do_captioning(_folder, fault, mode):
     shape = Shape(**TINY)
     with unset_fake_temporarily():
         processor = build_processor(shape, list(QUESTIONS.values()))
-        pixels = processor.image_processor(images=random_pictures(2), return_tensors="pt")["pixel_values"]
+        squares = [Square(TINY["image_size"])(picture) for picture in random_pictures(2)]
     with device:
         model = build_model(shape, processor, 0)
     model.lm_head.register_forward_hook(lambda _module, _inputs, output: [fault(output)] and None)
-    counts.clear()  # of building the model
     generator = SharedPrefixGenerator(model, processor, QUESTIONS, 6)
-    return {"captions": sum(map(len, generator(mode.from_tensor(pixels))))}
+    counts.clear()  # of building the model
+    return {"captions": sum(map(len, generator(squares)))}
 
 
 TASKS = {"training": do_training, "restoring": do_restoring, "captioning": do_captioning}

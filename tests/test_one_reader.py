@@ -4,6 +4,7 @@ import hashlib
 import os
 from pathlib import Path
 
+import imagecodecs
 import numpy as np
 import pytest
 from hostile_images import encode, make_hostile_images, png_claiming
@@ -24,6 +25,7 @@ from student.images.formats import is_image_name
 from student.images.picture import ImageFileError
 
 RNG = np.random.default_rng(0)
+SCALE = '<GDALMetadata><Item name="SCALE" sample="0" role="scale">0.0001</Item></GDALMetadata>'
 PHOTO = Image.fromarray(np.kron(RNG.integers(0, 256, (6, 9, 3)), np.ones((8, 8, 1))).astype(np.uint8))
 
 
@@ -47,6 +49,13 @@ def odd_files() -> dict[str, bytes]:
         "stereo.jpg": encode(PHOTO, "MPO", **frames),
         "photo.avif": encode(PHOTO, "AVIF"),
         "photo.jp2": encode(PHOTO, "JPEG2000"),
+        "deep.jp2": imagecodecs.jpeg2k_encode(np.asarray(PHOTO).astype(np.uint16) * 16, level=0, bitspersample=12),
+        "deep.avif": imagecodecs.avif_encode(np.asarray(PHOTO).astype(np.uint16) * 4, level=100, bitspersample=10),
+        "letters.ppm": b"P3 72 48 510 " + b" ".join(b"%d" % (2 * x) for x in np.asarray(PHOTO, int).ravel()),
+        "lerc.tif": tiff_of(np.asarray(PHOTO), photometric="rgb", compression="lerc"),
+        "scaled.tif": tiff_of(gray.astype(np.int16) * 39, extratags=[(42112, 2, 0, SCALE, True)], metadata=None),
+        "opaque_255.tif": tiff_of(rgba.astype(np.uint16), photometric="rgb", extrasamples=[2]),
+        "filled.tif": tiff_of(np.where(gray > 200, 65535, gray * 9).astype(np.uint16)),
         "a_jp2_too.png": encode(PHOTO, "JPEG2000"),
         "photo.jfif": encode(PHOTO, "JPEG", exif=turned),
         "turned.tif": encode(PHOTO, "TIFF", exif=turned),
@@ -101,6 +110,8 @@ def test_odd_files_show_the_photograph_upright(tmp_path):
         "photo.jp2",
         "a_jp2_too.png",
         "float_rgb.tif",
+        "letters.ppm",
+        "lerc.tif",
     ):
         assert np.abs(np.asarray(read_8_bit(files[name])) - upright).max() <= 1, name
     for name in ("turned.tif", "turned.png"):

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 from test_pipeline_index import picture
 
-from pipeline.indexing.config import SplitSpec
+from pipeline.indexing.config import DatasetSpec, IndexConfig, SplitSpec
 from pipeline.indexing.folders import places, walk
 from pipeline.indexing.pairs import candidates
 from student.params import ParamsError
+from student.restoration.paths import plan_jobs
 
 
 def below(folder: Path) -> list[str]:
@@ -32,6 +33,21 @@ def test_two_folders_that_lead_to_each_other_end(tmp_path):
         picture(tmp_path / one / f"{one}.png", 0)
         (tmp_path / one / "other").symlink_to(tmp_path / other)
     assert below(tmp_path / "a") == ["a.png", "other/b.png"]
+
+
+def test_thumbnails_of_a_disk_are_no_pictures_and_what_is_not_read_is_counted(tmp_path, capsys):
+    for name in ("gt/0.png", "gt/@eaDir/0.png/SYNOPHOTO_THUMB_M.png", "gt/__MACOSX/0.png", "gt/#recycle/1.png"):
+        picture(tmp_path / name, 0)
+    for name in ("scan.dcm", "head.nii.gz", "a.heic", "b.HEIC", "notes.txt"):
+        (tmp_path / "gt" / name).write_bytes(b"?")
+    spec = SplitSpec(gt="gt", degradation={"kind": "gaussian_noise", "sigma": 25})
+    data = DatasetSpec(name="d", domain="a", task="b", splits={"train": spec})
+    found = candidates(IndexConfig(root=str(tmp_path), datasets=[data]), data, "train")
+    assert [row.gt for row in found] == [str(tmp_path / "gt/0.png")]
+    said = capsys.readouterr().err
+    assert "passed over: 1 .dcm, 1 .gz, 2 .heic; python -m pipeline.prepare slices reads DICOM and NIfTI" in said
+    plan = plan_jobs(str(tmp_path / "gt"), str(tmp_path / "out"))
+    assert [job.source.name for job in plan.jobs] == ["0.png", "head.nii.gz", "scan.dcm"], "restoring reads the latter"
 
 
 def test_a_link_to_another_folder_is_followed_each_time(tmp_path):

@@ -169,17 +169,6 @@ def test_a_full_disk_is_one_line(room):
     assert toy.newest(room / "student").name == "step-00000002"
 
 
-def test_a_directory_with_files_of_others_is_left_as_it_is(tmp_path):
-    (tmp_path / "README.md").write_text("my photographs")
-    with pytest.raises(CheckpointError, match="README.md are no student's; name another paths.student"):
-        lock(tmp_path)
-    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
-    with pytest.raises(CheckpointError, match="config.json, README.md are no student's"):
-        lock(tmp_path)
-    (tmp_path / "config.json").write_text(Path(__file__).parents[1].joinpath("student/mini/config.json").read_text())
-    lock(tmp_path).close()
-
-
 def test_only_one_process_may_train_into_a_directory(tmp_path):
     held = lock(tmp_path)
     with pytest.raises(CheckpointError, match=f"process {os.getpid()} is training here"):

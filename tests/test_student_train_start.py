@@ -115,3 +115,12 @@ def test_a_checkout_trains_its_own_code(tmp_path, launcher):
     command = [*launcher, str(tmp_path / "student" / "train.py"), "--help"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path.parent, env=environment, timeout=120)
     assert done.returncode == 0 and "code of this checkout" in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("name", ["README.md", "config.json"])
+def test_a_folder_of_somebody_else_is_no_students(room, capsys, name):
+    (room / "student").mkdir()
+    (room / "student" / name).write_text('{"mine": true}')
+    assert main(["--params", str(toy.write_params(room))]) == 1
+    assert f"{name} would be replaced, and is no student's: change paths.student" in capsys.readouterr().err
+    assert [(file.name, file.read_text()) for file in (room / "student").iterdir()] == [(name, '{"mine": true}')]

@@ -7,6 +7,7 @@ from fnmatch import fnmatchcase
 from functools import lru_cache
 
 from student.files import printable
+from student.images.formats import is_hidden
 from student.params import ParamsError
 
 
@@ -41,14 +42,14 @@ def walk(folder: str, above: tuple[str, ...] = ()) -> Iterator[tuple[str, list[s
     A link to a folder that it lies in itself would go round for ever, so it is passed over, and said. Raises
     `ParamsError` for a folder that cannot be listed: a data set would be smaller than everybody believes.
     """
-    names = [name for name in _listed(folder) if not name.startswith(".")]
+    names = [name for name in _listed(folder) if not is_hidden(name)]
     folders = [name for name in names if os.path.isdir(os.path.join(folder, name))]
     yield folder, sorted(set(names) - set(folders))
     above = (*above, os.path.realpath(folder))
     for path in (os.path.join(folder, name) for name in folders):
         real = os.path.realpath(path)
         if os.path.islink(path) and any(os.path.join(one, "").startswith(os.path.join(real, "")) for one in above):
-            _say_once(f"  {printable(path)}: passed over: a link to a folder that it lies in")
+            say_once(f"  {printable(path)}: passed over: a link to a folder that it lies in")
         else:
             yield from walk(path, above)
 
@@ -64,5 +65,5 @@ def _listed(folder: str) -> list[str]:
 
 
 @lru_cache
-def _say_once(text: str) -> None:  # folders are listed twice: to count, and to read
+def say_once(text: str) -> None:  # folders are listed twice: to count, and to read
     print(text, file=sys.stderr)

@@ -10,9 +10,9 @@ from pkgutil import resolve_name
 from typing import NamedTuple
 
 from pipeline.indexing.config import DatasetSpec, IndexConfig, SplitSpec
-from pipeline.indexing.folders import places, walk
+from pipeline.indexing.folders import places, say_once, walk
 from student.files import printable
-from student.images.formats import STILLS
+from student.images.formats import DICOM, NIFTI, STILLS, UNSUPPORTED
 from student.params import ParamsError
 
 
@@ -135,12 +135,19 @@ def _images(place: str) -> Iterator[tuple[str, str]]:
         if os.path.splitext(place)[1].lower() in STILLS:
             yield place, Path(place).stem
         return
+    passed: Counter[str] = Counter()
     for folder, names in walk(place):
         relative = os.path.relpath(folder, place)
         for name in names:
             stem, extension = os.path.splitext(name)
             if extension.lower() in STILLS:
                 yield os.path.join(folder, name), stem if relative == "." else f"{relative}/{stem}"
+            elif name.lower().endswith((*UNSUPPORTED, *DICOM, *NIFTI)):
+                passed[extension.lower()] += 1
+    if passed:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(passed.items()))
+        remedy = "python -m pipeline.prepare slices reads DICOM and NIfTI, other programs write the others as PNG"
+        say_once(f"  {printable(place)}: passed over: {kinds}; {remedy}")
 
 
 def _from_csv(root: Path, spec: SplitSpec, where: str) -> Iterator[Candidate]:

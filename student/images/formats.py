@@ -18,6 +18,12 @@ UNSUPPORTED = tuple(
 READABLE = (*STILLS, *DICOM, *NIFTI)
 
 
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder is none of the user's: by its dot, or what disks, bins and archivers keep beside files
+    (the first holds a thumbnail of every picture)."""
+    return name.startswith(".") or name in ("@eaDir", "#recycle", "#snapshot", "$RECYCLE.BIN", "__MACOSX")
+
+
 def is_image_name(path: str | os.PathLike[str]) -> bool:
     """Whether a file is taken for an image where a folder is searched: by its suffix, or, where scanners give none (or
     the last number of a UID), by the mark of DICOM in it."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from student.files import printable, write_file
-from student.images.formats import READABLE, UNSUPPORTED, is_image_name
+from student.images.formats import READABLE, UNSUPPORTED, is_hidden, is_image_name
 
 
 class RestorePathError(ValueError):
@@ -159,9 +159,9 @@ def _images_below(root: Path) -> list[Path]:
 
     for folder, below, names in os.walk(root, onerror=unlistable, followlinks=True):
         real = os.path.realpath(folder)
-        below[:] = [] if real in entered else [name for name in below if not name.startswith(".")]
+        below[:] = [] if real in entered else [name for name in below if not is_hidden(name)]
         if real not in entered:
-            files = [Path(folder, name) for name in names if name[0] != "."]
+            files = [Path(folder, name) for name in names if not is_hidden(name)]
             files = [file for file in files if file.name.lower().endswith(UNSUPPORTED) or is_image_name(file)]
             found += [file for file in files if file.is_symlink() or not os.path.exists(file) or os.path.isfile(file)]
         entered.add(real)

@@ -1,7 +1,6 @@
 """From parameters to everything a training run starts from: configurations, data, identity, the student."""
 
 import fcntl
-import json
 import os
 import shutil
 import warnings
@@ -197,14 +196,12 @@ def student_written(job: Job) -> bool:
 
 def lock(out: Path) -> TextIO:
     """Held, while it is open, by the one process that writes a student's directory; the kernel frees it however that
-    process ends. Raises `CheckpointError`, also for a directory with files that a student's would replace."""
-    if foreign := [name for name in STUDENT_FILES if (out / name).exists()]:
+    process ends. Raises `CheckpointError`, also for a folder whose files are somebody else's."""
+    if theirs := next((out / name for name in STUDENT_FILES if (out / name).exists()), None):
         try:
-            of_a_student = "backbone" in json.loads((out / "config.json").read_text(encoding="utf-8"))
+            ModelConfig.model_validate_json((out / "config.json").read_bytes())
         except (OSError, ValueError):
-            of_a_student = False
-        if not of_a_student:
-            raise CheckpointError(f"{out}: its {', '.join(foreign)} are no student's; name another paths.student")
+            raise CheckpointError(f"{theirs} would be replaced, and is no student's: change paths.student") from None
     out.mkdir(parents=True, exist_ok=True)
     file = open(out / ".lock", "a+", encoding="utf-8")
     try:
