@@ -150,7 +150,7 @@ def test_the_folders_that_people_have_are_indexed_whole(recipe, tmp_path, monkey
     monkeypatch.chdir(tmp_path)
     arguments = ["--params", str(recipe_file(recipe)), "--set", f"index.root={tmp_path / 'data'}"]
     assert index.main([*arguments, "--check"]) == 0
-    assert "0 bad, 0 warnings, 0 leaked clean images; ready" in capsys.readouterr().out
+    assert "0 bad, 0 warnings, 0 leaked clean images, 0 alike; ready" in capsys.readouterr().out
     assert index.main(arguments) == 0
     rows = pq.read_table("artifacts/index.parquet").to_pylist()
     splits = [row["split"] for row in rows]
