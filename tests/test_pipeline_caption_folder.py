@@ -62,6 +62,7 @@ def test_every_file_has_its_line_and_the_release_its_captions(captioned):
     assert {file.name for file in where.iterdir()} == {"pipeline", "student", "my photos", "captions"}
 
 
+@pytest.mark.slow
 def test_the_same_command_goes_on_and_other_questions_add_captions(captioned):
     where, _ = captioned
     Image.fromarray(np.full((20, 20, 3), 9, np.uint8)).save(where / "my photos/new.bmp")
