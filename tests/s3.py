@@ -1,0 +1,44 @@
+"""A real S3 server on the loopback, for tests: moto's, in a process of its own."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from urllib.error import URLError
+from urllib.request import urlopen
+
+
+@contextmanager
+def s3_server() -> Iterator[str]:
+    """Serve an empty `s3://lab`, which this process and those that it starts reach; yields that address."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    address = f"http://127.0.0.1:{port}"
+    asked = {"AWS_ENDPOINT_URL": address, "AWS_ACCESS_KEY_ID": "me", "AWS_SECRET_ACCESS_KEY": "secret"}
+    asked |= {"AWS_DEFAULT_REGION": "us-east-1", "AWS_EC2_METADATA_DISABLED": "true"}
+    before = {name: os.environ.get(name) for name in asked}
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        os.environ.update(asked)
+        deadline = time.monotonic() + 120
+        while True:
+            try:
+                urlopen(f"{address}/moto-api/", timeout=5).close()
+                break
+            except (URLError, OSError):
+                assert server.poll() is None and time.monotonic() < deadline, "the S3 server does not start"
+                time.sleep(0.2)
+        import s3fs
+
+        s3fs.S3FileSystem(skip_instance_cache=True).mkdir("lab")
+        yield "s3://lab"
+    finally:
+        server.kill()
+        server.wait()
+        for name, value in before.items():
+            os.environ.pop(name, None) if value is None else os.environ.update({name: value})
