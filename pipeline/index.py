@@ -14,13 +14,13 @@ from contextlib import closing
 from itertools import islice
 from pathlib import Path
 
-from pipeline.image_workers import ImageWorkers
 from pipeline.indexing.config import IndexConfig
 from pipeline.indexing.pairs import Candidate, candidates
 from pipeline.indexing.probe_cache import Probe, ProbeCache, probe_all
 from pipeline.indexing.table import write_index
 from pipeline.indexing.tally import Tally
 from pipeline.params import Params, load_all
+from student.images.workers import ImageWorkers
 from student.params import ParamsError, add_params_arguments
 from student.progress import progress
 

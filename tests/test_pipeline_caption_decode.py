@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from pipeline.captioning.decode import DecodePool, Job, decode
-from pipeline.image_workers import FileGivenUp, ImageWorkers
+from student.images.workers import FileGivenUp, ImageWorkers
 from teacher.square import Square
 
 AS_IT_IS = Square(7)
@@ -68,7 +68,7 @@ def test_a_decoder_that_crashes_costs_one_image(workers, picture):
 def test_workers_end_with_their_captioner():
     code = """
 import os
-from pipeline.image_workers import ImageWorkers
+from student.images.workers import ImageWorkers
 if __name__ == "__main__":
     workers = ImageWorkers(2, 60)
     print(workers.call(os.getpid), flush=True)

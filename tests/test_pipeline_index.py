@@ -13,10 +13,10 @@ import pytest
 from PIL import Image
 
 from pipeline import index
-from pipeline.image_workers import ImageWorkers
 from pipeline.indexing.config import IndexConfig, PairRule
 from pipeline.indexing.probe_cache import ProbeCache, probe_all, stamp_of
 from pipeline.indexing.table import SCHEMA
+from student.images.workers import ImageWorkers
 from student.params import ParamsError, load_section
 
 PARAMS = """

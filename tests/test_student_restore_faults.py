@@ -16,6 +16,7 @@ from restore_project import PHOTO, run, start, write_photos
 from student import restore
 from student.model import Student
 from student.restoration import paths as restore_paths
+from student.restoration import run as restore_run
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +88,18 @@ def test_pixels_that_are_not_finite_are_no_picture(tmp_path, capsys):
     write_photos(tmp_path / "in", 1, side=32)
     assert run(folder, tmp_path / "in", tmp_path / "out") == 1
     assert "not finite; is the model damaged?" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_a_file_that_takes_for_ever_to_decode_costs_only_itself(model, tmp_path, capsys, monkeypatch):
+    photos = tmp_path / "in"
+    write_photos(photos, 1)
+    Image.new("L", (20_000, 20_000)).save(photos / "huge.png")  # half a megabyte, seconds of decoding
+    monkeypatch.setattr(restore_run, "READ_SECONDS", 0.5)
+    restore_run.ImageWorkers(1, 60).call(str)  # the fork server is up, so that only the decoding counts
+    assert run(model, photos, tmp_path / "out") == 1
+    said = capsys.readouterr().err
+    assert "huge.png: took longer than 0.5 s to read and decode" in said and "restored 1 of 2 images" in said
+    assert [file.name for file in (tmp_path / "out").iterdir()] == ["00.png"]
 
 
 def test_a_full_disk_stops_the_run_and_leaves_whole_files(model, tmp_path):

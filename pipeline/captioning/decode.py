@@ -1,4 +1,4 @@
-"""Images decoded ahead of the captioner, in processes (`pipeline.image_workers`)."""
+"""Images decoded ahead of the captioner, in processes (`student.images.workers`)."""
 
 import hashlib
 from collections import deque
@@ -9,9 +9,9 @@ from time import perf_counter
 
 from PIL import Image
 
-from pipeline.image_workers import FileGivenUp, ImageWorkers
 from student.images.files import read_8_bit
 from student.images.picture import ImageFileError, TooLittleMemory, read_file
+from student.images.workers import FileGivenUp, ImageWorkers
 from teacher.square import Square
 
 

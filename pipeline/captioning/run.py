@@ -9,9 +9,9 @@ from pipeline.captioning.decode import Decoded, DecodePool, Job
 from pipeline.captioning.plan import decoding
 from pipeline.captioning.run_report import RunReport, new_run_id, save
 from pipeline.captioning.store import PerspectiveStore
-from pipeline.image_workers import ImageWorkers
 from pipeline.processes import device_of_process, process_of_many
 from pipeline.stopping import Stop, Stopped
+from student.images.workers import ImageWorkers
 from student.progress import progress
 from teacher.teacher import Teacher
 

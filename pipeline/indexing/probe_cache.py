@@ -10,9 +10,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.image_workers import FileGivenUp, ImageWorkers
 from pipeline.indexing.probe import Probe, probe_chunk
 from student.files import write_file
+from student.images.workers import FileGivenUp, ImageWorkers
 
 WINDOW = 8192
 """Files in flight at once: what bounds the memory."""

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from student.images.workers import READ_SECONDS, ImageWorkers, try_to_read
 from student.progress import progress
 from student.restoration.paths import Job, Plan, enlarged, explanation_of
 
@@ -32,7 +33,8 @@ class Run:
         self.told: Counter = Counter()
         started = time.perf_counter()
         try:
-            code = self._load_and_restore()
+            with ImageWorkers(1, READ_SECONDS) as self.worker:  # before torch: a fork server takes what is loaded along
+                code = self._load_and_restore()
         except KeyboardInterrupt:
             print("restore: stopped; the outputs above are whole, the same command goes on", file=sys.stderr)
             code = 130
@@ -99,6 +101,7 @@ class Run:
         bands = [band - 1 for band in self.args.bands or ()]
         try:
             data, suffix = job.read(), job.output_suffix
+            try_to_read(self.worker, data, job.name, "", span, bands)
             if self.args.scale > 1:  # a PNG from now on, whatever the file was
                 data, suffix = enlarged(data, self.args.scale), job.target.suffix.lower() if job.target else ""
             picture = read_picture(data, job.name, own_suffix(data, job.name, suffix), span, bands)

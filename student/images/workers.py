@@ -14,15 +14,19 @@ from typing import Any
 
 from pebble import ProcessExpired, ProcessPool
 
-PRELOAD = ["pipeline.captioning.decode", "pipeline.indexing.probe"]
+from student.images.picture import ImageFileError
+
+READ_SECONDS = 60.0
+"""What takes longer than this to read and decode is given up, where nothing else is asked for."""
+PRELOAD = ["student.images.files"]
 
 
-class FileGivenUp(Exception):
+class FileGivenUp(ImageFileError):
     """The process that read a file took too long or died; says which."""
 
 
 class ImageWorkers:
-    """Processes that answer `call`, which any thread may ask; a context that ends them."""
+    """Processes that answer `call`, which any thread may ask, each within `timeout_s`; a context that ends them."""
 
     def __init__(self, workers: int, timeout_s: float):
         # Never fork: this process has threads, and perhaps a GPU. A fork server starts a new one in milliseconds.
@@ -35,14 +39,18 @@ class ImageWorkers:
         self._pool = ProcessPool(workers, initializer=_own_session, context=context)
         self._asked: set[Future] = set()
 
-    def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """`function(*arguments)` in one of the processes, or `FileGivenUp`."""
-        answer = self._pool.schedule(function, arguments, timeout=self.timeout_s)
+    def call(self, function: Callable[..., Any], *arguments: Any, extra_s: float = 0.0) -> Any:
+        """`function(*arguments)` in one of the processes: what it returns or raises, or `FileGivenUp`.
+
+        `extra_s` is added to the time that it may take.
+        """
+        limit = self.timeout_s + extra_s
+        answer = self._pool.schedule(function, arguments, timeout=limit)
         self._asked.add(answer)
         try:
             return answer.result()
         except TimeoutError:
-            raise FileGivenUp(f"took longer than {self.timeout_s:g} s to read and decode") from None
+            raise FileGivenUp(f"took longer than {limit:g} s to read and decode") from None
         except ProcessExpired as error:
             code = error.exitcode or 0
             how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
@@ -62,6 +70,20 @@ class ImageWorkers:
             with suppress(InvalidStateError):
                 answer.set_exception(FileGivenUp("the stage ended"))
         self.threads.shutdown()
+
+
+def try_to_read(worker: ImageWorkers, data: bytes, *arguments: Any) -> None:
+    """Decode a picture for nothing, in `worker` (`read_picture` with `arguments`; raises as that does).
+
+    What decodes there in time and without a crash does so again here. A large volume may take longer.
+    """
+    worker.call(_read, data, *arguments, extra_s=len(data) // 10_000_000)
+
+
+def _read(*arguments: Any) -> None:
+    from student.images.files import read_picture
+
+    read_picture(*arguments)
 
 
 def _own_session() -> None:
