@@ -56,6 +56,29 @@ def test_dicom_of_either_byte_order_comes_back(name):
     assert after.file_meta.TransferSyntaxUID.is_little_endian == before.file_meta.TransferSyntaxUID.is_little_endian
 
 
+@pytest.mark.parametrize("syntax", ["JPEGLosslessProcess14_1", "JPEGLSLossless", "JPEG2000Lossless", "RLELossless"])
+def test_what_archives_compress_without_loss_comes_back(tmp_path, syntax):
+    import gdcm
+
+    source = get_testdata_file("CT_small.dcm")
+    reader, change, writer = gdcm.ImageReader(), gdcm.ImageChangeTransferSyntax(), gdcm.ImageWriter()
+    reader.SetFileName(source)
+    assert reader.Read()
+    change.SetTransferSyntax(gdcm.TransferSyntax(getattr(gdcm.TransferSyntax, syntax)))
+    change.SetInput(reader.GetImage())
+    assert change.Change()
+    writer.SetFile(reader.GetFile())
+    writer.SetImage(change.GetOutput())
+    writer.SetFileName(str(tmp_path / "packed.dcm"))
+    assert writer.Write()
+    data = (tmp_path / "packed.dcm").read_bytes()
+    assert pydicom.dcmread(io.BytesIO(data)).file_meta.TransferSyntaxUID.is_compressed
+    picture, plain = read_picture(data, "packed.dcm"), read_picture(Path(source).read_bytes(), "plain.dcm")
+    assert np.array_equal(picture.rgb, plain.rgb)
+    back = pydicom.dcmread(io.BytesIO(picture.encode(picture.rgb)))
+    assert np.array_equal(back.pixel_array, pydicom.dcmread(source).pixel_array)
+
+
 def test_dose_grids_are_no_pictures():
     with open(get_testdata_file("rtdose.dcm"), "rb") as file, pytest.raises(ImageFileError, match="radiation doses"):
         read_picture(file.read(), "rtdose.dcm")

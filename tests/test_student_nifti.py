@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import nibabel
+import nilearn
 import numpy as np
 import pytest
 
@@ -121,9 +122,22 @@ def test_any_scale_of_a_nifti_gives_its_samples_back(scale):
     assert np.array_equal(out.dataobj.get_unscaled(), stored) and np.array_equal(out.dataobj, before.dataobj)
 
 
+def test_an_atlas_of_many_labels_is_no_picture_and_scans_are(tmp_path):
+    centres = np.random.default_rng(0).uniform(0, 40, (120, 3))
+    voxels = np.stack(np.meshgrid(*[np.arange(40)] * 3, indexing="ij"), -1).reshape(-1, 3)
+    nearest = ((voxels[:, None] - centres) ** 2).sum(-1).argmin(1).reshape(40, 40, 40)
+    atlas = nibabel.Nifti1Image((1000 + nearest).astype(np.int16), np.eye(4))
+    with pytest.raises(ImageFileError, match="a map of labels"):
+        read_picture(atlas.to_bytes(), "atlas.nii.gz")
+    data = Path(nilearn.__file__).parent / "datasets/data"
+    for kind in ("t1", "gm", "wm"):  # 8 bits, smooth, and half of it background
+        scan = data / f"mni_icbm152_{kind}_tal_nlin_sym_09a_converted.nii.gz"
+        assert read_picture(scan.read_bytes(), scan.name).rgb.shape[0] == 189
+
+
 def test_labels_are_told_by_their_numbers_and_a_volume_that_is_cut_off_is_none():
     labels = nibabel.Nifti1Image(np.random.default_rng(0).integers(0, 9, (20, 20, 9), dtype=np.uint8), np.eye(4))
-    with pytest.raises(ImageFileError, match="fewer than 16 different whole numbers: a map of labels"):
+    with pytest.raises(ImageFileError, match="a map of labels, not a picture"):
         read_picture(labels.to_bytes(), "labels.nii")
     noise = nibabel.Nifti1Image(np.random.default_rng(0).normal(size=(20, 20, 9)), np.eye(4)).to_bytes()
     with pytest.raises(ImageFileError, match="ended before the end"):
