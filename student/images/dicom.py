@@ -4,7 +4,7 @@ import hashlib
 import io
 import zlib
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -12,12 +12,15 @@ from student.images.picture import ImageFileError, Picture
 from student.images.sample_values import ValueRange, find_fill, to_type
 from student.images.slices import check_volume, picture_of, seen_range
 
+if TYPE_CHECKING:
+    from pydicom import Dataset
+
 NOT_PICTURES = {"RTDOSE": "a grid of radiation doses", "SEG": "a segmentation"}
 """Modalities whose samples are quantities or labels: what a network makes of them would be taken for measured."""
 MOST_DEFLATED = 2**28
 
 
-def open_dicom(data: bytes) -> Any:
+def open_dicom(data: bytes) -> "Dataset":
     """The data set of a file whose pixels can be read as a gray picture; raises `ImageFileError`."""
     import pydicom
     from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
@@ -44,7 +47,7 @@ def open_dicom(data: bytes) -> Any:
     return dataset
 
 
-def values_of(dataset: Any) -> tuple[np.ndarray, np.ndarray, Callable[[np.ndarray], np.ndarray]]:
+def values_of(dataset: "Dataset") -> tuple[np.ndarray, np.ndarray, Callable[[np.ndarray], np.ndarray]]:
     """Samples `[n, H, W]` as stored; in physical values (float64); and a function from these back to the former."""
     stored = dataset.pixel_array.reshape(-1, dataset.Rows, dataset.Columns)
     holders = [_holders(dataset, "PixelValueTransformationSequence", frame) for frame in range(len(stored))]
@@ -114,7 +117,7 @@ def _check_deflated(data: bytes) -> None:
             raise ImageFileError("a deflated DICOM file of more than 256 MB: unpack it first, such as with dcmconv")
 
 
-def padding_of(dataset: Any, stored: np.ndarray) -> tuple[float, float] | None:
+def padding_of(dataset: "Dataset", stored: np.ndarray) -> tuple[float, float] | None:
     """The smallest and largest stored sample that are padding: by the tags, or a fill that no tag names."""
     value = dataset.get("PixelPaddingValue")
     if value is None:
@@ -125,14 +128,14 @@ def padding_of(dataset: Any, stored: np.ndarray) -> tuple[float, float] | None:
     return low, high
 
 
-def _holders(dataset: Any, sequence: str, frame: int = 0) -> list[Any]:
+def _holders(dataset: "Dataset", sequence: str, frame: int = 0) -> list["Dataset"]:
     """Where a value of a frame may stand: its functional groups and the shared ones (enhanced files), the file."""
     own = dataset.get("PerFrameFunctionalGroupsSequence") or []
     groups = [*own[frame : frame + 1], *(dataset.get("SharedFunctionalGroupsSequence") or [])]
     return [item for group in groups for item in group.get(sequence) or []] + [dataset]
 
 
-def _number(holders: list[Any], name: str) -> float | None:
+def _number(holders: list["Dataset"], name: str) -> float | None:
     """The first value of the first holder that has it."""
     for value in (holder.get(name) for holder in holders):
         first = value[0] if hasattr(value, "__len__") and len(value) else value
@@ -141,7 +144,7 @@ def _number(holders: list[Any], name: str) -> float | None:
     return None
 
 
-def _window(dataset: Any) -> tuple[float, float] | None:
+def _window(dataset: "Dataset") -> tuple[float, float] | None:
     """The first display window, in physical values; None where these come from a table."""
     holders = _holders(dataset, "FrameVOILUTSequence")
     centre, width = _number(holders, "WindowCenter"), _number(holders, "WindowWidth")

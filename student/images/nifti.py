@@ -3,13 +3,16 @@
 import gzip
 import io
 from math import prod
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from student.images.picture import ImageFileError, Picture
 from student.images.sample_values import SURVEYED, ValueRange, find_fill, to_type
 from student.images.slices import check_volume, picture_of, seen_range
+
+if TYPE_CHECKING:
+    from nibabel import Nifti1Image
 
 PACKED = b"\x1f\x8b"
 LABELS = {1002: "a map of labels", **dict.fromkeys(range(3000, 3016), "CIFTI, no image of voxels")}
@@ -59,7 +62,7 @@ def _is_label_map(stored: np.ndarray) -> bool:
     return bool(len(found) < FEWEST_NUMBERS and found[-1] <= 255 or alike > MOST_EQUAL)
 
 
-def open_nifti(data: bytes) -> Any:
+def open_nifti(data: bytes) -> "Nifti1Image":
     """The volume, as nibabel has it, whose voxels can be read as slices; raises `ImageFileError`."""
     import nibabel
     from nibabel.imageglobals import logger

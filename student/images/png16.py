@@ -6,12 +6,15 @@ low bytes ("16B" and "16L" name which of the two bytes it keeps), so speed and i
 
 import struct
 import zlib
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
 from student.images.picture import ImageFileError
+
+if TYPE_CHECKING:
+    from student.images.still import Still
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 CHANNELS = {0: 1, 2: 3, 4: 2, 6: 4}
@@ -77,7 +80,7 @@ def _with_transparency(samples: np.ndarray, chunks: dict[bytes, bytes]) -> np.nd
     return np.concatenate([samples, opaque * np.uint16(65535)], axis=-1)
 
 
-def write(samples: np.ndarray, still: Any = None) -> bytes:
+def write(samples: np.ndarray, still: "Still | None" = None) -> bytes:
     """A 16-bit PNG of `samples` `[H, W, 1..4]` uint16, with what `still.metadata` has of profile, EXIF, dpi, chunks."""
     metadata = still.metadata if still else {}
     height, width, channels = samples.shape

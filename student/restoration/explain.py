@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from student.files import write_file
+from student.model import Student
 from student.network.prompts import Composition, Prompts
 from student.restoration.paths import explanation_of
 
@@ -25,7 +26,7 @@ class Explainer:
     so under "captions_missing".
     """
 
-    def __init__(self, student: Any, release: str | Path):
+    def __init__(self, student: Student, release: str | Path):
         from student.data.pairs import TrainDataError, read_release
 
         self.release, self.missing = None, None

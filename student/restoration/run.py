@@ -9,11 +9,15 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from student.images.workers import READ_SECONDS, ImageWorkers, try_to_read
 from student.progress import progress
 from student.restoration.paths import Job, Plan, enlarged, explanation_of
+
+if TYPE_CHECKING:
+    from student.restoration.explain import Explainer
+    from student.restoration.restorer import Restored, Restorer
 
 
 @dataclass
@@ -69,7 +73,7 @@ class Run:
             return 2
         return 0
 
-    def _explainer(self, restorer: Any) -> Any:
+    def _explainer(self, restorer: "Restorer") -> "Explainer":
         from student.restoration.explain import Explainer
 
         explainer = Explainer(restorer.student, self.args.release)
@@ -77,7 +81,7 @@ class Run:
             print(f"restore: warning: explanations without captions: {explainer.missing}", file=sys.stderr)
         return explainer
 
-    def _restore_all(self, restorer: Any) -> None:
+    def _restore_all(self, restorer: "Restorer") -> None:
         begun = time.perf_counter()
         with progress("restoring", len(self.pending)) as advance:
             for job in self.pending:
@@ -87,7 +91,7 @@ class Run:
                     print(f"restore: {job.name}: {reason}", file=sys.stderr)
                 advance(1, f"{self.pixels / 1e6 / (time.perf_counter() - begun):.2f} Mpx/s")
 
-    def _restore_one(self, restorer: Any, job: Job, within: Any) -> str | None:
+    def _restore_one(self, restorer: "Restorer", job: Job, within: Callable[[float], None]) -> str | None:
         """Restore one image; returns the reason when it cannot be, and raises `RestoreError` when none can be."""
         import numpy as np
 
@@ -132,7 +136,7 @@ class Run:
         self.pixels += slices[..., 0].size
         return None
 
-    def _write(self, job: Job, data: bytes, explained: Any, slices: int) -> str | None:
+    def _write(self, job: Job, data: bytes, explained: "Restored", slices: int) -> str | None:
         """Write one output; returns the reason when it cannot be, and raises `RestoreError` when none can be."""
         from student.restoration.restorer import RestoreError
 
