@@ -3,17 +3,16 @@
 import argparse
 import json
 import os
-import platform
 import re
 import subprocess
 import sys
 import tempfile
 import time
-from datetime import date
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from tables import show
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -49,7 +48,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--files", type=int, default=100_000, help="image files, half gt and half lq")
     parser.add_argument("--record", action="store_true", help="append the table to benchmarks/RESULTS.md")
-    parser.add_argument("--device", default=f"{os.cpu_count()} CPU cores ({platform.machine()}, no GPU)")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         project = Path(folder)
@@ -58,26 +56,12 @@ def main() -> None:
         (project / "params.yaml").write_text(json.dumps({"index": {"root": "data", "datasets": [entry]}}))
         runs = {name: measure(project) for name in ("cold: every file read, hashed, decoded", "warm: hash cache")}
     slowest = max(seconds for seconds, _ in runs.values())
-    lines = ["| method | files | seconds | files/s | peak memory | ratio |", "|---|---|---|---|---|---|"]
-    for name, (seconds, peak) in runs.items():
-        rate = args.files / seconds
-        cells = (
-            name,
-            f"{args.files:,}",
-            f"{seconds:.1f}",
-            f"{rate:,.0f}",
-            f"{peak:.0f} MiB",
-            f"{slowest / seconds:.2f}x",
-        )
-        lines.append("| " + " | ".join(cells) + " |")
-    table = "\n".join(lines)
-    print(table)
-    if args.record:
-        command = ["git", "rev-parse", "--short", "HEAD"]
-        commit = subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.strip()
-        head = f"\n## Index, {args.files:,} files of 32 x 32 pixels\n{date.today()}, commit {commit}, {args.device}, "
-        with open(ROOT / "benchmarks" / "RESULTS.md", "a", encoding="utf-8") as results:
-            results.write(f"{head}`python {' '.join(['benchmarks/bench_index.py', *sys.argv[1:]])}`\n\n{table}\n")
+    rows: list[dict[str, object]] = [
+        {"method": name, "seconds": f"{seconds:.1f}", "files/s": f"{args.files / seconds:,.0f}"}
+        | {"peak memory": f"{peak:.0f} MiB", "ratio": f"{slowest / seconds:.2f}x"}
+        for name, (seconds, peak) in runs.items()
+    ]
+    show(f"Index, {args.files:,} files of 32 x 32 pixels", rows, args.record)
 
 
 if __name__ == "__main__":

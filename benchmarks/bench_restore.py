@@ -16,21 +16,19 @@ right, two thirds in black), for --refine 0, 1 and 2.
 
 import argparse
 import json
-import platform
 import resource
 import subprocess
 import sys
 import tempfile
 import time
-from datetime import date
 from pathlib import Path
 
 import numpy as np
+from tables import show
 
-RESULTS = Path(__file__).parent / "RESULTS.md"
 SIZES = {"0.25": (512, 512), "2": (1184, 1776), "24": (4000, 6000)}
 TILES = {"0.25": 256, "2": 512, "24": 512}
-WHOLE_LIMIT = {"cpu": ("0.25", "2"), "cuda": ("0.25", "2")}
+WHOLE_SIZES = ("0.25", "2")
 """Sizes that are restored whole too: 2 megapixels whole peak at 8.3 GB on a CPU at the published size."""
 
 
@@ -139,53 +137,48 @@ def onnx_row(args: argparse.Namespace, lq: np.ndarray) -> dict:
     return {"seconds": seconds, "mpx_per_s": lq[0].size / 1e6 / seconds, "peak": peak, "note": note}
 
 
-def table(args: argparse.Namespace) -> str:
-    device = "cuda" if args.device.startswith("cuda") else "cpu"
-    lines = ["| image | method | Mpx/s | peak memory | agreement | against whole |", "|---|---|--:|--:|--:|--:|"]
+def compared(args: argparse.Namespace) -> list[dict[str, object]]:
+    """Each case in a process of its own."""
+    rows: list[dict[str, object]] = []
     for name in args.sizes:
-        cases = ["whole"] if name in WHOLE_LIMIT[device] else []
-        cases += ["tiled", "unrefined"] + (["onnx"] if name == "0.25" and device == "cpu" else [])
+        cases = ["whole"] if name in WHOLE_SIZES else []
+        cases += ["tiled", "unrefined"] + (["onnx"] if name == "0.25" and args.device == "cpu" else [])
         with tempfile.TemporaryDirectory() as folder:
-            whole = None
             for case in cases:
                 file = Path(folder) / f"{case}.npy"
-                row = child(args, name, case, file)
-                agreement, ratio = "", ""
+                done = child(args, name, case, file)
                 if case == "whole":
-                    whole = row
-                elif whole:
-                    ratio = f"{row['mpx_per_s'] / whole['mpx_per_s']:.2f}x"
+                    whole = done
+                row = {"image": f"{name} Mpx", "method": case, "how": done["note"]}
+                row |= {"Mpx/s": f"{done['mpx_per_s']:.4f}", "peak memory": f"{done['peak'] / 1e9:.2f} GB"}
+                if case != "whole" and name in WHOLE_SIZES:
                     if file.exists():
                         error = np.mean((np.load(file) - np.load(Path(folder) / "whole.npy")) ** 2)
-                        agreement = f"{10 * np.log10(1 / error):.1f} dB" if error else "equal"
-                label = "tiled" if case == "unrefined" else case
-                method = f"{label} ({row['note']})" if row["note"] != case else case
-                gigabytes = f"{row['peak'] / 1e9:.2f} GB"
-                cells = [f"{name} Mpx", method, f"{row['mpx_per_s']:.4f}", gigabytes, agreement, ratio]
-                lines.append(f"| {' | '.join(cells)} |")
-                print(lines[-1], flush=True)
-    return "\n".join(lines) + "\n"
+                        row["agreement"] = f"{10 * np.log10(1 / error):.1f} dB" if error else "equal"
+                    row["against whole"] = f"{done['mpx_per_s'] / whole['mpx_per_s']:.2f}x"
+                rows.append(row)
+                print(row, file=sys.stderr)
+    return rows
 
 
-def agreements(args: argparse.Namespace) -> str:
+def agreements(args: argparse.Namespace) -> list[dict[str, object]]:
     """Tiled against whole, for pictures that are alike everywhere and for some that are not."""
     import torch
 
     from student.restoration.restorer import Restorer
 
     torch.set_num_threads(args.threads)
-    student = student_of(args.model).eval()
-    lines = ["| picture | size | --refine 0 | 1 | 2 |", "|---|---|--:|--:|--:|"]
+    student, rows = student_of(args.model).eval(), []
     for size in args.sizes:
         for name, lq in pictures(*SIZES[size]).items():
-            whole, cells = Restorer(student, args.device, tile="off")(lq).image, []
+            whole, row = Restorer(student, args.device, tile="off")(lq).image, {"picture": name, "size": f"{size} Mpx"}
             for refine in (0, 1, 2):
                 restorer = Restorer(student, args.device, tile=args.tile or TILES[size], refine=refine)
                 error = whole - restorer(lq).image
-                cells.append(f"{-10 * np.log10(np.mean(error**2)):.1f} dB, max {np.abs(error).max():.3f}")
-            lines.append(f"| {name} | {size} Mpx | {' | '.join(cells)} |")
-            print(lines[-1], flush=True)
-    return "\n".join(lines) + "\n"
+                row[f"--refine {refine}"] = f"{-10 * np.log10(np.mean(error**2)):.1f} dB, max {np.abs(error).max():.3f}"
+            rows.append(row)
+            print(row, file=sys.stderr)
+    return rows
 
 
 def child(args: argparse.Namespace, name: str, case: str, file: Path) -> dict:
@@ -213,29 +206,9 @@ def main() -> int:
     if args.row:
         print(json.dumps(one_row(args)))
         return 0
-    text = agreements(args) if args.agreement else table(args)
-    if args.record:
-        record(text, args)
+    rows = agreements(args) if args.agreement else compared(args)
+    show("Restoration: tiled against whole", rows, args.record, args.device)
     return 0
-
-
-def record(text: str, args: argparse.Namespace) -> None:
-    root = Path(__file__).parents[1]
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=root, capture_output=True, text=True).stdout
-    device = f"{args.threads} CPU cores ({platform.processor() or platform.machine()})"
-    if args.device.startswith("cuda"):
-        import torch
-
-        device = torch.cuda.get_device_name()
-    elif Path("/proc/cpuinfo").exists():
-        models = [
-            row.partition(": ")[2] for row in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in row
-        ]
-        device = f"{args.threads} CPU cores ({models[0]}, no GPU)"
-    command = "python benchmarks/bench_restore.py " + " ".join(sys.argv[1:])
-    heading = f"\n## Restoration: whole against tiled · {date.today()} · commit {commit.strip()} · {device}\n\n"
-    with open(RESULTS, "a", encoding="utf-8") as file:
-        file.write(f"{heading}`{command}`\n\n{text}")
 
 
 if __name__ == "__main__":
