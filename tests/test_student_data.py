@@ -188,3 +188,50 @@ def test_files_that_went_missing_or_bad_are_named_with_the_remedy(tmp_path):
     ):
         with pytest.raises(TrainDataError, match=words):
             read()
+
+
+def test_small_inputs_are_enlarged_wherever_they_are_read(tmp_path, monkeypatch, capsys):
+    """`upsample: bicubic` gives the pixels that `prepare enlarge` would have written, in every cache."""
+    from pipeline import index, prepare
+
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    for i in range(2):
+        toy.save_png(tmp_path / f"data/gt/{i}.png", toy.smooth_image(rng, 24, 32))
+        toy.save_png(tmp_path / f"data/small/{i}.png", toy.smooth_image(rng, 6, 8))
+    split = {"gt": "gt", "lq": "small"}
+    data = {"name": "sr", "domain": "d", "task": "t", "splits": {"train": split}}
+    (tmp_path / "params.yaml").write_text(json.dumps({"index": {"root": "data", "datasets": [data]}}))
+    assert index.main([]) == 1
+    assert (
+        "8x6, its gt has 32x24; it is enlarged 4 times as it is read with `upsample: bicubic`"
+        in capsys.readouterr().err
+    )
+    (tmp_path / "params.yaml").write_text(
+        json.dumps({"index": {"root": "data", "datasets": [data | {"upsample": "bicubic"}]}})
+    )
+    assert index.main([]) == 0
+    pairs = read_pairs("artifacts/index.parquet", "train")
+    prepare.main(["enlarge", "data/small", "large", "--set", "prepare.scale=4"])
+    for mode in ("none", "memory", "memmap"):
+        images = open_images(mode, pairs, str(tmp_path / "cache"))
+        for row in range(2):
+            np.testing.assert_array_equal(images[pairs.lq_path[row]], decode(f"large/{row}.png"))
+        lq, gt = PairDataset(pairs, None, 16, seed=0, images=images).whole_image(1)
+        assert lq.shape == gt.shape == (3, 24, 32)
+    toy.save_png(tmp_path / "data/small/0.png", toy.smooth_image(rng, 7, 8))  # of another size since
+    with pytest.raises(TrainDataError, match="32x28 pixels, its gt 32x24; run the index stage again"):
+        PairDataset(pairs, None, 16, seed=0).crop(Draw(0, 0))
+
+
+def test_small_inputs_of_no_whole_factor_are_faults(tmp_path, monkeypatch, capsys):
+    from pipeline import index
+
+    monkeypatch.chdir(tmp_path)
+    toy.save_png(tmp_path / "data/gt/0.png", np.zeros((24, 32, 3)))
+    toy.save_png(tmp_path / "data/small/0.png", np.zeros((7, 8, 3)))
+    data = {"name": "sr", "domain": "d", "task": "t", "upsample": "bicubic"}
+    data["splits"] = {"train": {"gt": "gt", "lq": "small"}}
+    (tmp_path / "params.yaml").write_text(json.dumps({"index": {"root": "data", "datasets": [data]}}))
+    assert index.main([]) == 1
+    assert "8x7, its gt has 32x24; both images of a pair have one size" in capsys.readouterr().err
