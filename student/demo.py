@@ -69,11 +69,9 @@ class Demo:
     """What the page does with an image; knows nothing of gradio."""
 
     def __init__(self, model: str | None, release: str, device: str):
-        from student.images.workers import READ_SECONDS, ImageWorkers
         from student.restoration.explain import Explainer
         from student.restoration.restorer import Restorer, load_student
 
-        self.worker = ImageWorkers(1, READ_SECONDS)  # ends with this process
         student = load_student(model)
         self.restorer = Restorer(student, device)
         self.explainer = Explainer(student, release)
@@ -86,10 +84,11 @@ class Demo:
         from student.images.files import read_picture
         from student.images.medical import own_suffix
         from student.images.picture import read_file, upright
-        from student.images.workers import try_to_read
+        from student.images.workers import READ_SECONDS, ImageWorkers, try_to_read
 
         data = read_file(path)
-        try_to_read(self.worker, data, path)
+        with ImageWorkers(1, READ_SECONDS) as worker:
+            try_to_read(worker, data, path)
         picture = read_picture(data, path, own_suffix(data, path, ""))
         restored = np.empty_like(picture.rgb)
         begun = time.perf_counter()

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from huggingface_hub import ModelCard, PyTorchModelHubMixin, hf_hub_download
+from safetensors import safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
@@ -37,6 +38,9 @@ class Student(
     `save_pretrained(DIR, model_card_kwargs={"metrics": ...})`, `from_pretrained(DIR_OR_ID)` and `push_to_hub(ID)` are
     the Hugging Face ones: config.json, model.safetensors and README.md.
     """
+
+    embedding_fingerprint: str | None = None
+    """Of the release whose priors the domain prompts were aligned with, as its manifest has it; None: not known."""
 
     def __init__(self, config: ModelConfig):
         if config.prompt_dim is None:
@@ -102,7 +106,8 @@ class Student(
 
     def _save_pretrained(self, save_directory: Path) -> None:
         weights = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
-        write_file(save_directory / WEIGHTS, save(weights))
+        told = {"embedding_fingerprint": self.embedding_fingerprint} if self.embedding_fingerprint else None
+        write_file(save_directory / WEIGHTS, save(weights, told))
 
     @classmethod
     def _from_pretrained(
@@ -124,4 +129,6 @@ class Student(
         # A copy: where the file puts a tensor at an odd address, products of it round in another way.
         weights = {n: tensor.to(torch.float32, copy=True) for n, tensor in load_file(file, device=map_location).items()}
         student.load_state_dict(weights, assign=True)
+        with safe_open(file, "pt") as header:
+            student.embedding_fingerprint = (header.metadata() or {}).get("embedding_fingerprint")
         return student.eval()

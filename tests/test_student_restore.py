@@ -16,8 +16,10 @@ from PIL import Image
 from pydicom.data import get_testdata_file
 from restore_project import PHOTO, run, start
 
+from shards import open_release
 from student.images import png16 as deep_png
 from student.images.files import read_picture
+from student.model import Student
 from student.restoration.explain import Explainer
 from student.restoration.restorer import Restorer, load_student
 
@@ -116,6 +118,24 @@ def test_explain_names_prompts_and_nearest_captions(model, tmp_path, capsys):
     (tmp_path / "o2.png.explain.json").unlink()
     assert run(model, tmp_path / "in.png", tmp_path / "o2.png", "--explain") == 0
     assert "outputs exist, 1 without an explanation (--overwrite makes them anew)" in last_line(capsys)
+
+
+def test_captions_of_another_release_explain_nothing(model, tmp_path, capsys):
+    priors = {f"{i:064x}": np.random.default_rng(i).normal(size=32) for i in range(9)}
+    toy_training.write_priors(tmp_path / "release", priors)
+    Image.fromarray(PHOTO).save(tmp_path / "in.png")
+    made = open_release(tmp_path / "release").manifest["embedding_fingerprint"]
+    for fingerprint, fits in ((made, True), ("5" * 64, False)):
+        student = Student.from_pretrained(model)
+        student.embedding_fingerprint = fingerprint
+        student.half().save_pretrained(tmp_path / fingerprint)
+        assert Student.from_pretrained(tmp_path / fingerprint).embedding_fingerprint == fingerprint
+        out = tmp_path / f"{fingerprint}.png"
+        arguments = ("--explain", "--release", tmp_path / "release")
+        assert run(tmp_path / fingerprint, tmp_path / "in.png", out, *arguments) == 0
+        about = json.loads(out.with_name(out.name + ".explain.json").read_text())
+        assert ("nearest_captions" in about) == fits
+    assert f"holds embeddings {made[:16]}, this student was distilled from 5555555555555555" in capsys.readouterr().err
 
 
 def test_of_a_volume_the_middle_slice_is_explained(model, tmp_path, monkeypatch):

@@ -9,6 +9,7 @@ import pytest
 import torch
 import toy_training as toy
 
+from shards import open_release
 from student.data.dataset import PairDataset
 from student.data.pairs import read_pairs
 from student.model import Student
@@ -26,7 +27,9 @@ def test_training_restores_better_than_doing_nothing(room):
     out = toy.run_here(room, max_steps=40, lr=2e-3, val_every=40, val_images=0, log_every=40)
     (row,) = toy.log_rows(out, "val")
     assert np.mean([score["psnr_gain"] for score in row["val"].values()]) > 0.5
-    assert Student.from_pretrained(str(out))(torch.rand(1, 3, 20, 24)).shape == (1, 3, 20, 24)
+    student, release = Student.from_pretrained(str(out)), open_release(room / "release")
+    assert student(torch.rand(1, 3, 20, 24)).shape == (1, 3, 20, 24)
+    assert student.embedding_fingerprint == release.manifest["embedding_fingerprint"]
 
 
 def test_the_log_holds_raw_and_weighted_losses_and_trackers_and_dvc_plots_show_them(room):

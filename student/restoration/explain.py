@@ -22,8 +22,8 @@ BATCH = 65_536
 class Explainer:
     """`explain(prompts)` → a JSON-ready dict. `release`: the caption shards that the student was distilled from.
 
-    Without a release there, or with one of another embedding dimension, the captions are left out, and the result says
-    so under "captions_missing".
+    Without a release there, or with one whose embeddings are others than the student was distilled from, the captions
+    are left out, and the result says so under "captions_missing".
     """
 
     def __init__(self, student: Student, release: str | Path):
@@ -43,7 +43,10 @@ class Explainer:
             return
         if self.release.dim != student.config.prompt_dim:
             self.missing = f"{release} has {self.release.dim} dimensions, this student {student.config.prompt_dim}"
-            self.release = None
+        elif student.embedding_fingerprint not in (None, made := self.release.manifest["embedding_fingerprint"]):
+            theirs = f"this student was distilled from {student.embedding_fingerprint[:16]}"
+            self.missing = f"{release} holds embeddings {made[:16]}, {theirs}; name that one with --release"
+        self.release = None if self.missing else self.release
 
     def explain(self, prompts: Prompts) -> dict[str, Any]:
         """What one image chose: per pool the prompts with their weights (the largest first), and nearest captions."""

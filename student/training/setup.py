@@ -179,6 +179,8 @@ def write_student(weights: dict[str, Tensor], job: Job, details: dict[str, str])
     """Write config.json, model.safetensors and the model card into `paths.student`, each whole or not at all."""
     student = Student(job.model)
     student.load_state_dict(weights)
+    if job.release:
+        student.embedding_fingerprint = job.release.manifest["embedding_fingerprint"]
     out, temporary = Path(job.paths.student), job.checkpoints.folder / ".writing-student"
     student.save_pretrained(temporary, model_card_kwargs=details)
     for name in STUDENT_FILES:
