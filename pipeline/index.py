@@ -14,10 +14,10 @@ from contextlib import closing
 from itertools import islice
 from pathlib import Path
 
-from pipeline.indexing.config import DatasetSpec, IndexConfig
+from pipeline.indexing.config import IndexConfig
 from pipeline.indexing.pairs import Candidate, candidates
 from pipeline.indexing.probe_cache import Probe, ProbeCache, probe_all
-from pipeline.indexing.table import SCHEMA, UPSAMPLE, write_index
+from pipeline.indexing.table import write_index
 from pipeline.indexing.tally import Tally
 from pipeline.params import Params, load_all
 from student.images.workers import ImageWorkers
@@ -64,14 +64,14 @@ def index_rows(config: IndexConfig, cache: ProbeCache, marks: bool = False) -> I
             with closing(probe_all(files, cache, workers, config.max_pixels, marks)) as probes:
                 for pair in pairs:
                     gt, lq = (*_take(pair, probes), None, None)[:2]
-                    yield fixed | _row(pair, gt, lq, dataset), lq
+                    yield fixed | _row(pair, gt, lq, dataset.range), lq
 
 
 def _take(pair: Candidate, probes: Iterator[Probe]) -> list[Probe]:
     return list(islice(probes, (pair.lq is not None) + 1)) if pair.status == "ok" else []
 
 
-def _row(pair: Candidate, gt: Probe | None, lq: Probe | None, dataset: DatasetSpec) -> dict:
+def _row(pair: Candidate, gt: Probe | None, lq: Probe | None, ends: tuple[float, float] | None) -> dict:
     row = dict.fromkeys(("gt_sha256", "width", "height", "mode", "range"))
     row |= {"gt_path": pair.gt, "lq_path": pair.lq, "status": pair.status, "error": pair.error}
     if gt is None:
@@ -83,27 +83,20 @@ def _row(pair: Candidate, gt: Probe | None, lq: Probe | None, dataset: DatasetSp
         "height": gt.height or None,
         "mode": gt.mode or None,
     }
-    if dataset.range or gt.low < gt.high:  # one range a pair, from gt or from the data set
-        row["range"] = json.dumps(dataset.range or (gt.low, gt.high))
+    if ends or gt.low < gt.high:  # one range a pair, from gt or from the data set
+        row["range"] = json.dumps(ends or (gt.low, gt.high))
     if error := gt.error or (lq and lq.error):
         return row | {"status": "unreadable", "error": error}
     if lq and (lq.width, lq.height) != (gt.width, gt.height):
-        if dataset.upsample and (scale := _scale(gt, lq)):
-            return row | {"upsample": scale}
         error = f"{pair.lq}: {lq.width}x{lq.height}, its gt has {gt.width}x{gt.height}; {_remedy(gt, lq)}"
         return row | {"status": "size_mismatch", "error": error}
     return row
 
 
-def _scale(gt: Probe, lq: Probe) -> int | None:
-    """How many times smaller lq is, if so by a whole factor."""
-    scale = gt.width // max(lq.width, 1)
-    return scale if scale > 1 and (lq.width * scale, lq.height * scale) == (gt.width, gt.height) else None
-
-
 def _remedy(gt: Probe, lq: Probe) -> str:
-    if scale := _scale(gt, lq):
-        return f"it is enlarged {scale} times as it is read with `upsample: bicubic` in the data set"
+    scale = gt.width // max(lq.width, 1)
+    if scale > 1 and (lq.width * scale, lq.height * scale) == (gt.width, gt.height):
+        return f"enlarge it: python -m pipeline.prepare enlarge LQ LARGE --set prepare.scale={scale}"
     return "both images of a pair have one size: crop gt, or enlarge lq (python -m pipeline.prepare --help)"
 
 
@@ -165,8 +158,7 @@ def _run(params: Params, config: IndexConfig, args: argparse.Namespace) -> int:
                     seen.add(tally.add(row), lq)
                 return seen.report(tally, faults)
             out = Path(params.paths.index)
-            schema = SCHEMA.append(UPSAMPLE) if any(dataset.upsample for dataset in config.datasets) else SCHEMA
-            written = write_index((tally.add(row) for row, _ in rows), out, lambda: tally.acceptable(config), schema)
+            written = write_index((tally.add(row) for row, _ in rows), out, lambda: tally.acceptable(config))
     finally:
         cache.save()
     for error in tally.first:

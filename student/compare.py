@@ -1,7 +1,7 @@
 """Compare evaluations image by image: who restores what better, and by how much.
 
     python -m student.compare artifacts/evaluation artifacts/evaluation-input
-    python -m student.compare BEFORE AFTER OTHER --out compare.html
+    python -m student.compare BEFORE AFTER OTHER --out compare.md
 
 Each RUN is a folder that `student.eval` wrote. Differences are to the first, paired by image, over the images that both
 measured, with a bootstrap 95 % interval; only runs of one metric variant and border are compared.
@@ -15,8 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from student.evaluation.compare_page import Change, Comparison, page
-from student.evaluation.metrics import IDENTICAL_DB
+from student.evaluation.metrics import IDENTICAL_DB, bootstrap_interval
 from student.files import write_file
 
 Scores = dict[str, dict[str, float]]
@@ -43,35 +42,33 @@ def read(folder: Path) -> tuple[Scores, str]:
     return scores, kinds.pop()
 
 
-def compared(folders: list[Path]) -> Comparison:
-    """Every run against the first; raises `CompareError`."""
+def table(folders: list[Path]) -> str:
+    """Markdown: a line a data set, the mean of each run, and its difference to the first."""
     runs = [read(folder) for folder in folders]
     if len({kind for _, kind in runs}) > 1:
         told = "; ".join(f"{folder}: {kind}" for folder, (_, kind) in zip(folders, runs, strict=True))
         raise CompareError(f"numbers of different kinds do not compare: {told}")
-    first, kind = runs[0]
-    sets = {}
+    first = runs[0][0]
+    lines = [
+        f"PSNR (dB), {runs[0][1]}, mean over the images; differences to {folders[0]} are paired by image, in brackets "
+        "their bootstrap 95 % interval.",
+        "",
+        f"| data set | images | {' | '.join(map(str, folders))} |",
+        f"|---|--:|{'--:|' * len(folders)}",
+    ]
     for name, images in sorted(first.items()):
-        changes = []
+        cells = []
         for scores, _ in runs[1:]:
             both = sorted(images.keys() & scores.get(name, {}).keys())
-            changes.append(Change({image: scores[name][image] - images[image] for image in both}))
-        sets[name] = (images, changes)
-    return Comparison(list(map(str, folders)), kind, sets)
-
-
-def table(found: Comparison) -> str:
-    """Markdown: a line a data set, the mean of each run, and its difference to the first."""
-    lines = [
-        f"PSNR (dB), {found.kind}, mean over the images; differences to {found.runs[0]} are paired by image, in "
-        "brackets their bootstrap 95 % interval.",
-        "",
-        f"| data set | images | {' | '.join(found.runs)} |",
-        f"|---|--:|{'--:|' * len(found.runs)}",
-    ]
-    for name, (images, changes) in found.sets.items():
-        cells = [f"{np.mean(list(images.values())):.2f}", *(change.told(images) for change in changes)]
-        lines.append(f"| {name} | {len(images)} | {' | '.join(cells)} |")
+            if not both:
+                cells.append("–")
+                continue
+            change = [scores[name][image] - images[image] for image in both]
+            low, high = bootstrap_interval(change)
+            of = f" (of {len(both)})" if len(both) < len(images) else ""
+            mean = np.mean([scores[name][image] for image in both])
+            cells.append(f"{mean:.2f}{of}, {np.mean(change):+.2f} [{low:+.2f}, {high:+.2f}]")
+        lines.append(f"| {name} | {len(images)} | {np.mean(list(images.values())):.2f} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
@@ -80,19 +77,18 @@ def main(argv: list[str] | None = None) -> int:
         prog="python -m student.compare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folders that student.eval wrote")
-    about = "a page to look at: each image's difference, curves, panels (default: compare.html); .md: the table alone"
-    parser.add_argument("--out", type=Path, metavar="FILE", default=Path("compare.html"), help=about)
+    parser.add_argument("--out", type=Path, metavar="FILE.md", help="write the table there, too")
     args = parser.parse_args(argv)
     if len(args.runs) < 2:
         parser.error("name at least two runs")
     try:
-        found = compared(args.runs)
-        text = table(found)
-        write_file(args.out, text if args.out.suffix == ".md" else page(found))
+        text = table(args.runs)
+        if args.out:
+            write_file(args.out, text)
     except (CompareError, OSError) as error:
         print(f"compare: {error}", file=sys.stderr)
         return 1
-    print(f"{text}\ncompare: {len(args.runs)} runs, {len(found.sets)} data sets → {args.out}")
+    print(text)
     return 0
 
 

@@ -3,13 +3,11 @@
 import csv
 import json
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from PIL import Image
 from ruamel.yaml import YAML
 
 from student import compare
@@ -34,23 +32,6 @@ def test_what_images_share_cancels_and_only_images_of_both_are_compared(tmp_path
     text = (tmp_path / "table.md").read_text()
     assert "| rain | 3 | 30.00 | 31.00, +1.00 [+1.00, +1.00] |" in text and text in capsys.readouterr().out
     assert "| noise | 2 | 30.00 | 29.00 (of 1), -1.00 [-1.00, -1.00] |" in text
-
-
-def test_the_page_colours_only_what_is_beyond_chance_and_shows_curves_and_panels(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    write(tmp_path / "first", {"<b>rain": [20, 30, 40], "noise": [30, 30]})
-    write(tmp_path / "second", {"<b>rain": [21, 31, 41], "noise": [29, 31.5]})
-    (tmp_path / "student/curves/val").mkdir(parents=True)
-    (tmp_path / "student/curves/val/rain.tsv").write_text("step\tpsnr\n10\t20.5\n20\t21.25\n")
-    (tmp_path / "second/results.json").write_text(json.dumps({"model": {"name": "student"}}))
-    (tmp_path / "second/panels").mkdir()
-    Image.new("RGB", (8, 8)).save(tmp_path / "second/panels/deraining.png")
-    assert compare.main(["first", "second"]) == 0
-    page = (tmp_path / "compare.html").read_text()
-    assert '<td class="gain">31.00, +1.00 [+1.00, +1.00]</td>' in page and page.count('class="gain"') == 1
-    assert 'class=""' in page and "<b>rain" not in page and "&lt;b&gt;rain" in page
-    assert page.count("<circle") == 5 and "21.25" in page and "data:image/png;base64," in page
-    assert not re.search(r'(src|href)="(?!data:)', page), "one file, which needs no other"
 
 
 @pytest.mark.parametrize(

@@ -102,7 +102,7 @@ class SplitSpec(Section):
     gt: Places = []
     """Clean images: folders or globs, relative to `index.root`; folders are searched recursively."""
     lq: Places = []
-    """Degraded images, in the same way: as large as gt, or smaller by a whole factor where there is `upsample`."""
+    """Degraded images, in the same way. SR inputs are already upsampled to gt size."""
     pair: PairRule = PairRule()
     csv: str | None = None
     """Instead of folders: a CSV file with the columns `gt` and, unless degraded on the fly, `lq`."""
@@ -137,9 +137,6 @@ class DatasetSpec(Section):
     range: tuple[float, float] | None = None
     """The numbers that are black and white in all images, such as [0, 10000]. Null: as type, tags or samples of each
     clean image say, for it and its lq."""
-
-    upsample: Literal["bicubic"] | None = None
-    """Inputs of super-resolution as data sets ship them: enlarged to gt's size wherever they are read."""
 
     @field_validator("range")
     @classmethod

@@ -18,8 +18,6 @@ SCHEMA = pa.schema(
 )
 """Columns of the index. `lq_path` is null, and `degradation` a JSON object, where gt is degraded on the fly.
 `range` is a JSON list of the two numbers that are black and white in both images, null for 8 bits."""
-UPSAMPLE = pa.field("upsample", pa.int32())
-"""A further column where a data set has such inputs: how many times smaller lq is than gt, null for the others."""
 
 ROWS = 65536
 """Rows in memory at once."""
@@ -54,15 +52,15 @@ def images_of(index: pa.Table) -> dict[str, tuple[str, ...]]:
     return {sha256: tuple(sorted(paths)) for sha256, paths in sorted(pairs)}
 
 
-def write_index(rows: Iterable[dict], file: Path, accept: Callable[[], bool], schema: pa.Schema = SCHEMA) -> bool:
+def write_index(rows: Iterable[dict], file: Path, accept: Callable[[], bool]) -> bool:
     """Stream rows to `file`; it becomes visible whole, and only if `accept()` says so after the last row."""
     file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_name(f".{file.name}.tmp")
     rows = iter(rows)
     try:
-        with pq.ParquetWriter(temporary, schema, compression="zstd", write_page_checksum=True) as writer:
+        with pq.ParquetWriter(temporary, SCHEMA, compression="zstd", write_page_checksum=True) as writer:
             while batch := list(islice(rows, ROWS)):
-                writer.write_batch(pa.RecordBatch.from_pylist(batch, schema=schema))
+                writer.write_batch(pa.RecordBatch.from_pylist(batch, schema=SCHEMA))
         if accepted := accept():
             publish(temporary, file)
         return accepted

@@ -15,7 +15,7 @@ from pipeline.reporting.blocks import Missing
 from pipeline.reporting.config import ReportConfig
 from student.params import Paths
 
-COLUMNS = "dataset domain task split gt_path lq_path degradation range upsample gt_sha256 width height status".split()
+COLUMNS = "dataset domain task split gt_path lq_path degradation range gt_sha256 width height status".split()
 SCORES = "n psnr psnr_input psnr_gain ssim ssim_input psnr_gain_ci95".split()
 INDEX, EMBED, TRAIN, EVAL = (
     "python -m pipeline.index",
@@ -49,8 +49,8 @@ class Inputs:
         """All rows of the index."""
         file = self.paths.index
         try:
-            there = pq.read_schema(file).names
-            columns = [name for name in COLUMNS if name in there or name not in ("range", "upsample")]
+            there = pq.read_schema(file).names  # an index of version 0.1 has no `range`
+            columns = [name for name in COLUMNS if name in there or name != "range"]
             return pq.read_table(file, columns=columns, partitioning=None, page_checksum_verification=True).to_pylist()
         except (OSError, pa.ArrowException) as error:
             raise Missing(f"{file}: {_reason(error)}", INDEX) from None

@@ -8,19 +8,17 @@ from pathlib import Path
 
 import numpy as np
 
-from student.data.degradations import enlarge
-from student.data.pairs import Pairs, Reading, TrainDataError
+from student.data.pairs import Pairs, Ranges, TrainDataError
 from student.files import publish
 from student.images.files import read_rgb
 from student.images.picture import ImageFileError, read_file
 from student.images.sample_values import given_range
 
 
-def decode(path: str, ends: tuple[float, float] | None = None, scale: int = 1) -> np.ndarray:
+def decode(path: str, ends: tuple[float, float] | None = None) -> np.ndarray:
     """RGB `[3, H, W]`, uint8 where that is exact (three quarters less memory), else float32 in [0, 1].
 
-    `ends`: the numbers that are black and white, where the file has more than 8 bits. `scale`: how many times the
-    picture is enlarged, to the same bytes as `pipeline.prepare enlarge` writes.
+    `ends`: the numbers that are black and white, where the file has more than 8 bits.
     """
     try:
         pixels = read_rgb(read_file(path), given_range(*ends) if ends else None)
@@ -28,11 +26,7 @@ def decode(path: str, ends: tuple[float, float] | None = None, scale: int = 1) -
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise TrainDataError(f"{path}: {reason}; run the index stage again (python -m pipeline.index)") from None
     bytes_ = np.round(pixels * 255).astype(np.uint8)
-    exact = np.array_equal(bytes_.astype(np.float32) / 255, pixels)
-    if scale > 1:
-        pixels = enlarge(pixels.transpose(1, 2, 0), scale).transpose(2, 0, 1)
-        bytes_ = np.round(pixels * 255).astype(np.uint8)
-    return bytes_ if exact else pixels
+    return bytes_ if np.array_equal(bytes_.astype(np.float32) / 255, pixels) else pixels
 
 
 def as_float(pixels: np.ndarray) -> np.ndarray:
@@ -43,19 +37,19 @@ def as_float(pixels: np.ndarray) -> np.ndarray:
 class FreshImages:
     """No cache: every access decodes the file."""
 
-    def __init__(self, reading: Reading):
-        self.reading = reading
+    def __init__(self, ranges: Ranges):
+        self.ranges = ranges
 
     def __getitem__(self, path: str) -> np.ndarray:
-        return decode(path, *self.reading.get(path, ()))
+        return decode(path, self.ranges.get(path))
 
 
 class MappedImages(FreshImages):
     """Every image is decoded by the first process that asks for it, into a `.npy` file of `folder` that all then map:
     its memory is the page cache of the machine. A file that changed on disk is decoded again."""
 
-    def __init__(self, reading: Reading, folder: str):
-        super().__init__(reading)
+    def __init__(self, ranges: Ranges, folder: str):
+        super().__init__(ranges)
         self.folder = Path(folder)
 
     def __getitem__(self, path: str) -> np.ndarray:
@@ -63,7 +57,7 @@ class MappedImages(FreshImages):
             facts = os.stat(path)
         except OSError:
             return super().__getitem__(path)  # which names the file and the remedy
-        key = repr((os.path.abspath(path), facts.st_size, facts.st_mtime_ns, self.reading.get(path)))
+        key = repr((os.path.abspath(path), facts.st_size, facts.st_mtime_ns, self.ranges.get(path)))
         file = self.folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.npy"
         if not file.exists():
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -79,8 +73,8 @@ Images = FreshImages | dict[str, np.ndarray]
 
 def open_images(mode: str, pairs: Pairs, folder: str) -> Images:
     """The cache that `train.cache_images` names."""
-    fresh = FreshImages(pairs.reading)
+    fresh = FreshImages(pairs.ranges)
     if mode == "memory":  # forked workers share it
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
             return dict(zip(pairs.files, threads.map(fresh.__getitem__, pairs.files), strict=True))
-    return MappedImages(pairs.reading, folder) if mode == "memmap" else fresh
+    return MappedImages(pairs.ranges, folder) if mode == "memmap" else fresh

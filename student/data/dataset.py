@@ -36,7 +36,7 @@ class PairDataset(Dataset):
         shuffle_priors: bool = False,
     ):
         self.pairs, self.release, self.patch_size, self.seed, self.augment = pairs, release, patch_size, seed, augment
-        self.images = images or FreshImages(pairs.reading)
+        self.images = images or FreshImages(pairs.ranges)
         self.prior_of = exchanged(pairs.gt_sha256, seed) if shuffle_priors else {}
         self.specs = {text: DegradationSpec.model_validate_json(text) for text in set(pairs.degradation) if text}
 

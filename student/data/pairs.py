@@ -17,9 +17,8 @@ from shards.verify import verify
 from student.files import write_file
 
 TAIL_BYTES = 4096
-Reading = dict[str, tuple[tuple[float, float] | None, int]]
-"""File → the numbers that are black and white, the same for both images of a pair (None: 0 and 255), and how many
-times it is enlarged."""
+Ranges = dict[str, tuple[float, float]]
+"""File of more than 8 bits → the numbers that are black and white, the same for both images of a pair."""
 
 
 class TrainDataError(ValueError):
@@ -41,8 +40,6 @@ class Pairs:
     gt_sha256: np.ndarray
     range: np.ndarray
     """JSON of the two numbers that are black and white in both images, or None for 8 bits."""
-    upsample: np.ndarray
-    """How many times the file of lq is smaller than gt, or None where it is as large."""
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -64,14 +61,10 @@ class Pairs:
         return sorted({*self.gt_path, *(path for path in self.lq_path if path is not None)})
 
     @property
-    def reading(self) -> Reading:
-        """Files that are not simply 8 bits of gt's size."""
-        how: Reading = {}
-        for row, (ends, scale) in enumerate(zip(self.range, self.upsample, strict=True)):
-            span = tuple(json.loads(ends)) if ends else None
-            how |= {self.gt_path[row]: (span, 1)} if span else {}
-            how |= {self.lq_path[row]: (span, scale or 1)} if self.lq_path[row] and (span or scale) else {}
-        return how
+    def ranges(self) -> Ranges:
+        rows = [row for row, ends in enumerate(self.range) if ends]
+        given = [(path, row) for row in rows for path in (self.gt_path[row], self.lq_path[row])]
+        return {path: tuple(json.loads(self.range[row])) for path, row in given if path is not None}
 
     def describe(self, row: int) -> str:
         return f"{self.dataset[row]}: {self.lq_path[row] or self.gt_path[row]}"
@@ -84,11 +77,10 @@ def read_pairs(index: str | Path, split: str) -> Pairs:
 
     names = list(Pairs.__dataclass_fields__)
     try:
-        absent = {"range", "upsample"} - set(parquet.read_schema(index).names)  # of version 0.1; no such inputs
-        columns = [name for name in (*names, "split", "status") if name not in absent]
+        older = "range" not in parquet.read_schema(index).names  # an index of version 0.1
+        columns = [name for name in (*names, "split", "status") if not older or name != "range"]
         table = parquet.read_table(index, columns=columns, page_checksum_verification=True, partitioning=None)
-        for name in absent:
-            table = table.append_column(name, [[None] * len(table)])
+        table = table.append_column("range", [[None] * len(table)]) if older else table
     except FileNotFoundError:
         raise TrainDataError(f"{index}: no such index; run python -m pipeline.index (or dvc repro index)") from None
     except (OSError, ValueError) as error:
@@ -132,9 +124,8 @@ def data_fingerprint(pairs: Pairs, release: Release | None) -> str:
     digest = hashlib.sha256()
     columns = (pairs.dataset, pairs.domain, pairs.task, pairs.gt_sha256, pairs.lq_path, pairs.degradation)
     with ThreadPoolExecutor(16) as threads:
-        tails = threads.map(_file_key, pairs.lq_path)
-        for *row, tail, ends, scale in zip(*columns, tails, pairs.range, pairs.upsample, strict=True):
-            digest.update(repr([*row, tail, *([ends] if ends or scale else []), *([scale] if scale else [])]).encode())
+        for *row, tail, ends in zip(*columns, threads.map(_file_key, pairs.lq_path), pairs.range, strict=True):
+            digest.update(repr([*row, tail, ends] if ends else [*row, tail]).encode())
     if release is not None:
         digest.update(repr([part["sha256"] for part in release.manifest["parts"]]).encode())
     return digest.hexdigest()
