@@ -17,8 +17,9 @@ from pathlib import Path
 from pipeline.indexing.config import DatasetSpec, IndexConfig
 from pipeline.indexing.pairs import Candidate, candidates
 from pipeline.indexing.probe_cache import Probe, ProbeCache, probe_all
-from pipeline.indexing.table import SCHEMA, UPSAMPLE, write_index
+from pipeline.indexing.table import SCHEMA, UPSAMPLE
 from pipeline.indexing.tally import Tally
+from pipeline.indexing.writer import write_index
 from pipeline.params import Params, load_all
 from student.images.workers import ImageWorkers
 from student.params import ParamsError, add_params_arguments
@@ -164,9 +165,10 @@ def _run(params: Params, config: IndexConfig, args: argparse.Namespace) -> int:
                 for row, lq in rows:
                     seen.add(tally.add(row), lq)
                 return seen.report(tally, faults)
-            out = Path(params.paths.index)
+            out = params.paths.index
             schema = SCHEMA.append(UPSAMPLE) if any(dataset.upsample for dataset in config.datasets) else SCHEMA
-            written = write_index((tally.add(row) for row, _ in rows), out, lambda: tally.acceptable(config), schema)
+            taken = (tally.add(row) for row, _ in rows)
+            written = write_index(taken, out, lambda: tally.acceptable(config), total, schema)
     finally:
         cache.save()
     for error in tally.first:

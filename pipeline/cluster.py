@@ -1,0 +1,93 @@
+"""Ranges of hashes over a Ray cluster: an actor a GPU, as many as there are, and what dies is done again elsewhere."""
+
+import argparse
+import contextlib
+import os
+import pickle
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+LOCAL = "local"
+TASKS_AHEAD = 2
+"""Tasks that wait at an actor: one to do, one that needs no waiting for."""
+
+
+def add_ray_argument(parser: argparse.ArgumentParser) -> None:
+    """`--ray [ADDRESS]`."""
+    told = "on a Ray cluster, an actor a GPU; without ADDRESS on this machine"
+    parser.add_argument("--ray", nargs="?", const=LOCAL, metavar="ADDRESS", help=told)
+
+
+def over_ranges(
+    address: str,
+    actor: Callable[[], Callable[[list[tuple[str, str]]], Any]],
+    ranges: Sequence[tuple[str, str, int]],
+    advance: Callable[[int], None],
+    failure: type[Exception],
+) -> Iterator[Any]:
+    """Yield what an actor answers to each of `ranges` (low, high, images), as they are done.
+
+    `actor` makes one, in a process of its own, once it has work. An actor or a node that dies is replaced, and its task
+    is done again: an actor looks for itself what is done already. An error that an actor raises ends it all, as
+    `failure` of one line.
+    """
+    try:
+        import ray
+        import ray.data
+    except ImportError as error:
+        raise failure(f"--ray needs Ray ({error}): pip install 'teachonce[ray]'") from None
+    root = str(Path(__file__).parents[1])  # where a checkout is not installed
+    environment = {"PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}
+    environment |= {"OMP_WAIT_POLICY": "passive"}
+    with contextlib.ExitStack() as stack:
+        try:
+            ray.init(
+                address=address,
+                include_dashboard=False if address == LOCAL else None,
+                log_to_driver=False,
+                logging_level="error",
+                runtime_env={"env_vars": environment},
+            )
+        except Exception as error:
+            raise failure(f"--ray {address}: {str(error).splitlines()[0]}") from None
+        stack.callback(ray.shutdown)
+        context = ray.data.DataContext.get_current()
+        context.enable_progress_bars = False
+        context.print_on_execution_start = False
+        gpus = ray.cluster_resources().get("GPU", 0)
+        tasks = [pa.table({"low": [low], "high": [high], "images": [n]}) for low, high, n in ranges]
+        done = ray.data.from_arrow(tasks).map_batches(
+            _Actor,
+            fn_constructor_args=[actor, os.getcwd()],
+            batch_size=None,
+            batch_format="pyarrow",
+            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=None, max_tasks_in_flight_per_actor=TASKS_AHEAD),
+            **({"num_gpus": 1} if gpus else {"num_cpus": 1}),
+        )
+        for row in done.iter_rows():
+            error, answer = pickle.loads(row["answer"])
+            if error:
+                raise failure(error)
+            advance(row["images"])
+            yield answer
+
+
+class _Actor:
+    """What Ray Data calls."""
+
+    def __init__(self, make: Callable, folder: str):
+        with contextlib.suppress(OSError):  # places may all be addresses
+            os.chdir(folder)
+        self.make, self.work = make, None
+
+    def __call__(self, task: pa.Table) -> pa.Table:
+        error, answer = None, None
+        try:
+            self.work = self.work or self.make()
+            answer = self.work([(row["low"], row["high"]) for row in task.to_pylist()])
+        except (ValueError, OSError) as raised:
+            error = " ".join(str(raised).split())
+        return pa.table({"answer": [pickle.dumps((error, answer))], "images": [sum(task["images"].to_pylist())]})
