@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import logging
 import os
 import pickle
 from collections.abc import Callable, Iterator, Sequence
@@ -54,6 +55,7 @@ def over_ranges(
         except Exception as error:
             raise failure(f"--ray {address}: {str(error).splitlines()[0]}") from None
         stack.callback(ray.shutdown)
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
         context.print_on_execution_start = False
