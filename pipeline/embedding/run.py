@@ -22,6 +22,8 @@ from teacher.embedder import embedder_identity
 from teacher.identity import caption_identities
 from teacher.identity import fingerprint as fingerprint_of
 
+BLOCK = 4096
+"""Images whose captions are in memory together."""
 POOLED = 1024
 """Images whose vectors are pooled together, in float64."""
 
@@ -54,7 +56,7 @@ class Embedding:
     @cached_property
     def ranges(self) -> list[tuple[str, str, int]]:
         """`low, high, images` of every block."""
-        return list(self.index.ranges())
+        return list(self.index.ranges(BLOCK))
 
     @property
     def n_images(self) -> int:

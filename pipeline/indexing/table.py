@@ -162,8 +162,8 @@ def aliases_of(index: pa.Table, *roots: str) -> pa.Table:
         return folder[len(start) :].replace(os.sep, "/")
 
     def told(path: str) -> str:
-        folder, name = os.path.split(path)
-        if name in ("", ".", ".."):
+        folder, _, name = path.rpartition(os.sep)
+        if not folder or name in ("", ".", ".."):
             folder, name = os.path.split(_absolute(path))
         return told_of(folder) + name
 
