@@ -50,14 +50,14 @@ class WordCounts:
 
 
 def test_joined_captions_are_embedded_as_one_text():
-    texts = {"brightness": "dark", "content": "a cat, a cat"}
-    (cut,), joined = embed_images([texts], WordCounts(), "joined", [])
+    texts = {"brightness": pa.array(["dark"]), "content": pa.array(["a cat, a cat"])}
+    (cut,), joined = embed_images(texts, WordCounts(), "joined", [])
     np.testing.assert_allclose(joined[0, 0], np.array([2, 1, 0]) / np.sqrt(5), atol=1e-3)
-    _, mean = embed_images([texts], WordCounts(), "mean", [])
+    _, mean = embed_images(texts, WordCounts(), "mean", [])
     np.testing.assert_allclose(mean[0, 0], np.array([1, 1, 0]) / np.sqrt(2), atol=1e-3)
     assert cut == []
-    texts["content"] += " and a sky"
-    assert embed_images([texts], WordCounts(), "joined", [])[0] == [["brightness", "content"]]
+    texts["content"] = pa.array(["a cat, a cat and a sky"])
+    assert embed_images(texts, WordCounts(), "joined", [])[0] == [["brightness", "content"]]
 
 
 def test_labels_take_the_place_of_the_captions_and_belong_to_the_vectors_identity(tmp_path):

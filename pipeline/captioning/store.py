@@ -128,7 +128,7 @@ class PerspectiveStore:
         parts = [part for part in self.parts if part.first <= high and part.last >= low]
         for table in self._read_all(parts, ["image_sha256", *columns]):
             if decoding is not None and _made_with(table) != decoding:
-                table = table.filter(pc.field("status") != "bad_image")
+                table = table.filter(pc.not_equal(table["status"], "bad_image"))
             tables.append(table.replace_schema_metadata(None))
         rows = pa.concat_tables(tables)
         number = pc.fill_null(pc.index_in(rows["image_sha256"], images), -1).to_numpy()

@@ -92,7 +92,7 @@ class EmbeddingCache:
         ]
         buffer = io.BytesIO()
         table = pa.Table.from_arrays(columns, schema=self.schema)
-        pq.write_table(table, buffer, compression="none", use_dictionary=False)
+        pq.write_table(table, buffer, compression="none", use_dictionary=False, write_statistics=False)
         content = buffer.getvalue()
         first, last = images[0][:8], images[-1][:8]
         name = f"part-{first}-{last}-{hashlib.sha256(content).hexdigest()[:32]}.parquet"

@@ -1,10 +1,10 @@
 """Captions of the store joined per image, and their vectors pooled into the prior of method.md: no files, no models."""
 
-import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from hashlib import sha256
 from json.encoder import encode_basestring_ascii as _quoted
 
 import numpy as np
@@ -46,28 +46,27 @@ class CaptionBlock:
         return self.rows["image_sha256"].combine_chunks()
 
     @cached_property
-    def texts(self) -> list[dict[str, str]]:
-        """Of each image, perspective -> the text that is embedded."""
-        names = list(self.captions)
-        said = [
-            pc.if_else(pa.array(ok), table["caption"], None).to_pylist()
-            for ok, table in zip(self.ok.T, self.captions.values(), strict=True)
-        ]
-        if self.labels:
-            said = [
-                [None if text is None else label for text, label in zip(of_name, self.labels, strict=True)]
-                for of_name in said
-            ]
-        rows = zip(*said, strict=True)
-        return [{name: t for name, t in zip(names, row, strict=True) if t is not None} for row in rows]
+    def texts(self) -> dict[str, pa.Array]:
+        """perspective -> the text of each image that is embedded, null where there is none."""
+        labels = pa.array(self.labels, pa.string()) if self.labels else None
+        return {
+            name: pc.if_else(pa.array(ok), table["caption"] if labels is None else labels, None)
+            for ok, (name, table) in zip(self.ok.T, self.captions.items(), strict=True)
+        }
 
     @cached_property
     def digests(self) -> list[str]:
         """Of each image the sha256 over perspectives and texts: what its vector depends on besides the embedder."""
-        quoted = {name: f"{_quoted(name)}: " for name in self.captions}
-        # json.dumps(texts, sort_keys=True), in a third of the time
-        said = (", ".join([quoted[name] + _quoted(text) for name, text in texts.items()]) for texts in self.texts)
-        return [hashlib.sha256(f"{{{texts}}}".encode()).hexdigest() for texts in said]
+        # As json.dumps({perspective: text}, sort_keys=True) writes it, in a fraction of the time.
+        columns = []
+        for name, of_name in self.texts.items():
+            key = f"{_quoted(name)}: "
+            columns.append(["" if text is None else key + _quoted(text) for text in of_name.to_pylist()])
+        if self.ok.all():
+            rows = map(", ".join, zip(*columns, strict=True))
+        else:
+            rows = (", ".join(filter(None, row)) for row in zip(*columns, strict=True))
+        return [sha256(f"{{{row}}}".encode()).hexdigest() for row in rows]
 
 
 @dataclass

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.captioning.store import open_stores
 from pipeline.embedding.cache import EmbeddingCache
@@ -81,7 +82,7 @@ class Embedding:
             missing, cut = self.lacking(block)
             truncated += cut
             if len(missing):
-                texts = [block.texts[image] for image in missing]
+                texts = {name: of_name.take(pa.array(missing)) for name, of_name in block.texts.items()}
                 with stop.interruptible():
                     self._embedder = self._embedder or load_embedder(self.config)
                     cut_of, vectors = embed_images(texts, self._embedder, self.config.pooling, self.apart)
@@ -116,33 +117,38 @@ class EmbedActor:
 
 
 def embed_images(
-    captions: list[dict[str, str]], embedder, pooling: str, apart: list[str]
+    said: dict[str, pa.Array], embedder, pooling: str, apart: list[str]
 ) -> tuple[list[list[str]], np.ndarray]:
-    """Texts by perspective of n images -> of each the perspectives that were cut; vectors float16 `[n, columns, dim]`.
+    """Perspective (in order of the names) -> texts of n images, null where there is none.
 
-    Each text is encoded once.
+    Returns of each image the perspectives that were cut, and vectors float16 `[n, columns, dim]`. Each text is encoded
+    once.
     """
-    said = captions
+    names, columns = list(said), list(said.values())
     if pooling == "joined":  # a cut counts for every perspective in the text
-        joined = (" ".join(texts[name] for name in sorted(texts)) for texts in captions)
-        said = [dict.fromkeys(texts, text) for texts, text in zip(captions, joined, strict=True)]
-    texts = sorted({text for of_image in said for text in of_image.values()})
-    vectors, _, truncated = embedder.encode(texts)
-    place = {text: number for number, text in enumerate(texts)}
-    cut = {text for text, was in zip(texts, truncated, strict=True) if was}
-    cut_of = [[name for name in sorted(of_image) if of_image[name] in cut] for of_image in said] if cut else []
-    alike: dict[tuple[str, ...], list[int]] = {}
-    for image, of_image in enumerate(said):
-        alike.setdefault(tuple(of_image), []).append(image)
+        joined = pc.binary_join_element_wise(*columns, " ", null_handling="skip")
+        columns = [pc.if_else(column.is_valid(), joined, None) for column in columns]
+    coded = pa.chunked_array([c for column in columns for c in _chunks(column)]).combine_chunks().dictionary_encode()
+    texts = coded.dictionary.take(pc.sort_indices(coded.dictionary))
+    vectors, _, truncated = embedder.encode(texts.to_pylist())
+    # [images, perspectives]: the number of the text, -1 for none
+    number = pc.fill_null(pc.index_in(coded.dictionary, texts).take(coded.indices), -1).to_numpy()
+    number = number.reshape(len(names), -1).T
+    cut = np.append(truncated, False)[number]
+    cut_of = [[names[place] for place in np.flatnonzero(row)] for row in cut] if cut.any() else [[]] * len(number)
     pooled: Any = None
-    for names, images in alike.items():
-        for start in range(0, len(images), POOLED):
-            some = images[start : start + POOLED]
-            of_names = {name: vectors[[place[said[image][name]] for image in some]] for name in names}
+    for has in np.unique(number >= 0, axis=0):
+        images = np.flatnonzero(((number >= 0) == has).all(axis=1))
+        for some in np.split(images, range(POOLED, len(images), POOLED)):
+            of_names = {names[place]: vectors[number[some, place]] for place in np.flatnonzero(has)}
             made = pool(of_names, pooling, apart)
-            pooled = np.empty((len(said), *made.shape[1:]), np.float16) if pooled is None else pooled
+            pooled = np.empty((len(number), *made.shape[1:]), np.float16) if pooled is None else pooled
             pooled[some] = made
-    return cut_of or [[]] * len(said), pooled
+    return cut_of, pooled
+
+
+def _chunks(column: pa.Array | pa.ChunkedArray) -> list[pa.Array]:
+    return column.chunks if isinstance(column, pa.ChunkedArray) else [column]
 
 
 def load_embedder(config: EmbedConfig):
