@@ -17,7 +17,7 @@ from pipeline.captioning.release import take_from_release
 from pipeline.captioning.run import CaptionActor, CaptionError, run
 from pipeline.captioning.run_report import RunReport, speed_line
 from pipeline.captioning.store import StoreError, open_stores
-from pipeline.cluster import add_ray_argument, over_ranges
+from pipeline.cluster import add_ray_argument, over_ranges, refuse_ranks
 from pipeline.indexing.table import BLOCK, Index, IndexUnusable
 from pipeline.params import Params, load_all
 from student.params import ParamsError, add_params_arguments
@@ -60,6 +60,7 @@ def describe_plan(plan: Plan, config: CaptionConfig, store_root: str) -> str:
 def caption(args: argparse.Namespace) -> str:
     """The stage; returns the summary line. Raises `CaptionError` and the errors of params, index, store and model."""
     started = time.perf_counter()
+    refuse_ranks()
     params = load_all(args.params, args.overrides)
     config, store_root = params.caption, params.paths.caption_store
     index = Index(params.paths.index)

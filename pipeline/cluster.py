@@ -22,6 +22,12 @@ def add_ray_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ray", nargs="?", const=LOCAL, metavar="ADDRESS", help=told)
 
 
+def refuse_ranks() -> None:
+    """Processes of `accelerate launch` or `torchrun` would all do the same; raises `ValueError`."""
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise ValueError("one of several processes (WORLD_SIZE): start it once, with --ray for several GPUs")
+
+
 def over_ranges(
     address: str,
     actor: Callable[[], Callable[[list[tuple[str, str]]], Any]],

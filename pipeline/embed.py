@@ -14,7 +14,7 @@ from functools import partial
 
 from pipeline.captioning.config import CaptionConfig
 from pipeline.captioning.store import StoreError
-from pipeline.cluster import add_ray_argument, over_ranges
+from pipeline.cluster import add_ray_argument, over_ranges, refuse_ranks
 from pipeline.embedding.rows import EmbedError, Tally, stats
 from pipeline.embedding.run import EmbedActor, Embedding, public_name
 from pipeline.indexing.table import IndexUnusable, aliases_of
@@ -45,6 +45,7 @@ def teacher_identity(config: CaptionConfig, identities: Mapping[str, Mapping]) -
 def embed(args: argparse.Namespace) -> str:
     """The stage; returns the summary line. Raises `EmbedError` and the errors of params, index, store and model."""
     started = time.perf_counter()
+    refuse_ranks()
     params = load_all(args.params, args.overrides)
     config, paths = params.embed, params.paths
     work = Embedding(params)
