@@ -17,15 +17,12 @@ from pipeline.captioning.release import take_from_release
 from pipeline.captioning.run import CaptionActor, CaptionError, run
 from pipeline.captioning.run_report import RunReport, speed_line
 from pipeline.captioning.store import StoreError, open_stores
-from pipeline.cluster import add_ray_argument, over_ranges, refuse_ranks
+from pipeline.cluster import LEAST, add_ray_argument, over_ranges, refuse_ranks
 from pipeline.indexing.table import BLOCK, Index, IndexUnusable
 from pipeline.params import Params, load_all
 from student.params import ParamsError, add_params_arguments
 from student.progress import progress
 from teacher.identity import caption_identities
-
-MIN_TASK = 256
-"""Images of a task on Ray, at least, so that batches are full."""
 
 EXAMPLES = """examples:
   python -m pipeline.caption                                   what the store lacks
@@ -112,7 +109,7 @@ def caption_on_ray(args: argparse.Namespace, params: Params, plan: Plan) -> tupl
     begun, of_actor = time.perf_counter(), {}
     actor = partial(CaptionActor, config, params.paths.index, store_root, args.retry_errors)
     fine = Lacking(index, open_stores(store_root, caption_identities(**config.identity)), config, args.retry_errors)
-    tasks = fine.plan(max(MIN_TASK, min(BLOCK, plan.n_images // 1024))).ranges
+    tasks = fine.plan(max(LEAST, min(BLOCK, plan.n_images // 1024))).ranges
     with progress("captioning", plan.to_do) as advance:
         for report, set_aside in over_ranges(args.ray, actor, tasks, advance, CaptionError):
             tell_set_aside(set_aside)

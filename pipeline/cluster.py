@@ -5,7 +5,7 @@ import contextlib
 import logging
 import os
 import pickle
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,8 @@ import pyarrow as pa
 LOCAL = "local"
 TASKS_AHEAD = 2
 """Tasks that wait at an actor: one to do, one that needs no waiting for."""
+LEAST = 256
+"""Images of a task, at least, so that batches are full: ranges in which less is to do are taken together."""
 
 
 def add_ray_argument(parser: argparse.ArgumentParser) -> None:
@@ -31,11 +33,11 @@ def refuse_ranks() -> None:
 def over_ranges(
     address: str,
     actor: Callable[[], Callable[[list[tuple[str, str]]], Any]],
-    ranges: Sequence[tuple[str, str, int]],
+    ranges: Iterable[tuple[str, str, int]],
     advance: Callable[[int], None],
     failure: type[Exception],
 ) -> Iterator[Any]:
-    """Yield what an actor answers to each of `ranges` (low, high, images), as they are done.
+    """Yield what an actor answers to `ranges` (low, high, images), one or several at a time, as they are done.
 
     `actor` makes one, in a process of its own, once it has work. An actor or a node that dies is replaced, and its task
     is done again: an actor looks for itself what is done already. An error that an actor raises ends it all, as
@@ -66,7 +68,8 @@ def over_ranges(
         context.enable_progress_bars = False
         context.print_on_execution_start = False
         gpus = ray.cluster_resources().get("GPU", 0)
-        tasks = [pa.table({"low": [low], "high": [high], "images": [n]}) for low, high, n in ranges]
+        names = ("low", "high", "images")
+        tasks = [pa.Table.from_pylist([dict(zip(names, one, strict=True)) for one in task]) for task in _tasks(ranges)]
         done = ray.data.from_arrow(tasks).map_batches(
             _Actor,
             fn_constructor_args=[actor, os.getcwd()],
@@ -75,12 +78,28 @@ def over_ranges(
             compute=ray.data.ActorPoolStrategy(min_size=1, max_size=None, max_tasks_in_flight_per_actor=TASKS_AHEAD),
             **({"num_gpus": 1} if gpus else {"num_cpus": 1}),
         )
-        for row in done.iter_rows():
-            error, answer = pickle.loads(row["answer"])
-            if error:
-                raise failure(error)
-            advance(row["images"])
-            yield answer
+        try:
+            for row in done.iter_rows():
+                error, answer = pickle.loads(row["answer"])
+                if error:
+                    raise failure(error)
+                advance(row["images"])
+                yield answer
+        except KeyboardInterrupt:
+            raise failure("stopped; what is finished is kept, the same command goes on") from None
+        except ray.exceptions.RayError as error:
+            raise failure(f"on Ray: {str(error).strip().splitlines()[-1]}") from error
+
+
+def _tasks(ranges: Iterable[tuple[str, str, int]]) -> Iterator[list[tuple[str, str, int]]]:
+    held: list[tuple[str, str, int]] = []
+    for one in ranges:
+        held.append(one)
+        if sum(images for *_, images in held) >= LEAST:
+            yield held
+            held = []
+    if held:
+        yield held
 
 
 class _Actor:

@@ -15,7 +15,7 @@ from s3 import s3_server
 from toy_project import Project
 
 from pipeline import caption as stage
-from pipeline import embed
+from pipeline import cluster, embed
 from student.places import write_whole
 
 OFTEN = ["--set", "caption.flush_images=4", "--set", "caption.quantization=none", "--set", "caption.max_new_tokens=4"]
@@ -71,6 +71,13 @@ def test_a_killed_actor_loses_and_repeats_nothing(tmp_path, whole):
     assert "120 new of 120 images × 2 perspectives" in out, error
     assert project.captions() == whole.captions()  # fails on a doubled row
     assert all(part.read_bytes() == content for part, content in kept.items())
+
+
+def test_ranges_in_which_little_is_to_do_are_one_task():
+    ranges = [(str(n), str(n + 1), images) for n, images in enumerate([300, 100, 100, 100, 5, 1])]
+    tasks = list(cluster._tasks(ranges))
+    assert [[n for *_, n in task] for task in tasks] == [[300], [100, 100, 100], [5, 1]]
+    assert [one for task in tasks for one in task] == ranges
 
 
 @pytest.mark.slow

@@ -107,7 +107,9 @@ class Index:
 
     def block(self, low: str, high: str) -> Block:
         """The rows of one of `ranges` (of any size)."""
-        file = next(file for file, (first, end) in self._files.items() if first <= low < end)
+        file = next((file for file, (first, end) in self._files.items() if first <= low < end), None)
+        if file is None:
+            raise IndexUnusable(f"{self.path}: changed while it was read; run it again")
         rows, starts = self._load(file)
         images = rows["gt_sha256"]
         begin, end = (bisect_left(starts[:-1], edge, key=lambda row: images[int(row)].as_py()) for edge in (low, high))
