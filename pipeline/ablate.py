@@ -17,8 +17,10 @@ from typing import Any, NamedTuple
 from pipeline.ablation.config import AblateConfig
 from pipeline.ablation.statistics import markdown
 from pipeline.params import load_all
+from student.data.pairs import index_files
 from student.files import write_file
 from student.params import ParamsError, Paths, add_params_arguments, read_params
+from student.places import exists, read
 from student.progress import progress
 
 EXAMPLES = """examples:
@@ -74,9 +76,9 @@ def ablate(args: argparse.Namespace) -> str:
         load_all(args.params, variant.set)
     if not (args.plan or args.table):
         prepare(config)
-    if not Path(paths.index).is_file():
+    if not exists(paths.index):
         raise AblateError(f"{paths.index}: no index; run dvc repro index first")
-    wanted = experiments(config, params, Path(paths.index).read_bytes())
+    wanted = experiments(config, params, b"".join(read(file) for file in index_files(paths.index)))
     finished = finished_names()
     missing = [experiment for experiment in wanted if experiment.name not in finished]
     if args.plan:

@@ -8,19 +8,20 @@ import argparse
 import os
 import sys
 import time
-from pathlib import Path
+from collections.abc import Iterable
+from functools import partial
 
 from pipeline.captioning.config import CaptionConfig
-from pipeline.captioning.plan import Plan, earlier_rate, in_share, make_plan
+from pipeline.captioning.plan import Lacking, Plan, earlier_rate
 from pipeline.captioning.release import take_from_release
-from pipeline.captioning.run import CaptionError, run
-from pipeline.captioning.run_report import speed_line
+from pipeline.captioning.run import CaptionActor, CaptionError, run
+from pipeline.captioning.run_report import RunReport, speed_line
 from pipeline.captioning.store import StoreError, open_stores
-from pipeline.indexing.table import IndexUnusable, images_of, read_index
-from pipeline.params import load_all
-from pipeline.processes import process_of_many
-from pipeline.stopping import Stop
+from pipeline.cluster import LEAST, add_ray_argument, over_ranges, refuse_ranks
+from pipeline.indexing.table import BLOCK, Index, IndexUnusable
+from pipeline.params import Params, load_all
 from student.params import ParamsError, add_params_arguments
+from student.progress import progress
 from teacher.identity import caption_identities
 
 EXAMPLES = """examples:
@@ -29,14 +30,15 @@ EXAMPLES = """examples:
   python -m pipeline.caption --plan                            only say what would be done
   python -m pipeline.caption --set caption.model=llava-hf/llava-1.5-7b-hf --set caption.batch_images=auto
   python -m pipeline.caption --retry-errors                    try images again whose status is `error`
-  accelerate launch --num_processes 8 -m pipeline.caption      eight GPUs; on several machines, share the store's folder
+  python -m pipeline.caption --ray                             on all GPUs of this machine (extra ray)
+  python -m pipeline.caption --ray auto                        on the Ray cluster that this machine belongs to
 """
 
 
-def describe_plan(plan: Plan, config: CaptionConfig, store_root: Path) -> str:
+def describe_plan(plan: Plan, config: CaptionConfig, store_root: str) -> str:
     """The text of `--plan`."""
     captions = sum(plan.missing.values())
-    lines = [f"caption: {len(plan.jobs)} of {plan.n_images} images lack a caption ({captions} captions)"]
+    lines = [f"caption: {plan.to_do} of {plan.n_images} images lack a caption ({captions} captions)"]
     lines += [f"  {name:<12} {count:>9} to do" for name, count in plan.missing.items()]
     if plan.failed:
         held = ", ".join(f"{count} {status}" for status, count in sorted(plan.failed.items()))
@@ -55,52 +57,77 @@ def describe_plan(plan: Plan, config: CaptionConfig, store_root: Path) -> str:
 def caption(args: argparse.Namespace) -> str:
     """The stage; returns the summary line. Raises `CaptionError` and the errors of params, index, store and model."""
     started = time.perf_counter()
+    refuse_ranks()
     params = load_all(args.params, args.overrides)
-    config, store_root = params.caption, Path(params.paths.caption_store)
-    images = images_of(read_index(params.paths.index))
+    config, store_root = params.caption, params.paths.caption_store
+    index = Index(params.paths.index)
     stores = open_stores(store_root, caption_identities(**config.identity))
-    plan = make_plan(images, stores, config, args.retry_errors)
-    for path in (path for store in stores.values() for path in store.set_aside):
-        print(f"caption: set aside {path}: damaged or not ours; its images are captioned again", file=sys.stderr)
+    lacking = Lacking(index, stores, config, args.retry_errors)
+    plan = lacking.plan()
+    tell_set_aside(path for store in stores.values() for path in store.set_aside)
     if args.plan:
         return describe_plan(plan, config, store_root)
-    rank, world_size = process_of_many()
-    if taken := take_from_release(params.paths.release, stores, plan.share(rank, world_size)):
+    if taken := take_from_release(params.paths.release, stores, lacking.jobs(plan.ranges)):
         print(f"caption: {taken} images take their captions from {params.paths.release}, made by the same teacher")
-        plan = make_plan(images, stores, config, args.retry_errors)
-    jobs, detail, report = plan.share(rank, world_size), "no model loaded", None
-    if jobs:
-        stop = Stop()
-        try:
-            report, summary = run(config, store_root, stores, jobs, stop)
-        finally:
-            stop.restore()
-        detail = speed_line(summary)
-    share = f" (process {rank} of {world_size})" if world_size > 1 else ""
-    held = [images[sha256][0] for sha256 in sorted(plan.errors) if in_share(sha256, rank, world_size)]
-    errors, named = len(held) + (report.errors if report else 0), [*(report.failed_paths if report else ()), *held]
-    n_share = sum(in_share(sha256, rank, world_size) for sha256 in images)
-    if errors > config.max_error_fraction * n_share:
+        plan = lacking.plan()
+    detail, report = "no model loaded", RunReport("")
+    if plan.ranges:
+        for name in (name for name, missing in plan.missing.items() if missing):
+            stores[name].prepare()  # a folder that cannot be written shows before the model is loaded
+        if args.ray:
+            report, detail = caption_on_ray(args, params, plan)
+        else:
+            report, summary = run(config, store_root, stores, lacking.jobs(plan.ranges), plan.to_do)
+            detail = speed_line(summary)
+    errors, named = plan.errors + report.errors, [*report.failed_paths, *plan.error_paths]
+    if errors > config.max_error_fraction * plan.n_images:
         raise CaptionError(
-            f"{errors} of {n_share} images{share} have no caption but an error, more than caption.max_error_fraction = "
+            f"{errors} of {plan.n_images} images have no caption but an error, more than caption.max_error_fraction = "
             f"{config.max_error_fraction:g} (python -m pipeline.caption --retry-errors tries them again): "
             + "; ".join(named[:10])
         )
     failed = ", ".join(f"{count} {status}" for status, count in sorted(plan.failed.items()))
     line = (
-        f"caption: {len(jobs)} new of {plan.n_images} images × {len(stores)} perspectives{share}, "
-        f"{plan.n_images - len(plan.jobs)} found in the store{failed and f' (captions that failed: {failed})'}, "
-        f"{sum(report.failures.values()) if report else 0} bad, {time.perf_counter() - started:.1f} s ({detail})"
+        f"caption: {plan.to_do} new of {plan.n_images} images × {len(stores)} perspectives, "
+        f"{plan.n_images - plan.to_do} found in the store{failed and f' (captions that failed: {failed})'}, "
+        f"{sum(report.failures.values())} bad, {time.perf_counter() - started:.1f} s ({detail})"
     )
-    for reason, count in report.failures.most_common(10) if report else ():
+    for reason, count in report.failures.most_common(10):
         line += f"\n  {count} × {reason}"
-    if report and report.cut > (made := report.rows["ok"] + report.rows["empty"]) / 2:
+    if report.cut > (made := report.rows["ok"] + report.rows["empty"]) / 2:
         line += (
             f"\n  warning: {report.cut} of {made} captions were cut at caption.max_new_tokens = "
             f"{config.max_new_tokens}: raise it; or does the model never say its end token (eos_token_id in its "
             "generation_config.json and tokenizer)?"
         )
     return line
+
+
+def caption_on_ray(args: argparse.Namespace, params: Params, plan: Plan) -> tuple[RunReport, str]:
+    """Caption the plan's images on a cluster; returns the joint report and how it went."""
+    config, store_root, index = params.caption, params.paths.caption_store, Index(params.paths.index)
+    begun, of_actor = time.perf_counter(), {}
+    actor = partial(CaptionActor, config, params.paths.index, store_root, args.retry_errors)
+    fine = Lacking(index, open_stores(store_root, caption_identities(**config.identity)), config, args.retry_errors)
+    tasks = fine.plan(max(LEAST, min(BLOCK, plan.n_images // 1024))).ranges
+    with progress("captioning", plan.to_do) as advance:
+        for report, set_aside in over_ranges(args.ray, actor, tasks, advance, CaptionError):
+            tell_set_aside(set_aside)
+            of_actor[report.run] = report  # each tells all that its actor has done
+    joint = RunReport("")
+    for report in of_actor.values():
+        joint.include(report)
+    # What an actor wrote and did not live to tell is in the store.
+    after = Lacking(index, open_stores(store_root, caption_identities(**config.identity)), config).plan()
+    if after.to_do:
+        raise CaptionError(f"{after.to_do} images still lack a caption; run again, and see what became of the store")
+    rate = plan.to_do / (time.perf_counter() - begun)
+    return joint, f"{rate:.1f} images/s by {len(of_actor.keys() - {''})} actors"
+
+
+def tell_set_aside(paths: Iterable[str]) -> None:
+    for path in paths:
+        print(f"caption: set aside {path}: damaged or not ours; its images are captioned again", file=sys.stderr)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -116,6 +143,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--plan", action="store_true", help="print what would be done, with an estimate, and do nothing"
     )
+    add_ray_argument(parser)
     parser.add_argument("--retry-errors", action="store_true", help="also redo images whose status is `error`")
     alone = parser.add_argument_group("a folder of images, without index or params.yaml")
     alone.add_argument("folder", nargs="?", metavar="FOLDER", help="its images, searched recursively")

@@ -9,100 +9,30 @@ import errno
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Mapping
+from functools import partial
 
 from pipeline.captioning.config import CaptionConfig
-from pipeline.captioning.store import StoreError, open_stores
-from pipeline.embedding.cache import EmbeddingCache
-from pipeline.embedding.config import EmbedConfig
-from pipeline.embedding.rows import EmbedError, ImageCaptions, Tally, caption_ranges, pool, release_row, stats
-from pipeline.indexing.table import IndexUnusable, aliases_of, images_of, labels_of, read_index, sizes_of
-from pipeline.params import load_all
-from pipeline.processes import device_of_process, process_of_many, wait_for_all
+from pipeline.captioning.store import StoreError
+from pipeline.cluster import add_ray_argument, over_ranges, refuse_ranks
+from pipeline.embedding.rows import EmbedError, Tally, stats
+from pipeline.embedding.run import EmbedActor, Embedding, public_name
+from pipeline.indexing.table import IndexUnusable, aliases_of
+from pipeline.params import Params, load_all
 from pipeline.stopping import Stop, Stopped
 from shards import ReleaseError, write_release
 from shards.verify import verify
-from student.files import write_file
 from student.params import ParamsError, add_params_arguments
+from student.places import write_whole
 from student.progress import progress
-from teacher.embedder import embedder_identity
-from teacher.identity import caption_identities
-from teacher.identity import fingerprint as fingerprint_of
 
 EXAMPLES = """examples:
   python -m pipeline.embed                                             after python -m pipeline.caption
   python -m pipeline.embed --set embed.model=openai/clip-vit-large-patch14 --set embed.pooling=concat
-  accelerate launch --num_processes 4 -m pipeline.embed                four GPUs
+  python -m pipeline.embed --ray                                       on all GPUs of this machine (extra ray)
 then, anywhere numpy and pyarrow are installed:
   python -m shards info artifacts/caption_shards
 """
-
-
-def embed_missing(ranges: Iterator, cache: EmbeddingCache, config: EmbedConfig, apart: list[str], stop: Stop) -> int:
-    """Embed the captions that `cache` lacks (of several processes: this one's share); returns the images embedded.
-
-    Works and keeps what it made by ranges of image hashes, so that memory does not grow with the data set.
-    """
-    rank, world_size = process_of_many()
-    embedder, n_new = None, 0
-    for _, _, images in ranges:
-        missing = [
-            image
-            for image in images
-            if not cache.holds(image.sha256, image.digest) and int(image.sha256[:8], 16) % world_size == rank
-        ]
-        if missing:
-            with stop.interruptible():
-                embedder = embedder or load_embedder(config)
-                rows = embed_images(missing, embedder, config.pooling, apart)
-            cache.append(rows)
-            n_new += len(missing)
-    return n_new
-
-
-def embed_images(images: list[ImageCaptions], embedder, pooling: str, apart: list[str]) -> dict:
-    """image_sha256 -> (digest, truncated perspectives, vectors float16 `[columns, dim]`); each text is encoded once."""
-    said = {image.sha256: image.texts for image in images}
-    if pooling == "joined":  # a cut counts for every perspective in the text
-        joined = {sha256: " ".join(of_image[name] for name in sorted(of_image)) for sha256, of_image in said.items()}
-        said = {sha256: dict.fromkeys(of_image, joined[sha256]) for sha256, of_image in said.items()}
-    texts = sorted({text for of_image in said.values() for text in of_image.values()})
-    vectors, _, truncated = embedder.encode(texts)
-    place = {text: number for number, text in enumerate(texts)}
-    rows = {}
-    for image in images:
-        places = {name: place[text] for name, text in said[image.sha256].items()}
-        pooled = pool({name: vectors[number] for name, number in places.items()}, pooling, apart)
-        rows[image.sha256] = (image.digest, [name for name in sorted(places) if truncated[places[name]]], pooled)
-    return rows
-
-
-def load_embedder(config: EmbedConfig):
-    """The text encoder; raises `EmbedError`."""
-    from teacher.embedder import Embedder
-
-    try:
-        device = device_of_process(config.device)
-        return Embedder(config.model, revision=config.revision, device=device, batch_size=config.batch_size)
-    except Exception as error:  # a broken checkpoint raises anything: OSError, KeyError, SafetensorError, ...
-        reason = str(error).splitlines()[0] if str(error) else ""
-        raise EmbedError(
-            f"embed.model = {config.model!r} cannot be loaded: {type(error).__name__}: {reason}"
-        ) from error
-
-
-def release_rows(ranges: Iterator, cache: EmbeddingCache, sizes: Mapping, apart: list[str]) -> Iterator[dict]:
-    """Rows for `shards.write_release`, by sha256."""
-    for low, high, images in ranges:
-        vectors = cache.vectors(low, high)
-        for image in images:
-            yield release_row(image, sizes[image.sha256], vectors[image.sha256], apart)
-
-
-def public_name(model: str) -> str:
-    """Where a directory lies on this machine is nobody's business, and would change the bytes of the release."""
-    return Path(model).name if Path(model).is_absolute() else model
 
 
 def teacher_identity(config: CaptionConfig, identities: Mapping[str, Mapping]) -> dict:
@@ -115,69 +45,62 @@ def teacher_identity(config: CaptionConfig, identities: Mapping[str, Mapping]) -
 def embed(args: argparse.Namespace) -> str:
     """The stage; returns the summary line. Raises `EmbedError` and the errors of params, index, store and model."""
     started = time.perf_counter()
+    refuse_ranks()
     params = load_all(args.params, args.overrides)
     config, paths = params.embed, params.paths
-    index = read_index(paths.index)
-    images = images_of(index)
-    identities = caption_identities(**params.caption.identity)
-    stores = open_stores(Path(paths.caption_store), identities)
-    fingerprints = {name: store.fingerprint for name, store in stores.items()}
-    embedder = embedder_identity(config.model, revision=config.revision)
-    apart = sorted(stores) if config.keep_apart else []
-    labels = labels_of(index) if config.pooling == "label" else {}
-    dim = embedder["dim"] * (len(stores) if config.pooling == "concat" else 1)
-    embedder |= {"pooling_of_perspectives": config.pooling, "keep_apart": config.keep_apart}
-    teacher_fingerprint = fingerprint_of(fingerprints)
-    fingerprint = fingerprint_of({"teacher": teacher_fingerprint, "embedder": embedder})
-    cache_root = Path(paths.release).with_name("embedding_cache")
-    cache = EmbeddingCache(cache_root, fingerprint, 1 + len(apart), dim)
-
-    def ranges(tally: Tally, advance: Callable[[int], None] = lambda n: None) -> Iterator:
-        need_all = config.keep_apart or config.pooling == "concat"
-        return caption_ranges(images, stores, need_all, tally, advance, labels)
-
-    (rank, world_size), stop, tally = process_of_many(), Stop(), Tally()
+    work = Embedding(params)
+    n_new = embed_on_ray(args.ray, params, work) if args.ray else 0
+    stop, tally = Stop(), Tally()
     try:
-        with progress("embedding", len(images), rank=rank) as advance:
-            n_new = embed_missing(ranges(tally, advance), cache, config, apart, stop)
+        with progress("embedding", work.n_images) as advance:
+            n_here, truncated = work.fill(work.blocks(tally, advance=advance), stop)
     except Stopped:
         raise EmbedError(f"stopped by {stop.signal.name}: what was embedded is kept; run again to go on") from None
     finally:
         stop.restore()
-    errors, most = tally.without_row["error"], params.caption.max_error_fraction
-    if errors > most * len(images):  # as the stage before: a student of half of the captions is another student
+    n_new, errors, most = n_new + n_here, tally.without_row["error"], params.caption.max_error_fraction
+    if errors > most * tally.images:  # as the stage before: a student of half of the captions is another student
         remedy = "python -m pipeline.caption --retry-errors tries them again"
-        raise EmbedError(f"{errors} of {len(images)} images have no caption but an error, more than {most:g}; {remedy}")
-    if world_size > 1:
-        wait_for_all()
-        if rank:
-            return f"embed: {n_new} new (process {rank} of {world_size}); the first process writes the release"
-        cache = EmbeddingCache(cache_root, fingerprint, 1 + len(apart), dim)  # with the vectors of the others
-    truncated = cache.truncated(images)
-    with progress("writing the release", len(images)) as advance:
+        raise EmbedError(
+            f"{errors} of {tally.images} images have no caption but an error, more than {most:g}; {remedy}"
+        )
+    roots = (params.index.root, params.index.extracted) if params.index else ()
+    with progress("writing the release", tally.images) as advance:
         manifest = write_release(
             paths.release,
-            release_rows(ranges(Tally(), advance), cache, sizes_of(index), apart),
-            aliases_of(index, *((params.index.root, params.index.extracted) if params.index else ())),
-            teacher=teacher_identity(params.caption, identities),
-            embedder={"name": public_name(config.model), **embedder, "fingerprint": fingerprint},
-            fingerprints=fingerprints,
-            teacher_fingerprint=teacher_fingerprint,
-            dim=dim,
-            apart=apart,
-            extra_stats={"cut_by_embedder": {name: truncated[name] for name in sorted(stores)}},
+            work.release_tables(advance),
+            (aliases_of(block.rows, *roots) for block in work.index.blocks()),
+            teacher=teacher_identity(params.caption, work.identities),
+            embedder=work.identity,
+            fingerprints=work.fingerprints,
+            teacher_fingerprint=work.teacher_fingerprint,
+            dim=work.dim,
+            apart=work.apart,
+            extra_stats={"cut_by_embedder": {name: truncated[name] for name in sorted(work.stores)}},
             part_bytes=config.part_mb << 20,
         )
     if problems := verify(paths.release):
         raise EmbedError(f"{paths.release} does not verify: {problems[0]} ({len(problems)} problems); check the disk")
-    summary = stats(tally, params.caption.perspectives, manifest["rows"], dim, fingerprints, truncated)
-    write_file(Path(paths.caption_stats), json.dumps(summary, indent=2, ensure_ascii=False).encode() + b"\n")
+    summary = stats(tally, params.caption.perspectives, manifest["rows"], work.dim, work.fingerprints, truncated)
+    write_whole(paths.caption_stats, json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
     left_out = sum(tally.without_row.values())
     return (
-        f"embed: {n_new} new of {len(images)} images, {manifest['rows']} rows of dim {dim} in {paths.release}, "
+        f"embed: {n_new} new of {tally.images} images, {manifest['rows']} rows of dim {work.dim} in {paths.release}, "
         f"verified; {left_out} without a caption left out, {truncated.total()} captions cut by the embedder, "
         f"{time.perf_counter() - started:.1f} s"
     )
+
+
+def embed_on_ray(address: str, params: Params, work: Embedding) -> int:
+    """Embed what lacks on a cluster; returns the images embedded."""
+    lacking = [(block.low, block.high, len(work.lacking(block)[0])) for block in work.blocks(Tally())]
+    tasks = [task for task in lacking if task[2]]
+    n_new = 0
+    if tasks:
+        with progress("embedding", sum(n for *_, n in tasks)) as advance:
+            n_new = sum(over_ranges(address, partial(EmbedActor, params), tasks, advance, EmbedError))
+        work.open_cache()
+    return n_new
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -190,6 +113,7 @@ def main(argv: list[str] | None = None) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_params_arguments(parser)
+    add_ray_argument(parser)
     args = parser.parse_args(argv)
     try:
         print(embed(args))

@@ -17,8 +17,8 @@ from pathlib import Path
 from pipeline.indexing.config import IndexConfig
 from pipeline.indexing.pairs import Candidate, candidates
 from pipeline.indexing.probe_cache import Probe, ProbeCache, probe_all
-from pipeline.indexing.table import write_index
 from pipeline.indexing.tally import Tally
+from pipeline.indexing.writer import write_index
 from pipeline.params import Params, load_all
 from student.images.workers import ImageWorkers
 from student.params import ParamsError, add_params_arguments
@@ -157,8 +157,9 @@ def _run(params: Params, config: IndexConfig, args: argparse.Namespace) -> int:
                 for row, lq in rows:
                     seen.add(tally.add(row), lq)
                 return seen.report(tally, faults)
-            out = Path(params.paths.index)
-            written = write_index((tally.add(row) for row, _ in rows), out, lambda: tally.acceptable(config))
+            out = params.paths.index
+            taken = (tally.add(row) for row, _ in rows)
+            written = write_index(taken, out, lambda: tally.acceptable(config), total)
     finally:
         cache.save()
     for error in tally.first:

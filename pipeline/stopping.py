@@ -37,3 +37,9 @@ class Stop:
         """Put the earlier handlers back."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
+
+
+class NeverStopped:
+    """In place of `Stop` where signals are somebody else's business, such as Ray's."""
+
+    interruptible = staticmethod(contextlib.nullcontext)

@@ -6,17 +6,15 @@ import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from shards.arrays import find, words_of
+from shards.arrays import words_of
 from shards.card import Statistics, card
 from shards.folder import staged
 from shards.manifest import dump, parse
-from shards.rows import alias_tables, ascending, feature_tables, regroup
+from shards.rows import ascending, feature_tables, regroup
 from shards.schema import (
-    ALIAS_SCHEMA,
     ALIASES,
     CAPTION,
     CARD,
@@ -26,11 +24,11 @@ from shards.schema import (
     PART,
     SHA256,
     ReleaseError,
-    canonical_json,
     feature_schema,
     group_rows,
     sha256_json,
 )
+from shards.side_files import IndexFile, with_footer, write_aliases
 
 
 def write_release(
@@ -57,7 +55,8 @@ def write_release(
         float [dim]}` where `apart` names perspectives), or pyarrow tables and record batches with those columns
         (`embedding_<perspective>` for the ones apart). Vectors are normalised to unit length and stored as float16.
         Equal neighbours are written once.
-    aliases: (path, dataset, domain, image_sha256) tuples, mappings or tables, in any order (they are held in memory);
+    aliases: (path, dataset, domain, image_sha256) tuples, mappings or tables, in any order (they are held in memory,
+        but for tables that each begin behind the images of those before);
         those of images that have no row are left out and counted in the manifest as `aliases_without_row`.
     teacher, embedder: JSON objects that identify the models. `embedder["fingerprint"]`, where given, is the identity
         of the vectors; without it the sha256 over `teacher_fingerprint` and the whole `embedder` serves.
@@ -88,12 +87,12 @@ def write_release(
         statistics = Statistics()
         parts: list[dict] = []
         part: Part | None = None
-        words: list[np.ndarray] = []
+        words = IndexFile(folder / INDEX)
         written = 0
         # Row groups of exactly `rows_per_group` rows (the last may be shorter), so that parts depend on content alone.
         for group in regroup(tables, rows_per_group):
-            part = part or Part(folder / PART.format(len(parts)), _with_footer(feature_schema(dim, apart), identity))
-            words.append(words_of(group.column("image_sha256")))
+            part = part or Part(folder / PART.format(len(parts)), with_footer(feature_schema(dim, apart), identity))
+            words.add(words_of(group.column("image_sha256")))
             statistics.add_rows(group)
             written += len(group)
             if part.add(group) >= part_bytes:
@@ -105,9 +104,8 @@ def write_release(
             parts.append(part.close())
         if not parts:
             raise ReleaseError(f"{out_dir}: no rows to write; a release needs at least one embedded image")
-        index = np.ascontiguousarray(np.concatenate(words).T, "<u8")
-        np.save(folder / INDEX, index)
-        n_aliases, without_row = _write_aliases(folder / ALIASES, aliases, identity, index, statistics)
+        index = words.close()
+        n_aliases, without_row = write_aliases(folder / ALIASES, aliases, identity, index, statistics)
         manifest = {
             **identity,
             "created_by": created_by,
@@ -143,11 +141,6 @@ def _check_identity(fingerprints: Mapping[str, str], teacher_fingerprint: str, d
         raise ReleaseError(f"apart: perspective {unknown[0]!r} has no fingerprint; known: {sorted(fingerprints)}")
     if dim < 1:
         raise ReleaseError(f"dim={dim}: an embedding has at least one number")
-
-
-def _with_footer(schema: pa.Schema, identity: dict) -> pa.Schema:
-    text = {f"teachonce.{k}": v if isinstance(v, str) else canonical_json(v).decode() for k, v in identity.items()}
-    return schema.with_metadata(text)
 
 
 def _described(path: Path) -> dict:
@@ -208,20 +201,3 @@ def vector_offsets(path: Path) -> dict[str, list[int]]:
             end = column.data_page_offset + column.total_compressed_size
             offsets.setdefault(column.path_in_schema.partition(".")[0], []).append(end - 2 * column.num_values)
     return offsets
-
-
-def _write_aliases(
-    path: Path, aliases: Iterable, identity: dict, index: np.ndarray, statistics: Statistics
-) -> tuple[int, int]:
-    """Sorted, each once, only those whose image has a row. Returns (written, left out)."""
-    whole = pa.concat_tables([ALIAS_SCHEMA.empty_table(), *alias_tables(aliases)])
-    order = [(name, "ascending") for name in ("image_sha256", "dataset", "path", "domain")]
-    whole = whole.group_by(ALIAS_SCHEMA.names).aggregate([]).sort_by(order)
-    found = find(index, words_of(whole.column("image_sha256")))[1]
-    schema = _with_footer(ALIAS_SCHEMA, identity)
-    statistics.add_aliases(whole.filter(pa.array(found)))
-    with pq.ParquetWriter(path, schema, compression="zstd", write_page_checksum=True) as writer:
-        for start in range(0, len(whole), 65536):
-            rows = whole.slice(start, 65536).filter(pa.array(found[start : start + 65536]))
-            writer.write_table(rows.cast(schema))
-    return int(found.sum()), int((~found).sum())

@@ -57,7 +57,7 @@ def listed(folder: str | Path, suffix: str = "") -> list[str]:
         else:
             with os.scandir(folder) as entries:
                 names = [entry.name for entry in entries if not entry.is_dir()]
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
     return sorted(name for name in names if name and name.endswith(suffix))
 

@@ -16,7 +16,7 @@ from pipeline.index import index_rows
 from pipeline.indexing.config import IndexConfig
 from pipeline.indexing.probe import probe
 from pipeline.indexing.probe_cache import ProbeCache
-from pipeline.indexing.table import write_index
+from pipeline.indexing.writer import write_index
 from student.data.cache import as_float, decode, open_images
 from student.data.dataset import PairDataset
 from student.data.pairs import TrainDataError, read_pairs

@@ -9,9 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from toy_run import write_run
 
-from pipeline.embed import embed_images
-from pipeline.embedding.rows import ImageCaptions
-from pipeline.indexing.table import labels_of
+from pipeline.embedding.rows import CaptionBlock
+from pipeline.embedding.run import embed_images
+from pipeline.indexing.table import SCHEMA, Index
+from pipeline.indexing.writer import write_index
 from student.data.dataset import PairDataset
 from student.data.pairs import exchanged, read_pairs, read_release
 from student.data.sampler import Draw
@@ -49,29 +50,32 @@ class WordCounts:
 
 
 def test_joined_captions_are_embedded_as_one_text():
-    captions = {"content": {"caption": "a cat, a cat"}, "brightness": {"caption": "dark"}}
-    image = ImageCaptions("00", captions)
-    (_, cut, joined) = embed_images([image], WordCounts(), "joined", [])["00"]
-    np.testing.assert_allclose(joined[0], np.array([2, 1, 0]) / np.sqrt(5), atol=1e-3)
-    (_, _, mean) = embed_images([image], WordCounts(), "mean", [])["00"]
-    np.testing.assert_allclose(mean[0], np.array([1, 1, 0]) / np.sqrt(2), atol=1e-3)
+    texts = {"brightness": pa.array(["dark"]), "content": pa.array(["a cat, a cat"])}
+    (cut,), joined = embed_images(texts, WordCounts(), "joined", [])
+    np.testing.assert_allclose(joined[0, 0], np.array([2, 1, 0]) / np.sqrt(5), atol=1e-3)
+    _, mean = embed_images(texts, WordCounts(), "mean", [])
+    np.testing.assert_allclose(mean[0, 0], np.array([1, 1, 0]) / np.sqrt(2), atol=1e-3)
     assert cut == []
-    captions["content"]["caption"] += " and a sky"
-    assert embed_images([ImageCaptions("00", captions)], WordCounts(), "joined", [])["00"][1] == [
-        "brightness",
-        "content",
-    ]
+    texts["content"] = pa.array(["a cat, a cat and a sky"])
+    assert embed_images(texts, WordCounts(), "joined", [])[0] == [["brightness", "content"]]
 
 
-def test_labels_take_the_place_of_the_captions_and_belong_to_the_vectors_identity():
-    index = pa.table({"gt_sha256": ["00", "00", "11"], "domain": ["dark_sky", "cat", "cat"]})
-    labels = labels_of(index)
-    assert labels == {"00": "cat, dark sky", "11": "cat"}
-    captions = {"content": {"caption": "sky sky sky"}, "brightness": {"caption": "sky"}}
-    image = ImageCaptions("00", captions, labels["00"])
-    (_, _, vector) = embed_images([image], WordCounts(), "label", [])["00"]
-    np.testing.assert_allclose(vector[0], np.array([1, 1, 1]) / np.sqrt(3), atol=1e-3)
-    digests = {ImageCaptions("00", captions, label).digest for label in (None, "cat", "dark sky")}
+def test_labels_take_the_place_of_the_captions_and_belong_to_the_vectors_identity(tmp_path):
+    row = dict.fromkeys(SCHEMA.names, "x") | {"status": "ok", "width": 9, "height": 9}
+    given = (("0", "dark_sky"), ("0", "cat"), ("1", "cat"))
+    rows = [row | {"gt_sha256": sha256, "domain": domain} for sha256, domain in given]
+    write_index(rows, tmp_path / "index.parquet", lambda: True)
+    (block,) = Index(tmp_path / "index.parquet").blocks()
+    assert dict(zip(block.images.to_pylist(), block.labels(), strict=True)) == {"0": "cat, dark sky", "1": "cat"}
+
+    def captions(label):
+        said = pa.table({"caption": ["sky sky sky"]}), pa.table({"caption": ["sky"]})
+        held = dict(zip(("brightness", "content"), said, strict=True))
+        return CaptionBlock("", "g", pa.table({"image_sha256": ["0"]}), held, np.ones((1, 2), bool), label and [label])
+
+    _, vectors = embed_images(captions("cat, dark sky").texts, WordCounts(), "label", [])
+    np.testing.assert_allclose(vectors[0, 0], np.array([1, 1, 1]) / np.sqrt(3), atol=1e-3)
+    digests = {captions(label).digests[0] for label in (None, "cat", "dark sky")}
     assert len(digests) == 3, "a cached vector of another text would be taken for this one"
 
 

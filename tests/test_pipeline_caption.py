@@ -9,6 +9,7 @@ import pytest
 from toy_project import Project
 
 from pipeline import caption as stage
+from pipeline import embed
 from pipeline.captioning import run as caption_run
 
 
@@ -249,6 +250,19 @@ def test_a_checkpoint_that_is_no_llava_is_named(project, tmp_path):
     with pytest.raises(SystemExit, match=r"caption: caption\.model = '\./broken' cannot be loaded: ") as error:
         stage.main(["--set", "caption.model=./broken"])
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("command", [stage, embed])
+def test_several_processes_that_would_do_the_same_are_refused(project, monkeypatch, command):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(SystemExit, match="one of several processes .WORLD_SIZE.: start it once, with --ray"):
+        command.main([])
+
+
+def test_ray_that_is_not_installed_is_named(project, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(SystemExit, match=r"--ray needs Ray .*: pip install 'teachonce\[ray\]'"):
+        stage.main(["--ray"])
 
 
 def test_help_teaches(capsys):

@@ -14,6 +14,7 @@ from pipeline import caption, embed
 from pipeline.captioning import run as caption_run
 from pipeline.captioning.config import CaptionConfig
 from pipeline.captioning.store import PerspectiveStore
+from pipeline.embedding import run as embed_run
 from pipeline.embedding.cache import EmbeddingCache
 from pipeline.embedding.rows import pool
 from pipeline.indexing.table import aliases_of
@@ -80,7 +81,7 @@ def no_model(monkeypatch):
     def refuse(config):
         raise AssertionError("an embedder was loaded although nothing was missing")
 
-    return lambda: monkeypatch.setattr(embed, "load_embedder", refuse)
+    return lambda: monkeypatch.setattr(embed_run, "load_embedder", refuse)
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -246,24 +247,44 @@ def test_mistakes_are_named_in_one_line(project, arguments, message):
 
 
 def test_pool_weighs_perspectives_equally_whatever_their_length():
-    vectors = {"a": np.array([3.0, 0.0], np.float32), "b": np.array([0.0, 0.5], np.float32)}
-    np.testing.assert_allclose(pool(vectors, "mean", ["a", "b"]), [[0.5**0.5] * 2, [1, 0], [0, 1]], atol=1e-3)
-    np.testing.assert_allclose(pool(vectors, "concat", []), [[0.5**0.5, 0, 0, 0.5**0.5]], atol=1e-3)
+    vectors = {"a": np.array([[3.0, 0.0]], np.float32), "b": np.array([[0.0, 0.5]], np.float32)}
+    np.testing.assert_allclose(pool(vectors, "mean", ["a", "b"]), [[[0.5**0.5] * 2, [1, 0], [0, 1]]], atol=1e-3)
+    np.testing.assert_allclose(pool(vectors, "concat", []), [[[0.5**0.5, 0, 0, 0.5**0.5]]], atol=1e-3)
+
+
+@pytest.mark.parametrize(("pooling", "apart"), [("mean", ["a", "c"]), ("concat", []), ("mean", [])])
+def test_pooling_many_gives_the_bits_of_pooling_one(pooling, apart):
+    """As numpy.linalg.norm and numpy.mean have them for one image, which releases were made with."""
+    rng = np.random.default_rng(0)
+    vectors = {name: rng.standard_normal((300, 384), dtype=np.float32) for name in "cab"}
+    many = pool(vectors, pooling, apart)
+    for image in range(300):
+        unit = {name: vectors[name][image].astype(np.float64) for name in "abc"}
+        unit = {name: vector / np.linalg.norm(vector) for name, vector in unit.items()}
+        of_names = list(unit.values())
+        pooled = np.concatenate(of_names) if pooling == "concat" else np.mean(of_names, axis=0)
+        one = np.stack([pooled / np.linalg.norm(pooled), *(unit[name] for name in apart)]).astype(np.float16)
+        assert (many[image] == one).all()
 
 
 def test_cache_round_trip_by_ranges(tmp_path):
-    cache = EmbeddingCache(tmp_path, "f", 2, 3)
-    rows = {f"{n:064x}": (f"digest {n}", ["content"] * (n % 2), np.full((2, 3), n, np.float16)) for n in range(10)}
-    images = sorted(rows)
-    cache.append({sha256: rows[sha256] for sha256 in images[:6]})
-    cache.append({sha256: rows[sha256] for sha256 in images[6:]})
-    again = EmbeddingCache(tmp_path, "f", 2, 3)
-    assert again.truncated(images) == {"content": 5}
-    for low, high in ((images[0], images[3]), (images[3], "g")):
-        found = again.vectors(low, high)
-        assert sorted(found) == [sha256 for sha256 in images if low <= sha256 < high]
-        assert all((found[sha256] == rows[sha256][2]).all() for sha256 in found)
-    assert pa.types.is_float16(again.schema.field("vectors").type.value_type)
+    cache = EmbeddingCache(str(tmp_path), "f", 2, 3)
+    images, digests = [f"{n << 228:064x}" for n in range(10)], [f"digest {n}" for n in range(10)]
+    cut, vectors = [["content"] * (n % 2) for n in range(10)], np.arange(60, dtype=np.float16).reshape(10, 2, 3)
+    for some in (slice(0, 6), slice(6, 10)):
+        cache.append(images[some], digests[some], cut[some], vectors[some])
+    again = EmbeddingCache(str(tmp_path), "f", 2, 3)
+    for low, high in ((0, 10), (2, 4), (5, 8), (9, 10)):
+        held = again.find(pa.array(images[low:high]), digests[low:high])
+        assert held.found.all() and (held.vectors == vectors[low:high]).all()
+        assert held.truncated == {n - low: ["content"] for n in range(low, high) if n % 2}
+    other = again.find(pa.array(images), [*digests[:9], "another text"], vectors=False)
+    assert other.found.tolist() == [True] * 9 + [False] and other.vectors is None
+    again.append(images[9:], ["another text"], [[]], vectors[:1])
+    assert (again.find(pa.array(images), [*digests[:9], "another text"]).vectors[9] == vectors[0]).all()
+    part = next((tmp_path / "f").glob(f"part-{images[0][:8]}-*"))
+    part.rename(part.with_name(f"part-{part.stem[-32:]}.parquet"))  # as version 0.1 named it
+    assert EmbeddingCache(str(tmp_path), "f", 2, 3).find(pa.array(images), digests).found.all()
 
 
 def test_half_of_the_captions_is_no_release(project, run):

@@ -1,9 +1,7 @@
 """Real processes, real SIGKILLs: a run may die at any moment, and the next one does exactly what is missing."""
 
-import json
 import os
 import random
-import re
 import signal
 import subprocess
 import time
@@ -60,20 +58,6 @@ def test_sigkill_loses_at_most_the_unflushed_part_and_repeats_nothing(project, c
     assert all(part.read_bytes() == content for part, content in kept.items()), "a finished part was touched"
 
 
-def test_of_two_processes_one_dies_and_the_other_finishes(project, capsys):
-    ranks = [project.start("caption", *OFTEN, RANK=str(rank), WORLD_SIZE="2") for rank in (0, 1)]
-    wait_for_parts(project, ranks[1], 6)
-    kill(ranks[1])
-    out, error = ranks[0].communicate(timeout=300)
-    assert ranks[0].returncode == 0 and "(process 0 of 2)" in out, error
-    share = {image for image, _ in project.captions() if int(image[:8], 16) % 2 == 0}
-    assert share == {row["gt_sha256"] for row in project.rows if int(row["gt_sha256"][:8], 16) % 2 == 0}
-    done = whole(project)
-    stage.main(OFTEN)  # one process goes on where two stopped
-    assert f"{120 - done} new of 120 images" in capsys.readouterr().out
-    assert len(project.captions()) == 240
-
-
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_polite_signal_flushes_everything_finished(project, number):
     process = project.start(
@@ -103,24 +87,6 @@ def test_hostile_files_end_with_one_row_each(tmp_path, monkeypatch, capsys):
         found[shas[sha256]] = "ok" if status == "empty" else status
         assert (error is None) == (status in ("ok", "empty"))
     assert found == expected and len(project.captions()) == 120
-
-
-@pytest.mark.slow
-def test_accelerate_divides_the_work(project):
-    # `accelerate launch --cpu --num_processes 2` quietly starts one process; its own launcher underneath starts two.
-    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", "2"]
-    process = project.launch([*launcher, "-m", "pipeline.caption", *OFTEN], ACCELERATE_USE_CPU="1")
-    out, error = process.communicate(timeout=400)
-    assert process.returncode == 0, error
-    assert "(process 0 of 2)" in out and "(process 1 of 2)" in out
-    assert len(project.captions()) == 240
-    assert {json.loads(path.read_text())["rank"] for path in project.root.glob("store/runs/*.json")} == {0, 1}
-    process = project.launch([*launcher, "-m", "pipeline.embed", *OFTEN], ACCELERATE_USE_CPU="1")
-    out, error = process.communicate(timeout=400)
-    assert process.returncode == 0, error
-    new = [int(number) for number in re.findall(r"embed: (\d+) new", out)]
-    (rows,) = (int(number) for number in re.findall(r"(\d+) rows of dim 384", out))
-    assert len(new) == 2 and min(new) > 0 and sum(new) == rows > 100  # the random model says nothing of some images
 
 
 @pytest.mark.slow

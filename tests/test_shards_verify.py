@@ -9,7 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 from shards_maker import make_release, sha_of
 
-from pipeline.indexing.table import SCHEMA, IndexUnusable, read_index, write_index
+from pipeline.indexing.table import SCHEMA, Index, IndexUnusable
+from pipeline.indexing.writer import write_index
 from shards import DamagedRelease, ReleaseError, open_release
 from shards.manifest import dump, parse
 from shards.verify import verify
@@ -160,13 +161,17 @@ def test_a_rotten_index_is_not_read(tmp_path):
     row = dict.fromkeys(SCHEMA.names, "x") | {"split": "train", "status": "ok", "width": 9, "height": 9}
     write_index(({**row, "gt_path": f"{i}.png", "gt_sha256": sha_of(i)} for i in range(300)), file, lambda: True)
     whole, told = file.read_bytes(), 0
-    sound = repr(pairs.read_pairs(file, "train")), read_index(file)
+
+    def rows(file):
+        return pa.concat_tables(block.rows for block in Index(file).blocks())
+
+    sound = repr(pairs.read_pairs(file, "train")), rows(file)
     pages = len(whole) - 8 - int.from_bytes(whole[-8:-4], "little")
     for at in (rng.randrange(4, pages) for _ in range(80)):
         file.write_bytes(whole[:at] + bytes([whole[at] ^ (1 << rng.randrange(8))]) + whole[at + 1 :])
         for read, errors, before in (
             (lambda: repr(pairs.read_pairs(file, "train")), pairs.TrainDataError, sound[0]),
-            (lambda: read_index(file), IndexUnusable, sound[1]),
+            (lambda: rows(file), IndexUnusable, sound[1]),
         ):
             try:
                 assert read() == before

@@ -2,39 +2,42 @@
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.captioning.config import CaptionConfig
 from pipeline.captioning.decode import Job
-from pipeline.captioning.store import PerspectiveStore
+from pipeline.captioning.store import STATUSES, PerspectiveStore
+from pipeline.indexing.table import BLOCK, Block, Index
+from student.places import join, listed, read
 from teacher.identity import library_versions
 
+NAMED = 10
 
-@dataclass(frozen=True)
+
+@dataclass
 class Plan:
-    """What a run has to do, all processes together."""
+    """What a run has to do: counts, and the ranges of hashes in which something lacks."""
 
-    n_images: int
-    jobs: list[Job]
-    """Ordered by missing perspectives, then sha256: batches ask the same questions, and parts cover narrow ranges."""
     missing: dict[str, int]
     """Images that each perspective lacks."""
-    failed: Counter
+    n_images: int = 0
+    to_do: int = 0
+    """Images that lack a caption."""
+    ranges: list[tuple[str, str, int]] = field(default_factory=list)
+    """`(low, high, images that lack a caption)`"""
+    failed: Counter = field(default_factory=Counter)
     """Rows held that are no caption, by status."""
-    errors: set[str]
-    """Images held with status `error` that are not tried again."""
-
-    def share(self, rank: int, world_size: int) -> list[Job]:
-        """The jobs of one process. Divided by image hash: any number of processes may go on where others stopped."""
-        return [job for job in self.jobs if in_share(job.sha256, rank, world_size)]
-
-
-def in_share(sha256: str, rank: int, world_size: int) -> bool:
-    """Whether an image is the work of this process."""
-    return int(sha256[:8], 16) % world_size == rank
+    errors: int = 0
+    """Images held with status `error` that are not tried again ..."""
+    error_paths: list[str] = field(default_factory=list)
+    """... and where the first of them lie."""
 
 
 def decoding(config: CaptionConfig) -> dict:
@@ -42,37 +45,70 @@ def decoding(config: CaptionConfig) -> dict:
     return {"max_pixels": config.max_pixels, **library_versions("pillow", "tifffile")}
 
 
-def make_plan(
-    images: Mapping[str, tuple[str, ...]],
-    stores: Mapping[str, PerspectiveStore],
-    config: CaptionConfig,
-    retry_errors: bool = False,
-) -> Plan:
-    """Compare `images` with what `stores` hold."""
-    lacking: dict[str, list[str]] = {}
-    failed: Counter[str] = Counter()
-    missing, errors = dict.fromkeys(stores, 0), set()
-    for name, store in stores.items():  # one perspective in memory at a time: a million statuses are 200 MB
-        held = store.statuses(decoding(config))
-        for sha256 in images:
-            status = held.get(sha256)
-            if status is None or retry_errors and status == "error":
-                lacking.setdefault(sha256, []).append(name)
-                missing[name] += 1
-            elif status != "ok":
-                failed[status] += 1
-                if status == "error":
-                    errors.add(sha256)
-    jobs = [Job(sha256, images[sha256], tuple(names)) for sha256, names in lacking.items()]
-    jobs.sort(key=lambda job: (job.perspectives, job.sha256))
-    return Plan(len(images), jobs, missing, failed, errors)
+class Lacking:
+    """What a store lacks, range by range: never all images in memory."""
+
+    def __init__(
+        self,
+        index: Index,
+        stores: Mapping[str, PerspectiveStore],
+        config: CaptionConfig,
+        retry_errors: bool = False,
+    ):
+        self.index, self.stores, self.decoding, self.retry_errors = index, stores, decoding(config), retry_errors
+
+    def plan(self, images: int = BLOCK) -> Plan:
+        """Compare the index with the store by ranges of at most `images`."""
+        plan = Plan(dict.fromkeys(self.stores, 0))
+        for block in self.index.blocks(images):
+            status, to_do = self._compare(block)
+            plan.n_images += len(block)
+            if lacking := int(to_do.any(axis=1).sum()):
+                plan.ranges.append((block.low, block.high, lacking))
+                plan.to_do += lacking
+            for name, of_name in zip(self.stores, to_do.T, strict=True):
+                plan.missing[name] += int(of_name.sum())
+            held = np.where(to_do, -1, status)
+            plan.failed.update({name: n for i, name in enumerate(STATUSES[1:], 1) if (n := int((held == i).sum()))})
+            errors = np.flatnonzero((held == _ERROR).any(axis=1))
+            plan.errors += len(errors)
+            plan.error_paths += [block.paths(image)[0] for image in errors[: NAMED - len(plan.error_paths)]]
+        return plan
+
+    def jobs(self, ranges: Iterable[tuple]) -> Iterator[Job]:
+        """The jobs of `ranges` (each begins with `low, high`), one range after the other.
+
+        Within a range by missing perspectives, then sha256: batches ask the same questions, parts cover narrow ranges.
+        """
+        for low, high, *_ in ranges:
+            block = self.index.block(low, high)
+            to_do, names, images = self._compare(block)[1], list(self.stores), block.images
+            jobs = [
+                Job(images[image].as_py(), block.paths(image), tuple(names[i] for i in np.flatnonzero(to_do[image])))
+                for image in np.flatnonzero(to_do.any(axis=1)).tolist()
+            ]
+            yield from sorted(jobs, key=lambda job: (job.perspectives, job.sha256))
+
+    def _compare(self, block: Block) -> tuple[np.ndarray, np.ndarray]:
+        """Status held, int `[images, perspectives]`, -1 for none; and bool of the same shape: to be captioned."""
+        held = [
+            pc.fill_null(pc.index_in(store.best(block.images, ["status"], self.decoding)["status"], _STATUSES), -1)
+            for store in self.stores.values()
+        ]
+        status = np.stack([column.to_numpy() for column in held], axis=1)
+        return status, (status < 0) | self.retry_errors & (status == _ERROR)
 
 
-def earlier_rate(store_root: Path, model: str, quantization: str) -> float | None:
+_STATUSES = pa.array(STATUSES)
+_ERROR = STATUSES.index("error")
+
+
+def earlier_rate(store_root: str | Path, model: str, quantization: str) -> float | None:
     """Captions a second of the latest run with this model, or None."""
-    for path in sorted((Path(store_root) / "runs").glob("*.json"), reverse=True):
+    runs = join(store_root, "runs")
+    for name in reversed(listed(runs, ".json")):
         with suppress(OSError, ValueError, KeyError, TypeError):  # of a run that was killed, or of somebody else
-            run = json.loads(path.read_text(encoding="utf-8"))
+            run = json.loads(read(join(runs, name)))
             if (run["model"], run["quantization"]) == (model, quantization) and run["captions_per_second"]:
                 return float(run["captions_per_second"])
     return None

@@ -1,18 +1,19 @@
 """One captioning run: decode ahead, caption in batches, flush often; a signal or a failure loses nothing finished."""
 
 import time
-from pathlib import Path
+from collections.abc import Callable, Iterable
 from pkgutil import resolve_name
 
 from pipeline.captioning.config import TEACHERS, CaptionConfig
 from pipeline.captioning.decode import Decoded, DecodePool, Job
-from pipeline.captioning.plan import decoding
+from pipeline.captioning.plan import Lacking, decoding
 from pipeline.captioning.run_report import RunReport, new_run_id, save
-from pipeline.captioning.store import PerspectiveStore
-from pipeline.processes import device_of_process, process_of_many
-from pipeline.stopping import Stop, Stopped
+from pipeline.captioning.store import PerspectiveStore, open_stores
+from pipeline.indexing.table import Index
+from pipeline.stopping import NeverStopped, Stop, Stopped
 from student.images.workers import ImageWorkers
 from student.progress import progress
+from teacher.identity import caption_identities
 from teacher.teacher import Teacher
 
 
@@ -67,7 +68,9 @@ class RowBuffer:
         self.report.write_seconds += self.flushed - started
 
 
-def caption_jobs(jobs: list[Job], pool: DecodePool, captioner: Teacher, buffer: RowBuffer, stop: Stop, advance) -> None:
+def caption_jobs(
+    jobs: Iterable[Job], pool: DecodePool, captioner: Teacher, buffer: RowBuffer, stop: Stop, advance
+) -> None:
     """Caption `jobs` in batches of `captioner.batch_size`; rows go to `buffer`. Raises `Stopped` on a signal."""
     report = buffer.report
     batch: list[Decoded] = []
@@ -117,7 +120,7 @@ def load_captioner(config: CaptionConfig) -> Teacher:
         return resolve_name(TEACHERS[config.teacher])(
             **{key: value for key, value in config.identity.items() if key != "teacher"},
             dtype=config.dtype,
-            device=device_of_process(config.device),
+            device=config.device,
             batch_size=config.batch_images,
             quantized_cache=config.quantized_cache,
             **({"server": config.server} if config.server else {}),
@@ -129,30 +132,71 @@ def load_captioner(config: CaptionConfig) -> Teacher:
         ) from error
 
 
-def run(config: CaptionConfig, store_root: Path, stores: dict[str, PerspectiveStore], jobs: list[Job], stop: Stop):
-    """Caption `jobs`; returns (`RunReport`, the report as a dictionary). Everything finished is on disk on return."""
-    rank, world_size = process_of_many()
-    report = RunReport(new_run_id(), rank, world_size)
-    for name in {name for job in jobs for name in job.perspectives}:
-        stores[name].prepare()  # a folder that cannot be written shows before the model is loaded
+class Captioning:
+    """A teacher, the processes that decode for it, and its way into the store."""
+
+    def __init__(
+        self, config: CaptionConfig, store_root: str, stores: dict[str, PerspectiveStore], workers: ImageWorkers, stop
+    ):
+        self.config, self.store_root, self.stop = config, store_root, stop
+        self.report = RunReport(new_run_id())
+        with stop.interruptible():
+            self.teacher = load_captioner(config)
+        self.report.load_seconds = self.report.seconds
+        self.provenance = self.teacher.provenance() | {"decoding": decoding(config)}
+        self.buffer = RowBuffer(stores, config, self.report, self.provenance)
+        self.pool = DecodePool(workers, config.max_pixels, self.teacher.square)
+
+    def caption(self, jobs: Iterable[Job], advance: Callable[[int], None]) -> dict:
+        """Everything finished is in the store when this ends, however it ends; returns the report so far."""
+        try:
+            caption_jobs(jobs, self.pool, self.teacher, self.buffer, self.stop, advance)
+        finally:
+            self.buffer.flush()
+            summary = self.report.as_dict(self.teacher.statistics, self.provenance, self.config)
+            save(summary, self.store_root)
+        return summary
+
+
+def run(
+    config: CaptionConfig, store_root: str, stores: dict[str, PerspectiveStore], jobs: Iterable[Job], n_jobs: int
+) -> tuple[RunReport, dict]:
+    """Caption `jobs` in this process; returns the report, also as a dictionary."""
+    stop, captioning = Stop(), None
     try:
         with ImageWorkers(config.workers, config.image_timeout_s) as workers:
-            with stop.interruptible():
-                captioner = load_captioner(config)
-            report.load_seconds = report.seconds
-            provenance = captioner.provenance() | {"decoding": decoding(config)}
-            buffer = RowBuffer(stores, config, report, provenance)
-            pool = DecodePool(workers, config.max_pixels, captioner.square)
-            try:
-                with progress("captioning", len(jobs), rank=rank) as advance:
-                    caption_jobs(jobs, pool, captioner, buffer, stop, advance)
-            finally:
-                buffer.flush()
-                summary = report.as_dict(captioner.statistics, provenance, config)
-                save(summary, store_root)
+            captioning = Captioning(config, store_root, stores, workers, stop)
+            with progress("captioning", n_jobs) as advance:
+                return captioning.report, captioning.caption(jobs, advance)
     except Stopped:
-        done = report.images
+        done = captioning.report.images if captioning else 0
         raise CaptionError(
-            f"stopped by {stop.signal.name}: {done} of {len(jobs)} images done and kept; run again to go on"
+            f"stopped by {stop.signal.name}: {done} of {n_jobs} images done and kept; run again to go on"
         ) from None
-    return report, summary
+    finally:
+        stop.restore()
+
+
+class CaptionActor:
+    """On a cluster (`pipeline.cluster`): captions what the store lacks of ranges of hashes.
+
+    It looks into the store before each task, so that a task that is repeated after a death repeats nothing finished.
+    """
+
+    def __init__(self, config: CaptionConfig, index: str, store_root: str, retry_errors: bool):
+        self.config, self.store_root, self.retry_errors = config, store_root, retry_errors
+        self.index = Index(index)
+        self.workers = ImageWorkers(config.workers, config.image_timeout_s)
+        self.captioning: Captioning | None = None
+
+    def __call__(self, ranges: list[tuple[str, str]]) -> tuple[RunReport, list[str]]:
+        """The actor's report so far, and the parts found damaged."""
+        stores = open_stores(self.store_root, caption_identities(**self.config.identity))
+        jobs = list(Lacking(self.index, stores, self.config, self.retry_errors).jobs(ranges))
+        if jobs and self.captioning is None:
+            self.captioning = Captioning(self.config, self.store_root, stores, self.workers, NeverStopped())
+        if jobs:
+            self.captioning.buffer.stores = stores
+            self.captioning.caption(jobs, lambda n: None)
+        report = self.captioning.report if self.captioning else RunReport("")
+        return report, [path for store in stores.values() for path in store.set_aside]

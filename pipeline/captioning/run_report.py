@@ -9,9 +9,8 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from pathlib import Path
 
-from student.files import write_file
+from student.places import join, write_whole
 
 
 def new_run_id() -> str:
@@ -21,11 +20,9 @@ def new_run_id() -> str:
 
 @dataclass
 class RunReport:
-    """Counts and seconds of one process."""
+    """Counts and seconds of one process, or of several."""
 
     run: str
-    rank: int = 0
-    world_size: int = 1
     images: int = 0
     "images that got rows"
     rows: Counter = field(default_factory=Counter)
@@ -55,6 +52,13 @@ class RunReport:
         if status == "error" and len(self.failed_paths) < 10:
             self.failed_paths.append(f"{path}: {reason}")
 
+    def include(self, other: "RunReport") -> None:
+        """Add what another process did."""
+        self.images, self.cut = self.images + other.images, self.cut + other.cut
+        self.rows.update(other.rows)
+        self.failures.update(other.failures)
+        self.failed_paths = [*self.failed_paths, *other.failed_paths][:10]
+
     @property
     def errors(self) -> int:
         """Images with status `error`."""
@@ -67,8 +71,6 @@ class RunReport:
         prompt = statistics.prompt_tokens + statistics.wasted_prompt_tokens
         return {
             "run": self.run,
-            "rank": self.rank,
-            "world_size": self.world_size,
             "model": config.model,
             "quantization": config.quantization,
             "images": self.images,
@@ -104,10 +106,9 @@ def peak_memory() -> dict[str, int]:
     return peak
 
 
-def save(report: dict, store_root: Path) -> None:
+def save(report: dict, store_root: str) -> None:
     """Write `runs/<run>.json` into the store."""
-    path = Path(store_root) / "runs" / f"{report['run']}.json"
-    write_file(path, json.dumps(report, indent=2).encode() + b"\n")
+    write_whole(join(store_root, "runs", f"{report['run']}.json"), json.dumps(report, indent=2) + "\n")
 
 
 def speed_line(report: dict) -> str:

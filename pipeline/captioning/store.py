@@ -1,27 +1,32 @@
 """The caption store: one directory per perspective fingerprint, append-only, safe to kill at any byte.
 
-    caption_store/<fingerprint>/fingerprint.json                          what the fingerprint is the sha256 of
-    caption_store/<fingerprint>/part-<run>-<number>-<sha256[:16]>.parquet one row per image
-    caption_store/runs/<run>.json                                         provenance of a run: machine, speed, failures
+    caption_store/<fingerprint>/fingerprint.json                 what the fingerprint is the sha256 of
+    caption_store/<fingerprint>/part-<first>-<last>-<run>-<number>-<sha256[:16]>.parquet     one row per image
+    caption_store/runs/<run>.json                                provenance of a run: machine, speed, failures
 
-A part is complete or absent (temporary file, fsync, rename) and its name carries the hash of its bytes, so a truncated
-or flipped part is known at the next start. It is then set aside as `*.bad`, never deleted, and its images are redone.
+A part's name says which images it may hold (eight digits of the first and the last sha256), so that opening a store
+is one listing, and a range of images is read from the parts that touch it. A part is complete or absent, and its name
+carries the hash of its bytes: what is truncated or flipped is known when it is read. It is then set aside as `*.bad`,
+never deleted, and its images are redone. The store may be an address (`student.places`).
 """
 
 import hashlib
 import io
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import repeat
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from student.files import write_file
+from student.places import exists, is_remote, join, listed, read, remove, write_whole
 from teacher.identity import fingerprint as fingerprint_of
 
 SCHEMA = pa.schema(
@@ -42,7 +47,7 @@ SCHEMA = pa.schema(
 STATUSES = ("ok", "empty", "bad_image", "error")
 """Best first: `bad_image` blames the file's content, `error` anything that another attempt may survive."""
 
-_PART = re.compile(r"part-(?P<run>\w+)-\d{5}-(?P<sha>[0-9a-f]{16})\.parquet")
+_PART = re.compile(r"part-(?:([0-9a-f]{8})-([0-9a-f]{8})-)?(\w+-\d{5})-([0-9a-f]{16})\.parquet")
 _STALE_SECONDS = 24 * 3600
 
 
@@ -52,67 +57,49 @@ class StoreError(ValueError):
 
 @dataclass(frozen=True)
 class Part:
-    """A part and the first and last image it holds (runs go by hash, so parts cover narrow ranges)."""
+    """A part's name, the beginnings of the first and last sha256 it holds, when it was written, and its hash."""
 
-    path: Path
+    name: str
     first: str
     last: str
-
-    @classmethod
-    def of(cls, path: Path) -> "Part":
-        """The part at `path`; its rows are sorted, so the ends are in the footer."""
-        metadata = pq.read_metadata(path)
-        column = metadata.schema.names.index("image_sha256")
-        first = metadata.row_group(0).column(column).statistics.min
-        return cls(path, first, metadata.row_group(metadata.num_row_groups - 1).column(column).statistics.max)
+    written: str
+    "run and number: later ones sort last"
+    digest: str
 
 
 class PerspectiveStore:
-    """The rows of one perspective under one fingerprint. Opening it checks every part."""
+    """The rows of one perspective under one fingerprint."""
 
-    def __init__(self, root: Path, perspective: str, identity: Mapping):
+    def __init__(self, root: str | Path, perspective: str, identity: Mapping):
         self.perspective, self.identity = perspective, dict(identity)
         self.fingerprint = fingerprint_of(self.identity)
-        self.directory = Path(root) / self.fingerprint
+        self.directory = join(root, self.fingerprint)
         self.parts: list[Part] = []
-        self.set_aside: list[Path] = []
-        self._written = 0
-        for path in sorted(self.directory.glob("*.parquet")):
-            if self._belongs(path):
-                self.parts.append(Part.of(path))
+        "in the order in which they were written"
+        self.set_aside: list[str] = []
+        self._number = 0
+        for name in listed(self.directory, ".parquet"):
+            if name.startswith("."):  # being written
+                continue
+            if match := _PART.fullmatch(name):
+                first, last, written, digest = match.groups()
+                part = Part(name, first, last, written, digest)
+                # Of a name without range (version 0.1) only the content tells.
+                self.parts += [part] if first else self._with_range(part)
             else:
-                self.set_aside.append(_set_aside(path))
-        # Leftovers of killed processes: a day older than what was written last, by the clock of the disk itself, so
-        # that no machine whose clock is ahead deletes what another is writing. They may vanish; the disk, be read-only.
-        with suppress(OSError):
-            written = max((part.path.stat().st_mtime for part in self.parts), default=0)
-            for leftover in self.directory.glob(".part-*.tmp"):
-                if written - leftover.stat().st_mtime > _STALE_SECONDS:
-                    leftover.unlink()
-
-    def _belongs(self, path: Path) -> bool:
-        """Whether `path` is a part, unchanged since it was written, and made under this fingerprint."""
-        match = _PART.fullmatch(path.name)
-        try:
-            with path.open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-            # The hash in the name is no defence against a part copied here from another fingerprint's directory.
-            return (
-                match is not None
-                and digest.startswith(match["sha"])
-                and (pq.read_metadata(path).metadata or {}).get(b"fingerprint") == self.fingerprint.encode()
-            )
-        except FileNotFoundError:  # another process has just set it aside
-            return False
+                self._set_aside(name)
+        self.parts.sort(key=lambda part: part.written)
+        if not is_remote(self.directory):
+            self._remove_leftovers()
 
     def prepare(self) -> None:
         """Make the directory and describe the fingerprint in it; raises `StoreError` where nothing can be written."""
-        path = self.directory / "fingerprint.json"
-        if not path.is_file():
-            write_file(path, json.dumps(self.identity, indent=2, ensure_ascii=False).encode() + b"\n")
+        path = join(self.directory, "fingerprint.json")
+        if not exists(path):
+            write_whole(path, json.dumps(self.identity, indent=2, ensure_ascii=False) + "\n")
 
-    def append(self, rows: list[Mapping], run: str, provenance: Mapping) -> Path:
-        """Write `rows` as one new part; when this returns they survive a power cut. Raises `StoreError`."""
+    def append(self, rows: list[Mapping], run: str, provenance: Mapping) -> str:
+        """Write `rows` as one new part; when this returns they survive a power cut. Returns its place."""
         self.prepare()
         metadata = {"fingerprint": self.fingerprint, "identity": _json(self.identity), "provenance": _json(provenance)}
         rows = sorted(rows, key=lambda row: row["image_sha256"])
@@ -121,76 +108,116 @@ class PerspectiveStore:
         names = ["perspective", "finish_reason", "status", "run"]
         pq.write_table(table, buffer, compression="zstd", write_page_checksum=True, use_dictionary=names)
         content = buffer.getvalue()
+        first, last, written = rows[0]["image_sha256"][:8], rows[-1]["image_sha256"][:8], f"{run}-{self._number:05d}"
         digest = hashlib.sha256(content).hexdigest()[:16]
-        path = self.directory / f"part-{run}-{self._written:05d}-{digest}.parquet"
-        write_file(path, content)
-        self._written += 1
-        self.parts.append(Part.of(path))
-        return path
+        part = Part(f"part-{first}-{last}-{written}-{digest}.parquet", first, last, written, digest)
+        place = join(self.directory, part.name)
+        write_whole(place, content)
+        self._number += 1
+        self.parts.append(part)
+        return place
 
-    def statuses(self, decoding: Mapping | None = None) -> dict[str, str]:
-        """Status of every image held (sha256 -> the best status among its rows).
+    def best(self, images: pa.StringArray, columns: list[str], decoding: Mapping | None = None) -> pa.Table:
+        """One row for each of `images` (sha256, ascending, each once): the best status, among equals the latest.
 
-        With `decoding`, today's limits and versions, a `bad_image` of a run that had others does not count.
+        Rows of nulls where the store holds none. `status` is among the columns. With `decoding`, today's limits and
+        versions, a `bad_image` of a run that had others does not count.
         """
-        held: dict[str, str] = {}
-        for part in self.parts:
-            table = _read(part.path, ["image_sha256", "status"])
-            made = json.loads((table.schema.metadata or {}).get(b"provenance", b"{}")).get("decoding")
-            for sha256, status in zip(*(column.to_pylist() for column in table.columns), strict=True):
-                outdated = decoding is not None and status == "bad_image" and made != decoding
-                if not outdated and _at_least_as_good(status, held.get(sha256)):
-                    held[sha256] = status
-        return held
+        tables = [_EMPTY.select(["image_sha256", *columns])]
+        low, high = images[0].as_py()[:8], images[-1].as_py()[:8]
+        parts = [part for part in self.parts if part.first <= high and part.last >= low]
+        for table in self._read_all(parts, ["image_sha256", *columns]):
+            if decoding is not None and _made_with(table) != decoding:
+                table = table.filter(pc.not_equal(table["status"], "bad_image"))
+            tables.append(table.replace_schema_metadata(None))
+        rows = pa.concat_tables(tables)
+        number = pc.fill_null(pc.index_in(rows["image_sha256"], images), -1).to_numpy()
+        mine = np.flatnonzero(number >= 0)  # the others' images are not asked for
+        rank = pc.index_in(rows["status"], pa.array(STATUSES)).to_numpy()[mine].astype(np.int64)
+        # The smallest key is the best: first the status, then how late it was written.
+        none, last = np.iinfo(np.int64).max, len(rows) - 1
+        best = np.full(len(images), none)
+        np.minimum.at(best, number[mine], rank * len(rows) + last - mine)
+        absent = best == none
+        chosen = np.where(absent, 0, last - best % max(len(rows), 1))
+        return rows.select(columns).take(pa.array(chosen, mask=absent)).combine_chunks()
 
-    def rows(self, low: str = "", high: str = "g") -> dict[str, dict]:
-        """One row per image with `low <= image_sha256 < high`: the best, and among equals the latest."""
-        in_range = (pc.field("image_sha256") >= low) & (pc.field("image_sha256") < high)
-        best: dict[str, dict] = {}
-        for part in self.parts:
-            if part.last < low or part.first >= high:
-                continue
-            for row in _read(part.path, None, in_range).to_pylist():
-                held = best.get(row["image_sha256"])
-                if _at_least_as_good(row["status"], held and held["status"]):
-                    best[row["image_sha256"]] = row
-        return best
+    def _read_all(self, parts: list[Part], columns: list[str]) -> Iterator[pa.Table]:
+        if is_remote(self.directory):  # what takes its time is the way there and back
+            with ThreadPoolExecutor(16) as threads:
+                tables = list(threads.map(self._read, parts, repeat(columns)))
+        else:
+            tables = map(self._read, parts, repeat(columns))
+        return (table for table in tables if table is not None)
+
+    def _read(self, part: Part, columns: list[str]) -> pa.Table | None:
+        """The rows of a part, unless it is damaged or made under another fingerprint: then it is set aside."""
+        try:
+            content = read(join(self.directory, part.name))
+        except FileNotFoundError:  # another process has just set it aside
+            content = None
+        # The hash is no defence against a part copied here from another fingerprint's directory.
+        if content and hashlib.sha256(content).hexdigest()[:16] == part.digest:
+            file = pq.ParquetFile(pa.BufferReader(content))
+            if (file.metadata.metadata or {}).get(b"fingerprint") == self.fingerprint.encode():
+                return file.read(columns, use_threads=False)
+        self.parts = [other for other in self.parts if other.name != part.name]
+        if content is not None:
+            self._set_aside(part.name)
+        return None
+
+    def _with_range(self, part: Part) -> list[Part]:
+        table = self._read(part, ["image_sha256"])
+        if table is None:
+            return []
+        images = table["image_sha256"]
+        return [replace(part, first=images[0].as_py()[:8], last=images[-1].as_py()[:8])]
+
+    def _set_aside(self, name: str) -> None:
+        path, number = join(self.directory, name), 2
+        target = f"{path}.bad"
+        while exists(target):
+            target, number = f"{path}.{number}.bad", number + 1
+        try:
+            if is_remote(path):
+                write_whole(target, read(path))
+                remove(path)
+            else:
+                Path(path).rename(target)
+        except FileNotFoundError:  # another process of this run was faster
+            pass
+        except OSError:  # a disk that may only be read: it counts no more than if it were away
+            target = path
+        self.set_aside.append(target)
+
+    def _remove_leftovers(self) -> None:
+        """Leftovers of killed processes: a day older than what was written last, by the clock of the disk itself, so
+        that no machine whose clock is ahead deletes what another is writing. They may vanish; the disk, be read-only.
+        """
+        folder = Path(self.directory)
+        with suppress(OSError):
+            leftovers = list(folder.glob(".part-*.tmp"))
+            written = max((folder.joinpath(p.name).stat().st_mtime for p in self.parts if leftovers), default=0)
+            for leftover in leftovers:
+                if written - leftover.stat().st_mtime > _STALE_SECONDS:
+                    leftover.unlink()
 
 
-def open_stores(root: Path, identities: Mapping[str, Mapping]) -> dict[str, PerspectiveStore]:
-    """Open (and check) the store of each perspective (name -> identity); raises `StoreError`."""
+def open_stores(root: str | Path, identities: Mapping[str, Mapping]) -> dict[str, PerspectiveStore]:
+    """Open the store of each perspective (name -> identity); raises `StoreError`."""
     try:
         return {name: PerspectiveStore(root, name, identity) for name, identity in identities.items()}
     except OSError as error:
-        raise StoreError(f"{error.filename}: the caption store cannot be used: {error.strerror}") from error
+        raise StoreError(
+            f"{error.filename or root}: the caption store cannot be used: {error.strerror or error}"
+        ) from error
 
 
-def hash_ranges(n_images: int, images_per_range: int = 10_000) -> Iterator[tuple[str, str]]:
-    """Split all sha256s into ranges `(low, high)` of about `images_per_range`, so that memory stays bounded."""
-    n_ranges = max(1, -(-n_images // images_per_range))
-    edges = ["", *(f"{index * 16**8 // n_ranges:08x}" for index in range(1, n_ranges)), "g"]
-    return zip(edges[:-1], edges[1:], strict=True)
+_EMPTY = SCHEMA.empty_table()
 
 
-def _read(part: Path, columns: Iterable[str] | None, filters: pc.Expression | None = None) -> pa.Table:
-    return pq.read_table(part, columns=columns, filters=filters, page_checksum_verification=True, partitioning=None)
-
-
-def _at_least_as_good(status: str, other: str | None) -> bool:
-    return other is None or STATUSES.index(status) <= STATUSES.index(other)
-
-
-def _set_aside(path: Path) -> Path:
-    target, number = path.with_name(path.name + ".bad"), 2
-    while target.exists():
-        target, number = path.with_name(f"{path.name}.{number}.bad"), number + 1
-    try:
-        path.rename(target)
-    except FileNotFoundError:  # another process of this run was faster
-        pass
-    except OSError:  # a disk that may only be read: it counts no more than if it were away
-        return path
-    return target
+def _made_with(table: pa.Table) -> Mapping | None:
+    return json.loads((table.schema.metadata or {}).get(b"provenance", b"{}")).get("decoding")
 
 
 def _json(value: Mapping) -> str:

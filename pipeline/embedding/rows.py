@@ -1,15 +1,21 @@
 """Captions of the store joined per image, and their vectors pooled into the prior of method.md: no files, no models."""
 
-import hashlib
-import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
+from functools import cached_property
+from hashlib import sha256
+from json.encoder import encode_basestring_ascii as _quoted
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
-from pipeline.captioning.store import STATUSES, PerspectiveStore, hash_ranges
+from pipeline.captioning.store import STATUSES, PerspectiveStore
+from pipeline.indexing.table import Index
+from shards.schema import vector_columns
+
+_OK = STATUSES.index("ok")
 
 
 class EmbedError(ValueError):
@@ -17,23 +23,50 @@ class EmbedError(ValueError):
 
 
 @dataclass(frozen=True)
-class ImageCaptions:
-    """The usable captions of one image (perspective -> store row)."""
+class CaptionBlock:
+    """The images of one range of hashes that get a row, ascending, and their usable captions."""
 
-    sha256: str
-    captions: dict[str, dict]
-    label: str | None = None
-    "the one text that is embedded instead of the captions"
+    low: str
+    high: str
+    rows: pa.Table
+    "image_sha256, width, height `[n]`"
+    captions: dict[str, pa.Table]
+    "perspective (in order of the names) -> caption, n_tokens, finish_reason, status `[n]`"
+    ok: np.ndarray
+    "bool `[n, perspectives]`: which of them are usable"
+    labels: list[str] | None = None
+    "of each image the one text that is embedded instead of the captions"
+
+    def __len__(self) -> int:
+        return len(self.rows)
 
     @property
-    def texts(self) -> dict[str, str]:
-        """perspective -> the text that is embedded."""
-        return {name: self.label or row["caption"] for name, row in self.captions.items()}
+    def images(self) -> pa.Array:
+        """sha256 of each."""
+        return self.rows["image_sha256"].combine_chunks()
 
-    @property
-    def digest(self) -> str:
-        """sha256 over perspectives and texts: what the vector depends on besides the embedder."""
-        return hashlib.sha256(json.dumps(self.texts, sort_keys=True).encode()).hexdigest()
+    @cached_property
+    def texts(self) -> dict[str, pa.Array]:
+        """perspective -> the text of each image that is embedded, null where there is none."""
+        labels = pa.array(self.labels, pa.string()) if self.labels else None
+        return {
+            name: pc.if_else(pa.array(ok), table["caption"] if labels is None else labels, None)
+            for ok, (name, table) in zip(self.ok.T, self.captions.items(), strict=True)
+        }
+
+    @cached_property
+    def digests(self) -> list[str]:
+        """Of each image the sha256 over perspectives and texts: what its vector depends on besides the embedder."""
+        # As json.dumps({perspective: text}, sort_keys=True) writes it, in a fraction of the time.
+        columns = []
+        for name, of_name in self.texts.items():
+            key = f"{_quoted(name)}: "
+            columns.append(["" if text is None else key + _quoted(text) for text in of_name.to_pylist()])
+        if self.ok.all():
+            rows = map(", ".join, zip(*columns, strict=True))
+        else:
+            rows = (", ".join(filter(None, row)) for row in zip(*columns, strict=True))
+        return [sha256(f"{{{row}}}".encode()).hexdigest() for row in rows]
 
 
 @dataclass
@@ -50,84 +83,98 @@ class Tally:
     tokens: Counter = field(default_factory=Counter)
 
 
-def caption_ranges(
-    images: Iterable[str],
+def caption_blocks(
+    index: Index,
     stores: Mapping[str, PerspectiveStore],
     need_all: bool,
+    labelled: bool,
     tally: Tally,
+    ranges: Iterable[tuple],
     advance: Callable[[int], None] = lambda n: None,
-    labels: Mapping[str, str] = MappingProxyType({}),
-) -> Iterator[tuple[str, str, list[ImageCaptions]]]:
-    """Yield `(low, high, images)` by ranges of sha256, ordered; images without a usable caption are only tallied.
+) -> Iterator[CaptionBlock]:
+    """The captions of the images in `ranges` (each begins with `low, high`); those without a usable one are tallied.
 
-    With `need_all` an image that lacks one perspective is left out. `labels` (by sha256) are embedded instead of
-    captions. Raises `EmbedError` if the store lacks an image.
+    With `need_all` an image that lacks one perspective is left out. With `labelled` the domains' names are embedded
+    instead of captions. Raises `EmbedError` if the store lacks an image.
     """
-    wanted = sorted(images)
-    position = 0
-    for low, high in hash_ranges(len(wanted)):
-        rows = {name: store.rows(low, high) for name, store in stores.items()}
-        usable, started = [], position
-        while position < len(wanted) and wanted[position] < high:
-            sha256 = wanted[position]
-            position += 1
-            of_image = {name: rows[name].get(sha256) for name in stores}
-            if absent := [name for name, row in of_image.items() if row is None]:
-                raise EmbedError(
-                    f"image {sha256} of the index has no caption for perspective {absent[0]!r}: "
-                    "run python -m pipeline.caption first"
-                )
-            _count(of_image, tally)
-            captions = {name: row for name, row in of_image.items() if row["status"] == "ok"}
-            failures = [row["status"] for row in of_image.values() if row["status"] != "ok"]
-            if not captions or need_all and failures:
-                tally.without_row[max(failures, key=STATUSES.index)] += 1
-                continue
-            tally.partial += bool(failures)
-            usable.append(ImageCaptions(sha256, captions, labels.get(sha256)))
-        yield low, high, usable
-        advance(position - started)
+    names = sorted(stores)
+    for low, high, *_ in ranges:
+        block = index.block(low, high)
+        columns = ["caption", "n_tokens", "finish_reason", "status"]
+        held = {name: stores[name].best(block.images, columns) for name in names}
+        codes = [pc.fill_null(pc.index_in(table["status"], pa.array(STATUSES)), -1) for table in held.values()]
+        status = np.stack([column.to_numpy() for column in codes], axis=1)
+        if (status < 0).any():
+            image = int(np.flatnonzero((status < 0).any(axis=1))[0])
+            absent = next(name for name in stores if status[image, names.index(name)] < 0)
+            raise EmbedError(
+                f"image {block.images[image].as_py()} of the index has no caption for perspective {absent!r}: "
+                "run python -m pipeline.caption first"
+            )
+        ok = status == _OK
+        usable = ok.all(axis=1) if need_all else ok.any(axis=1)
+        _count(tally, held, status)
+        left_out = np.bincount(status[~usable].max(axis=1, initial=0), minlength=len(STATUSES))
+        tally.without_row.update({name: int(n) for name, n in zip(STATUSES, left_out, strict=True) if n})
+        tally.partial += int((usable & ~ok.all(axis=1)).sum())
+        mine = pa.array(np.flatnonzero(usable))
+        columns = {"image_sha256": block.images, **{name: block.first(name) for name in ("width", "height")}}
+        labels = block.labels() if labelled else None
+        yield CaptionBlock(
+            low,
+            high,
+            pa.table(columns).take(mine),
+            {name: table.take(mine) for name, table in held.items()},
+            ok[usable],
+            [labels[image] for image in mine.to_pylist()] if labels else None,
+        )
+        advance(len(block))
 
 
-def _count(of_image: Mapping[str, dict], tally: Tally) -> None:
-    tally.images += 1
-    for name, row in of_image.items():
-        tally.status.setdefault(name, Counter())[row["status"]] += 1
-        if row["status"] == "ok":
-            tally.finish.setdefault(name, Counter())[row["finish_reason"]] += 1
-            tally.tokens[name] += row["n_tokens"]
+def _count(tally: Tally, held: Mapping[str, pa.Table], status: np.ndarray) -> None:
+    tally.images += len(status)
+    for (name, table), of_name in zip(held.items(), status.T, strict=True):
+        counts = np.bincount(of_name, minlength=len(STATUSES))
+        tally.status.setdefault(name, Counter()).update({s: int(n) for s, n in zip(STATUSES, counts, strict=True) if n})
+        good = table.filter(pa.array(of_name == _OK))
+        reasons = pc.value_counts(good["finish_reason"]).to_pylist()
+        tally.finish.setdefault(name, Counter()).update({reason["values"]: reason["counts"] for reason in reasons})
+        tally.tokens[name] += pc.sum(good["n_tokens"], min_count=0).as_py()
 
 
 def pool(vectors: Mapping[str, np.ndarray], pooling: str, apart: Iterable[str]) -> np.ndarray:
-    """Unit vectors float32 `[d]` per perspective -> float16 `[columns, dim]`: the prior, then those kept apart.
+    """Vectors float32 `[n, d]` of each perspective -> float16 `[n, columns, dim]`: the prior, then those kept apart.
 
     `mean`: the L2-normalised mean of the L2-normalised vectors [ours]; `concat`: one after the other by perspective
     name, L2-normalised; `joined` and `label`: the vectors are equal already, and their mean is that vector.
     Vectors can be kept apart only with `mean`: the columns of a release have one dim.
     """
     unit = {name: _unit(vectors[name].astype(np.float64)) for name in sorted(vectors)}
-    vectors_of = list(unit.values())
-    pooled = np.concatenate(vectors_of) if pooling == "concat" else np.mean(vectors_of, axis=0)
-    return np.stack([_unit(pooled), *(unit[name] for name in sorted(apart))]).astype(np.float16)
+    of_names = list(unit.values())
+    pooled = np.concatenate(of_names, axis=-1) if pooling == "concat" else sum(of_names[1:], of_names[0]) / len(unit)
+    return np.stack([_unit(pooled), *(unit[name] for name in sorted(apart))], axis=1).astype(np.float16)
 
 
-def _unit(vector: np.ndarray) -> np.ndarray:
-    return vector / np.linalg.norm(vector)
+def _unit(vectors: np.ndarray) -> np.ndarray:
+    # Row by row the very sum that numpy.linalg.norm takes of one vector, so that no bit depends on n.
+    return vectors / np.sqrt(vectors[:, None, :] @ vectors[:, :, None])[:, 0]
 
 
-def release_row(image: ImageCaptions, size: tuple[int, int], vectors: np.ndarray, apart: Iterable[str]) -> dict:
-    """A row for `shards.write_release`: `vectors` float16 `[columns, dim]` as `pool` made them."""
-    captions = [
-        {
-            "perspective": name,
-            "text": row["caption"],
-            "n_tokens": row["n_tokens"],
-            "finish_reason": row["finish_reason"],
-        }
-        for name, row in sorted(image.captions.items())
-    ]
-    row = {"image_sha256": image.sha256, "width": size[0], "height": size[1], "captions": captions}
-    return {**row, "embedding": vectors[0], "embeddings": dict(zip(sorted(apart), vectors[1:], strict=True))}
+def release_table(block: CaptionBlock, vectors: np.ndarray, apart: Iterable[str]) -> pa.Table:
+    """Rows for `shards.write_release`: `vectors` float16 `[n, columns, dim]` as `pool` made them."""
+    image, perspective = np.nonzero(block.ok)  # by image, then by name
+    order = pa.array(perspective * len(block) + image)
+    tables = list(block.captions.values())
+    children = [pa.array(list(block.captions)).take(pa.array(perspective))]
+    for column in ("caption", "n_tokens", "finish_reason"):
+        children.append(pa.concat_arrays([table[column].combine_chunks() for table in tables]).take(order))
+    struct = pa.StructArray.from_arrays(children, ["perspective", "text", "n_tokens", "finish_reason"])
+    offsets = np.concatenate([[0], np.cumsum(block.ok.sum(axis=1))]).astype(np.int32)
+    table = block.rows.append_column("captions", pa.ListArray.from_arrays(pa.array(offsets), struct))
+    for number, name in enumerate(vector_columns(list(apart))):
+        flat = pa.array(np.ascontiguousarray(vectors[:, number]).reshape(-1))
+        table = table.append_column(name, pa.FixedSizeListArray.from_arrays(flat, vectors.shape[2]))
+    return table
 
 
 def stats(

@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 import shards
 from pipeline.reporting.blocks import Missing
 from pipeline.reporting.config import ReportConfig
+from student.data.pairs import index_files, read_index_file
 from student.params import Paths
 
 COLUMNS = "dataset domain task split gt_path lq_path degradation range gt_sha256 width height status".split()
@@ -49,10 +48,8 @@ class Inputs:
         """All rows of the index."""
         file = self.paths.index
         try:
-            there = pq.read_schema(file).names  # an index of version 0.1 has no `range`
-            columns = [name for name in COLUMNS if name in there or name != "range"]
-            return pq.read_table(file, columns=columns, partitioning=None, page_checksum_verification=True).to_pylist()
-        except (OSError, pa.ArrowException) as error:
+            return read_index_file(index_files(file), COLUMNS).to_pylist()
+        except (OSError, ValueError) as error:
             raise Missing(f"{file}: {_reason(error)}", INDEX) from None
 
     @cached_property

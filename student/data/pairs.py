@@ -15,10 +15,15 @@ import numpy as np
 from shards import Release, ReleaseError, open_release
 from shards.verify import verify
 from student.files import write_file
+from student.places import is_remote, join, listed, read
 
 TAIL_BYTES = 4096
 Ranges = dict[str, tuple[float, float]]
 """File of more than 8 bits → the numbers that are black and white, the same for both images of a pair."""
+
+
+_OPTIONAL = {"range": "string", "upsample": "int32"}
+"""Columns that an index may lack: of version 0.1; without such inputs."""
 
 
 class TrainDataError(ValueError):
@@ -73,14 +78,10 @@ class Pairs:
 def read_pairs(index: str | Path, split: str) -> Pairs:
     """The rows with status "ok" of one split, ordered by dataset and path; raises `TrainDataError`."""
     import pyarrow.compute as pc
-    import pyarrow.parquet as parquet
 
     names = list(Pairs.__dataclass_fields__)
     try:
-        older = "range" not in parquet.read_schema(index).names  # an index of version 0.1
-        columns = [name for name in (*names, "split", "status") if not older or name != "range"]
-        table = parquet.read_table(index, columns=columns, page_checksum_verification=True, partitioning=None)
-        table = table.append_column("range", [[None] * len(table)]) if older else table
+        table = read_index_file(index_files(index), [*names, "split", "status"])
     except FileNotFoundError:
         raise TrainDataError(f"{index}: no such index; run python -m pipeline.index (or dvc repro index)") from None
     except (OSError, ValueError) as error:
@@ -88,6 +89,36 @@ def read_pairs(index: str | Path, split: str) -> Pairs:
     table = table.filter((pc.field("split") == split) & (pc.field("status") == "ok"))
     table = table.sort_by([(column, "ascending") for column in ("dataset", "gt_path", "lq_path")])
     return Pairs(**{name: np.array(table[name].to_pylist(), dtype=object) for name in names})
+
+
+def index_files(index: str | Path) -> list[str]:
+    """The parquet files of an index: it is one, or (of a large one) a folder of them by the first digits of gt_sha256.
+
+    Raises `OSError`."""
+    names = listed(index, ".parquet")
+    return [str(index)] if names in ([], [os.path.basename(index)]) else [join(index, name) for name in names]
+
+
+def read_index_file(files: str | Sequence[str], columns: Sequence[str]):
+    """Columns of one or several files of an index as a `pyarrow.Table`, null where one of `_OPTIONAL` is not there.
+
+    Raises `OSError` and `ValueError` (also where another column is missing).
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as parquet
+
+    tables = []
+    for file in [files] if isinstance(files, str) else files:
+        source = pa.BufferReader(read(file)) if is_remote(file) else file
+        with parquet.ParquetFile(source, page_checksum_verification=True) as opened:
+            absent = [name for name in columns if name not in opened.schema_arrow.names]
+            if missing := [name for name in absent if name not in _OPTIONAL]:
+                raise ValueError(f"not an index: no column {', '.join(missing)}")
+            table = opened.read([name for name in columns if name not in absent])
+        for name in absent:
+            table = table.append_column(name, pa.nulls(len(table), _OPTIONAL[name]))
+        tables.append(table.select(columns).replace_schema_metadata(None))
+    return pa.concat_tables(tables)
 
 
 def read_release(path: str | Path) -> Release:
