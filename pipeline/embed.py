@@ -15,12 +15,13 @@ from functools import partial
 from pipeline.captioning.config import CaptionConfig
 from pipeline.captioning.store import StoreError
 from pipeline.cluster import add_ray_argument, over_ranges, refuse_ranks
+from pipeline.embedding.audit import audit, warnings
 from pipeline.embedding.rows import EmbedError, Tally, stats
 from pipeline.embedding.run import EmbedActor, Embedding, public_name
 from pipeline.indexing.table import IndexUnusable, aliases_of
 from pipeline.params import Params, load_all
 from pipeline.stopping import Stop, Stopped
-from shards import ReleaseError, write_release
+from shards import ReleaseError, open_release, write_release
 from shards.verify import verify
 from student.params import ParamsError, add_params_arguments
 from student.places import write_whole
@@ -82,12 +83,15 @@ def embed(args: argparse.Namespace) -> str:
     if problems := verify(paths.release):
         raise EmbedError(f"{paths.release} does not verify: {problems[0]} ({len(problems)} problems); check the disk")
     summary = stats(tally, params.caption.perspectives, manifest["rows"], work.dim, work.fingerprints, truncated)
+    looked = audit(open_release(paths.release), work.index, params.caption.perspectives)
+    summary["audit"] = looked
     write_whole(paths.caption_stats, json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
     left_out = sum(tally.without_row.values())
+    doubts = "".join(f"\n  warning: {doubt}" for doubt in warnings(looked))
     return (
         f"embed: {n_new} new of {tally.images} images, {manifest['rows']} rows of dim {work.dim} in {paths.release}, "
         f"verified; {left_out} without a caption left out, {truncated.total()} captions cut by the embedder, "
-        f"{time.perf_counter() - started:.1f} s"
+        f"{time.perf_counter() - started:.1f} s{doubts}"
     )
 
 

@@ -11,6 +11,12 @@ from pipeline.reporting.data import clean, pictures
 from pipeline.reporting.inputs import EMBED, Inputs
 
 CARDS = 6
+FAULTS = {
+    "refusal": "refuse",
+    "repeats_question": "repeat the question",
+    "loop": "repeat themselves",
+    "other_script": "in another script",
+}
 FEWEST = 6
 """Priors below which a map of them says nothing."""
 PERPLEXITY = 30
@@ -46,6 +52,36 @@ def questions(inputs: Inputs) -> Iterator[Block]:
         raise Missing(f"{inputs.paths.caption_stats} has another form: {error!r}", EMBED) from None
     columns = ["perspective", "question", "answers", "failed", "cut", "different", "most frequent (times)"]
     yield Table("Questions", f"{told} The last two columns: {sample.rule}", columns, rows, (0, 1, 6))
+
+
+def doubts(inputs: Inputs) -> Iterator[Block]:
+    """What the audit of the stage `embed` found, and the pictures that look worst."""
+    found, cards = inputs.json(inputs.paths.caption_stats, EMBED).get("audit"), []
+    try:
+        rows = [
+            [pretty(name), *(str(of_name[key]) for key in ("captions", "most_frequent", *FAULTS))]
+            for name, of_name in found["perspectives"].items()
+        ]
+        total = sum(of_name[fault] for of_name in found["perspectives"].values() for fault in FAULTS)
+        told = (
+            f"{total} captions have a fault that a program can see. " if total else "No caption has one of the faults. "
+        )
+        told += (
+            f"{found['images']} images were looked at; {found['far']} are described unlike the rest of their data set. "
+        )
+        if found["no_common_word"]:
+            told += f"Of {found['no_common_word']} images content and object share no word. "
+        yield Table("Do they look sound?", told, ["perspective", "captions", "most frequent", *FAULTS.values()], rows)
+        for image in found["worst"]:
+            if row := inputs.clean.get(image["image_sha256"]):
+                texts = [
+                    ("why", ", ".join(image["why"])),
+                    *((pretty(k), text) for k, text in image["captions"].items()),
+                ]
+                cards.append((lambda row=row: clean(row), pretty(row["dataset"]), texts))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise Missing(f"{inputs.paths.caption_stats} has another form: {error!r}", EMBED) from None
+    yield from pictures("Look at these first", "", cards)
 
 
 def priors(inputs: Inputs) -> Iterator[Block]:
@@ -92,4 +128,4 @@ def _own(vectors: np.ndarray, labels: np.ndarray) -> str:
     return f"{hits:.0%} of the images have their nearest neighbour in their own domain (by chance {chance:.0%}). "
 
 
-BLOCKS = (answers, questions, priors)
+BLOCKS = (answers, questions, doubts, priors)
