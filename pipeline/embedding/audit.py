@@ -20,6 +20,8 @@ LOOKED_AT = 50_000
 WORST = 20
 FAR = 4.0
 """Robust deviations from the median distance to the mean of a data set, beyond which an image does not seem to fit."""
+LEAST_SPREAD = 0.02
+"""Of cosine distances: where many captions are equal, none would be close enough else."""
 FEWEST = 20
 """Images of a data set below which its spread says nothing."""
 REFUSAL = re.compile(
@@ -93,11 +95,7 @@ def audit(release: Release, index: Index, questions: Mapping[str, str]) -> dict:
                 faults.setdefault(sha256, []).append(f"{name}: other_script")
     far = sorted(_far(release, index, chosen), reverse=True)
     worst = sorted(faults.items(), key=lambda item: (-len(item[1]), item[0]))
-    worst += [
-        (sha256, [f"{z:.1f} deviations from the captions of {dataset}"])
-        for z, sha256, dataset in far
-        if sha256 not in faults
-    ]
+    worst += [(sha256, [why]) for _, sha256, why in far if sha256 not in faults]
     return {
         "images": len(chosen),
         "perspectives": {
@@ -137,7 +135,7 @@ def _words(text: str) -> set[str]:
 
 
 def _far(release: Release, index: Index, chosen: list[str]) -> Iterator[tuple[float, str, str]]:
-    """(robust deviations, sha256, data set) of images whose prior lies far from the mean of their data set's."""
+    """(robust deviations, sha256, what is told) of images whose prior lies far from the mean of their data set's."""
     wanted, members = pa.array(chosen), dict[str, list[int]]()
     for block in index.blocks():
         places = pc.fill_null(pc.index_in(block.images, wanted), -1).to_numpy()
@@ -152,10 +150,10 @@ def _far(release: Release, index: Index, chosen: list[str]) -> Iterator[tuple[fl
             [1 - release.lookup([chosen[p] for p in part])[0] @ mean for part in _parts(places)]
         ).astype(np.float64)
         middle = np.median(distance)
-        spread = 1.4826 * np.median(np.abs(distance - middle))
-        if spread > 1e-6:
-            z = (distance - middle) / spread
-            yield from ((float(z[i]), chosen[places[i]], dataset) for i in np.flatnonzero(z > FAR))
+        spread = max(1.4826 * np.median(np.abs(distance - middle)), LEAST_SPREAD)
+        for i in np.flatnonzero(distance > middle + FAR * spread):
+            why = f"like the others of {dataset}: {1 - distance[i]:.2f} (usual {1 - middle:.2f})"
+            yield float((distance[i] - middle) / spread), chosen[places[i]], why
 
 
 def _mean(release: Release, chosen: list[str], places: list[int]) -> np.ndarray:
