@@ -92,7 +92,7 @@ def caption_identities(
 
     Batch size, dtype, GPU and host are provenance. Loads no model; the files of a local one are hashed once.
     """
-    _require("quantization", quantization, QUANTIZATIONS)
+    _require("quantization", quantization, (*QUANTIZATIONS, "fp8"))
     _require("padding", padding, PADDINGS)
     name = Path(model).name if Path(model).is_absolute() else str(model)  # where it lies is nobody's business
     served = {"served": name, "revision": revision or ""}  # what a server runs is declared, not seen

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from student.params import Section
+from teacher.identity import QUANTIZATIONS
 
 # The five perspectives of the paper, asked separately so that no answer is cut by the text encoder's 77 tokens [ours].
 PERSPECTIVES = {
@@ -20,6 +21,7 @@ PERSPECTIVES = {
 TEACHERS = {
     "transformers": "teacher.llava.captioner:Captioner",
     "server": "teacher.server:ServerCaptioner",
+    "vllm": "teacher.vllm_engine:VllmCaptioner",
 }
 """A teacher's name in `params.yaml` → where its class is (`teacher.teacher.Teacher`)."""
 
@@ -34,7 +36,7 @@ class CaptionConfig(Section):
     """Captioning. Keys marked *identity* change captions and so their fingerprint; all others never redo work."""
 
     teacher: Annotated[str, AfterValidator(_teacher)] = "transformers"
-    """*identity*: what runs the model: `transformers` in this process, or a `server` (teacher/server.py)."""
+    """*identity*: what runs the model: `transformers` or `vllm` in this process, or a `server` (docs/teacher.md)."""
     model: str = Field("teacher/mini", min_length=1)
     """*identity* (by content): a checkpoint: hub id or local directory, e.g. `llava-hf/llava-1.5-7b-hf`; of a server,
     the name by which it serves the model."""
@@ -44,7 +46,7 @@ class CaptionConfig(Section):
     """Where the server is, such as `http://127.0.0.1:8000/v1`."""
     server_options: dict[str, Any] = {}
     """*identity*: merged into each request to a server, such as `{add_special_tokens: true}` for LLaVA in vLLM."""
-    quantization: Literal["nf4", "nf4-dequantized", "int8", "none"] = "nf4"
+    quantization: Literal["nf4", "nf4-dequantized", "int8", "fp8", "none"] = "nf4"
     """*identity*: weights of the language model. `nf4-dequantized` has NF4's weights at bf16's speed and memory."""
     perspectives: Annotated[dict[str, str], Field(min_length=1)] = PERSPECTIVES
     """*identity*, each for itself: name -> question. Changing one re-captions that perspective only."""
@@ -91,6 +93,9 @@ class CaptionConfig(Section):
             raise ValueError("teacher server needs its address: caption.server, such as http://127.0.0.1:8000/v1")
         if self.teacher != "server" and (self.server or self.server_options):
             raise ValueError("server and server_options go with caption.teacher: server")
+        known = {"vllm": ("none", "fp8", "nf4"), "transformers": QUANTIZATIONS}.get(self.teacher)
+        if known and self.quantization not in known:
+            raise ValueError(f"quantization of teacher {self.teacher}: {', '.join(known)}, not {self.quantization}")
         return self
 
     @property
