@@ -15,9 +15,9 @@ EXPECTED = {
     },
     # The whole image; two samples, eight tiles that are looked over, eight that are restored: those come back.
     "restoring": {"tiles": [1, 8], "to the GPU": 1 + 2 + 8 + 8, "from the GPU": 1 + 8, "numpy": 1 + 8},
-    # Pixels, prefix, ids and mask; LLaVA's own check of its inputs, and transformers' empty cache of two layers. The
-    # loop asks for the chosen tokens, once a step, and for nothing else.
-    "captioning": {"captions": 2 * 3, "to the GPU": 4 + 2 * 2, "check": 1, "tolist": 6},
+    # The pixels, and LLaVA's own check of its inputs. The loop asks who has ended at steps 8 and 16, and for all tokens
+    # at its end, and for nothing else.
+    "captioning": {"captions": 2 * 3, "to the GPU": 1, "check": 1, "tolist": 3},
 }  # fmt: skip
 FAULTS = {"waits": "_local_scalar_dense", "misplaced": "two devices, gpu:0 and cpu"}
 
