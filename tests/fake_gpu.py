@@ -55,7 +55,8 @@ class Copies(TorchDispatchMode):
         given = [leaf.device for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor) and leaf.ndim]
         made = [leaf.device for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)]
         if given and made and given[-1] != made[0]:
-            counts["to the GPU" if made[0] == device else "from the GPU"] += 1
+            way = "to the GPU" if made[0] == device else "from the GPU"
+            counts[way if (kwargs or {}).get("non_blocking") else f"{way}, waiting"] += 1
         return result
 
 
@@ -91,6 +92,7 @@ def make_device():
     accelerate.accelerator.get_mixed_precision_context_manager = lambda *_: torch.autocast("gpu", torch.bfloat16)
     stand_in("tolist", lambda tensor: np.zeros(tensor.shape, np.int64).tolist())
     stand_in("numpy", lambda tensor: np.zeros(tensor.shape, np.float32))
+    stand_in("pin_memory", lambda tensor: tensor)
     torch._check_tensor_all_with = lambda *_arguments: counts.update(["check"])  # LLaVA's, of its inputs
     torch.nn.Module.to = lambda self, *_arguments, **_options: self  # a fake parameter cannot move
     return everything, aten

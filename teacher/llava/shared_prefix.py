@@ -125,9 +125,10 @@ class SharedPrefixGenerator:
         }
 
     def _moved(self, batch: Tensor) -> Tensor:
-        """On the model's device; to a GPU without waiting, from pinned memory."""
-        batch = batch.pin_memory() if self.model.device.type == "cuda" else batch
-        return batch.to(self.model.device, non_blocking=True)
+        """On the model's device; from pinned memory, and without waiting, to a GPU."""
+        device = self.model.device
+        pinned = batch.pin_memory() if self.static and device.type != "cpu" else batch
+        return pinned.to(device, non_blocking=True)
 
     def __call__(self, squares: Sequence[Image.Image], names: Sequence[str] | None = None) -> list[dict[str, Caption]]:
         """Answer the questions `names` (default: all) for each square; one dictionary per image, in order."""
