@@ -90,7 +90,7 @@ class SharedPrefixGenerator:
         self.pad_id = min(self.end_ids) if pad is None else pad
         self.max_new_tokens, self.min_new_tokens = max_new_tokens, min_new_tokens
         self.statistics = Statistics()
-        self.static = static_decode.decodes(model)
+        self.static, self.graphs = static_decode.decodes(model), static_decode.records(model)
         self._decoder: tuple[object, static_decode.StaticDecoder] | None = None
         self.levels_CV: Tensor | None = None
         if model.config.model_type == "llava":
@@ -173,8 +173,7 @@ class SharedPrefixGenerator:
         settings["min_new_tokens"] = self.min_new_tokens
         if self._decoder is None or self._decoder[0] != (sequences, settings) or self._decoder[1].images < batch:
             self.forget()
-            graphs = static_decode.records(self.model)
-            made = static_decode.StaticDecoder(self.model, sequences, n_prefix, batch, graphs=graphs, **settings)
+            made = static_decode.StaticDecoder(self.model, sequences, n_prefix, batch, graphs=self.graphs, **settings)
             self._decoder = (sequences, settings), made
         return self._decoder[1]
 
