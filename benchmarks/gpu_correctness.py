@@ -33,6 +33,8 @@ def correctness(device: str, toy: bool, _out: Path) -> Rows:
     for check in (parity, recomputed_gradients, formulations, restoring, captions, decoding):
         yield from check(device)
     yield from training_twice(device, 6 if toy else 20)
+    if device == "cuda":  # a minute or two
+        yield from formulations(device, compiled=True)
 
 
 @torch.no_grad()
@@ -78,7 +80,7 @@ def recomputed_gradients(device: str) -> Rows:
     yield {"gradients": "recomputing projections", "difference": f"{worst:.1e}", "right": yes(worst < 1e-4)}
 
 
-def formulations(device: str) -> Rows:
+def formulations(device: str, compiled: bool = False) -> Rows:
     """A step of the blocks for GPUs against one of the plain ones: the worst of all parameters' gradients, each error
     relative to the gradient."""
     from student.convert import import_published
@@ -89,6 +91,8 @@ def formulations(device: str) -> Rows:
         student = import_published(REFERENCE / "restormer_dual.pth", *TOP_K["restormer_dual"])[0].to(device)
         if lean:
             student.backbone.__class__ = GpuRestormer
+            if compiled:
+                student.compile(dynamic=False)
         for precision in ("fp32", "bf16"):
             lq = torch.linspace(0, 1, 2 * 3 * 32 * 48, device=device).view(2, 3, 32, 48).sin()
             with in_precision(device, precision):
@@ -97,7 +101,8 @@ def formulations(device: str) -> Rows:
     for precision, limit in (("fp32", 1e-3), ("bf16", 0.5)):
         pairs = zip(found[True, precision], found[False, precision], strict=True)
         worst = max(((one - other).norm() / other.norm()).item() for one, other in pairs)
-        yield {"blocks for GPUs": precision, "difference": f"{worst:.1e}", "right": yes(worst < limit)}
+        row = {"blocks for GPUs": precision, "compiled": "yes" if compiled else "no", "difference": f"{worst:.1e}"}
+        yield row | {"right": yes(worst < limit)}
 
 
 def restoring(device: str) -> Rows:

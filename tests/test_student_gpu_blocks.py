@@ -6,9 +6,11 @@ from collections.abc import Iterable
 import pytest
 import torch
 import toy_training as toy
+from torch._dynamo.backends.registry import lookup_backend
 from toy_student import CONFIGURATIONS, alive, losses_of, make_student
 
 from student.network import block_node, gpu_blocks
+from student.network.blocks import RestormerBlock
 from student.network.config import ModelConfig
 from student.network.gpu_blocks import GpuRestormer, formulate
 from student.training.config import LossWeights, TrainConfig
@@ -101,11 +103,17 @@ def test_fp16_and_features_that_kernels_cannot_index_are_left_to_the_plain_formu
 
 
 @pytest.mark.slow
-def test_a_step_compiles_to_one_graph():
+def test_a_compiled_step_is_one_graph_of_these_blocks():
     plain, ours = pair("restormer-both-broadcast")
-    expected = gradients(plain, images())
-    ours.compile(fullgraph=True, backend="eager")
-    assert distance(gradients(ours, images()).values(), expected.values()) < 1e-5
+    expected, graphs = gradients(plain, images()), []
+
+    def noted(module, inputs):
+        graphs.append(sum("autograd_function_apply" in str(node.target) for node in module.graph.nodes))
+        return lookup_backend("aot_eager")(module, inputs)
+
+    ours.compile(fullgraph=True, backend=noted)
+    assert distance(gradients(ours, images()).values(), expected.values()) < 1e-4
+    assert graphs == [sum(type(block) is RestormerBlock for block in ours.modules()) * 2], "the block and its weights"
 
 
 def product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
