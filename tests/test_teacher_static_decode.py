@@ -1,5 +1,7 @@
 """Decoding for GPUs, here on a CPU: the tokens of separate calls, whoever ends when, recorded or not."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from random_llava import QUESTIONS, random_pictures, save_random_llava, separate_call
@@ -29,6 +31,7 @@ def cpu_as_a_gpu(request, monkeypatch):
     monkeypatch.setattr(static_decode, "records", lambda model: request.param == "recorded steps")
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Tape)
     monkeypatch.setattr(torch.cuda, "graph", record)
+    monkeypatch.setattr(torch.cuda, "device", nullcontext)
     return tapes
 
 

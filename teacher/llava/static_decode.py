@@ -85,8 +85,7 @@ class StaticDecoder:
         seen_SL[:, :prefix] = True
         seen_SL[:, prefix:asked] = (owner_S[:, None] == owner_S) & (order_S[:, None] >= order_S)
         self._last_Q = torch.tensor(lengths).cumsum(0) - 1
-        closed = torch.zeros((), dtype=dtype), torch.full((), -torch.inf, dtype=dtype)
-        self._mask_SL = torch.where(seen_SL, *closed).to(device)
+        self._mask_SL = torch.zeros(seen_SL.shape, dtype=dtype).masked_fill(~seen_SL, -torch.inf).to(device)
         self._first_mask_QL = self._mask_SL[self._last_Q].clone()
         self._prefix_P = torch.tensor(sequences[0][:prefix], device=device)
         self._suffix_S = torch.tensor([token for ids in sequences for token in ids[prefix:]], device=device)
@@ -102,13 +101,8 @@ class StaticDecoder:
         self._ended_BQ = torch.zeros(images, questions, dtype=torch.bool, device=device)
         self._tokens_BQT = torch.zeros(images, questions, max_new_tokens, dtype=torch.long, device=device)
 
-    def __call__(self, inputs: dict[str, Tensor], batch: int) -> tuple[list[list[int]], int]:
-        """As `greedy_decode.greedy`, of `batch` images by their `inputs`: an image's questions one after the other."""
-        self.prefill(inputs, batch)
-        return self.decode(batch)
-
     def prefill(self, inputs: dict[str, Tensor], batch: int) -> None:
-        """The prefix, the questions, and their first tokens."""
+        """The prefix, the questions, and their first tokens. `inputs` is what the model takes of `batch` images."""
         self.slots = None
         self.model.model(
             input_ids=self._prefix_P.repeat(batch, 1), **inputs, past_key_values=self.cache, use_cache=True
@@ -124,6 +118,7 @@ class StaticDecoder:
         )  # fmt: skip
 
     def decode(self, batch: int) -> tuple[list[list[int]], int]:
+        """After `prefill`. As `greedy_decode.greedy`; an image's questions come one after the other."""
         held, rows = list(range(batch)), self._fitting(batch)  # `held`: the image of each row
         done: dict[int, list[list[int]]] = {}
         slots, step = batch, 1
@@ -162,15 +157,17 @@ class StaticDecoder:
 
     def _replay(self, rows: int) -> None:
         """A step of the first `rows` rows. Before one is recorded, an ordinary one chooses algorithms."""
-        if self._records and rows in self._graphs:
-            if self._graphs[rows] is None:
+        if not self._records or rows not in self._graphs:
+            self._next(rows)
+            self._graphs[rows] = None
+            return
+        with torch.cuda.device(self._step.device):  # of several processes, most have another than the first
+            graph = self._graphs[rows]
+            if graph is None:
                 self._graphs[rows] = graph = torch.cuda.CUDAGraph()
                 with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                     self._next(rows)
-            self._graphs[rows].replay()
-        else:
-            self._next(rows)
-            self._graphs[rows] = None
+            graph.replay()
 
     def _next(self, rows: int) -> None:
         """Reads the last tokens of the first `rows` rows, and chooses the next."""
