@@ -7,8 +7,10 @@ import pytest
 import torch
 import toy_training as toy
 from torch._dynamo.backends.registry import lookup_backend
+from torch._subclasses.fake_tensor import FakeTensorMode
 from toy_student import CONFIGURATIONS, alive, losses_of, make_student
 
+from student.model import Student
 from student.network import block_node, gpu_blocks
 from student.network.blocks import RestormerBlock
 from student.network.config import ModelConfig
@@ -129,6 +131,32 @@ def test_a_step_of_the_published_size_stays_within_its_budget(monkeypatch):
     step = rehearse(TrainConfig(ema_decay=0.999), ModelConfig(), 1, CPU)
     assert KERNELS - 100 < step.cost.kernels <= KERNELS
     assert GIGABYTES - 3 < step.cost.bytes / 1e9 <= GIGABYTES
+
+
+@pytest.mark.slow
+def test_a_step_asks_for_a_third_of_what_the_authors_formulation_does(monkeypatch):
+    """Both with the pixel loss and Adam alone, in bf16."""
+    monkeypatch.setattr(block_node, "product", product)
+    monkeypatch.syspath_prepend(str(toy.ROOT / "benchmarks"))
+    from plain_student import PlainStudent
+
+    costs = []
+    for kind in (PlainStudent, Student):
+        with FakeTensorMode():
+            student = kind(ModelConfig()).train()
+            if kind is Student:
+                student.backbone.__class__ = GpuRestormer
+            optimizer = torch.optim.Adam(student.parameters(), fused=True)
+            lq, gt = (torch.empty(12, 3, 128, 128) for _ in range(2))
+            for _ in range(2):  # the first makes Adam's state
+                with StepCost() as cost:
+                    optimizer.zero_grad()
+                    with torch.autocast("cpu", torch.bfloat16):
+                        restored = student(lq)
+                    (restored.float() - gt).abs().mean().backward()
+                    optimizer.step()
+        costs.append((cost.kernels, round(cost.bytes / 1e9)))
+    assert costs == [(9_816, 285), (2_876, 114)]
 
 
 def test_training_gives_the_same_losses_and_resumes_exactly(toy_data, tmp_path, monkeypatch):
