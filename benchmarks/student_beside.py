@@ -80,16 +80,19 @@ def in_turn(trees: list[Path], sizes: list[int], rounds: int) -> list[list[dict[
     return found
 
 
-def rows(trees: list[Path], found: list[list[dict[str, float]]]) -> Iterator[dict[str, object]]:
+def commit(tree: Path) -> str:
     ask = ["git", "log", "-1", "--format=%h, %as"]
-    commits = [subprocess.run(ask, cwd=tree, capture_output=True, text=True).stdout.strip() for tree in trees]
+    return subprocess.run(ask, cwd=tree, capture_output=True, text=True).stdout.strip()
+
+
+def rows(commits: list[str], found: list[list[dict[str, float]]]) -> Iterator[dict[str, object]]:
     for name in found[0][0]:
         first = statistics.median(round_[name] for round_ in found[0])
-        for commit, of_tree in zip(commits, found, strict=True):
+        for name_of_tree, of_tree in zip(commits, found, strict=True):
             times = sorted(round_[name] for round_ in of_tree)
             median = statistics.median(times)
             yield {
-                "what": name, "commit": commit, "CPU time, median": f"{1e3 * median:.0f} ms",
+                "what": name, "commit": name_of_tree, "CPU time, median": f"{1e3 * median:.0f} ms",
                 "least to most": f"{1e3 * times[0]:.0f} to {1e3 * times[-1]:.0f}",
                 "of the first commit's": f"{median / first:.3f}",
             }  # fmt: skip
@@ -110,8 +113,9 @@ def main() -> None:
     from tables import show
 
     trees = [*map(Path.resolve, options.trees), HERE.parents[1]]
+    commits = [commit(tree) for tree in trees]  # which they may leave meanwhile
     found = in_turn(trees, [options.size, options.step_size, options.width], options.rounds)
-    show("Student on a CPU, this commit beside earlier ones", list(rows(trees, found)), options.record)
+    show("Student on a CPU, this commit beside earlier ones", list(rows(commits, found)), options.record)
 
 
 if __name__ == "__main__":
