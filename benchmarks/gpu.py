@@ -5,9 +5,10 @@
     python benchmarks/gpu.py --toy --device cpu           # every part at toy size, as the tests do
 
     correctness   outputs on the GPU against the recorded ones in each precision; gradients of the recomputing
-                  projections; CUDA graph, exact resume; restoring whole and tiled; captions in each precision
+                  projections; CUDA graph, exact resume; restoring whole and tiled; captions in each precision, by
+                  each way to decode; compiled blocks
     student       the authors' formulation against ours, eager, as a CUDA graph, compiled: time, memory, kernels
-    teacher       captions at LLaVA-1.5-7B's shape, random weights, in each precision
+    teacher       captions at LLaVA-1.5-7B's shape, random weights: each precision, way to decode, the batch that fits
     trainer       student/train.py at the published size on PNG pairs, eight workers: images/s and the wait for data
     processes     the same by torchrun on every GPU (one: DDP of one process)
 
@@ -95,9 +96,11 @@ def run_here(options: argparse.Namespace) -> int:
     """In the parts' own process: a line of JSON for each row, as soon as it is measured."""
     import gpu_correctness
     import gpu_speed
+    import gpu_teacher
 
+    modules = {"correctness": gpu_correctness, "teacher": gpu_teacher}
     for part in options.parts:
-        measure = getattr(gpu_correctness if part == "correctness" else gpu_speed, part)
+        measure = getattr(modules.get(part, gpu_speed), part)
         with (options.out / f"{part}.jsonl").open("w", encoding="utf-8") as file:
             for row in measure(options.device, options.toy, options.out):
                 print(part, row, file=sys.stderr, flush=True)

@@ -3,6 +3,7 @@
 A row's "right" says whether a check held: "yes" or "NO".
 """
 
+import operator
 import statistics
 import tempfile
 from collections.abc import Iterator
@@ -29,9 +30,11 @@ def yes(right: bool) -> str:
 
 
 def correctness(device: str, toy: bool, _out: Path) -> Rows:
-    for check in (parity, recomputed_gradients, formulations, restoring, captions):
+    for check in (parity, recomputed_gradients, formulations, restoring, captions, decoding):
         yield from check(device)
     yield from training_twice(device, 6 if toy else 20)
+    if device == "cuda":  # a minute or two
+        yield from formulations(device, compiled=True)
 
 
 @torch.no_grad()
@@ -77,7 +80,7 @@ def recomputed_gradients(device: str) -> Rows:
     yield {"gradients": "recomputing projections", "difference": f"{worst:.1e}", "right": yes(worst < 1e-4)}
 
 
-def formulations(device: str) -> Rows:
+def formulations(device: str, compiled: bool = False) -> Rows:
     """A step of the blocks for GPUs against one of the plain ones: the worst of all parameters' gradients, each error
     relative to the gradient."""
     from student.convert import import_published
@@ -88,6 +91,8 @@ def formulations(device: str) -> Rows:
         student = import_published(REFERENCE / "restormer_dual.pth", *TOP_K["restormer_dual"])[0].to(device)
         if lean:
             student.backbone.__class__ = GpuRestormer
+            if compiled:
+                student.compile(dynamic=False)
         for precision in ("fp32", "bf16"):
             lq = torch.linspace(0, 1, 2 * 3 * 32 * 48, device=device).view(2, 3, 32, 48).sin()
             with in_precision(device, precision):
@@ -96,7 +101,8 @@ def formulations(device: str) -> Rows:
     for precision, limit in (("fp32", 1e-3), ("bf16", 0.5)):
         pairs = zip(found[True, precision], found[False, precision], strict=True)
         worst = max(((one - other).norm() / other.norm()).item() for one, other in pairs)
-        yield {"blocks for GPUs": precision, "difference": f"{worst:.1e}", "right": yes(worst < limit)}
+        row = {"blocks for GPUs": precision, "compiled": "yes" if compiled else "no", "difference": f"{worst:.1e}"}
+        yield row | {"right": yes(worst < limit)}
 
 
 def restoring(device: str) -> Rows:
@@ -137,6 +143,32 @@ def captions(device: str) -> Rows:
         exact = (quantization, dtype) == ("none", torch.float32)
         row = {"captions": quantization, "precision": str(dtype)[6:], "as on the CPU": f"{equal:.0%}"}
         yield row | {"right": yes(equal == 1 or not exact)}
+
+
+def decoding(device: str) -> Rows:
+    """Three ways to decode on the device, some rows ending early: captions as by the plainest, in percent. In float32
+    they must agree."""
+    from bench_teacher import PROMPTS, random_llava, shared
+    from PIL import Image
+
+    from teacher.llava.shared_prefix import SharedPrefixGenerator
+    from teacher.mini_training.checkpoint import Shape
+
+    noise = np.random.default_rng(1).integers(0, 256, (6, 6, 8, 3), dtype=np.uint8)
+    images = [Image.fromarray(pixels).resize((96, 72)) for pixels in noise]
+    for dtype in (torch.float32, torch.bfloat16):
+        torch.manual_seed(0)
+        model, processor = random_llava(Shape(), "none", dtype, "cpu")
+        model, answers = model.to(device), {}
+        for way in ("rows", "slots", "slots, CUDA graph")[: 3 if device == "cuda" else 2]:
+            generator = SharedPrefixGenerator(model, processor, PROMPTS, 40)
+            generator.static, generator.graphs = way != "rows", way.endswith("graph")
+            generator.end_ids = set(range(0, len(processor.tokenizer), 16))
+            answers[way] = [caption for row in shared(generator, images, 4) for caption in row.values()]
+            equal = statistics.mean(map(operator.eq, answers[way], answers["rows"]))
+            lengths = {caption.n_tokens for caption in answers[way]}
+            row = {"decoding": way, "precision": str(dtype)[6:], "as by rows": f"{equal:.0%}", "lengths": len(lengths)}
+            yield row | {"right": yes(equal == 1 and len(lengths) > 1 or dtype != torch.float32)}
 
 
 def training_twice(device: str, steps: int) -> Rows:

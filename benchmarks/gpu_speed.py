@@ -1,4 +1,4 @@
-"""How fast a GPU is at what this project does: parts "student", "teacher", "trainer" and "processes" of gpu.py."""
+"""How fast a GPU is at what this project does: parts "student", "trainer" and "processes" of gpu.py."""
 
 import copy
 import gc
@@ -18,9 +18,6 @@ from gpu_runs import TOY_MODEL, in_precision, log_rows, make_data, params, run
 from torch import nn
 
 ROOT = Path(__file__).resolve().parents[1]
-PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
-"""Dense bf16 products, by the maker's data sheets."""
-
 Rows = Iterator[dict[str, Any]]
 
 
@@ -60,8 +57,10 @@ def student(device: str, toy: bool, out: Path) -> Rows:
     yield from counted({"authors'": plain, "ours, blocks as on a CPU": ours, "ours": lean}, device, side)
     yield from kernels(lean, device, batches[0], side, out)
     if not toy:  # minutes
+        run_step = Steps(device, "bf16", side, repeats)
         for method in ("ours, compiled", "ours, compiled, CUDA graph"):
-            yield Steps(device, "bf16", side, repeats)(lean, (plain, ours), batches[0], method)
+            yield run_step(lean, (plain, ours), batches[0], method)
+        yield run_step(ours, (plain, lean), batches[0], "ours, blocks as on a CPU, compiled")
 
 
 class Steps:
@@ -118,15 +117,15 @@ def make_step(
     return step
 
 
-def median_seconds(function: Callable[[], None], repeats: int, device: str) -> float:
-    """After four calls to warm up, of which a recorded function needs all."""
+def median_seconds(function: Callable[[], Any], repeats: int, device: str, idle: int = 4) -> float:
+    """After `idle` calls to warm up, of which a recorded step needs four."""
     times = []
-    for i in range(repeats + 4):
+    for i in range(repeats + idle):
         begun = time.perf_counter()
         function()
         if device == "cuda":
             torch.cuda.synchronize()
-        if i >= 4:
+        if i >= idle:
             times.append(time.perf_counter() - begun)
     return statistics.median(times)
 
@@ -165,29 +164,6 @@ def kernels(model: nn.Module, device: str, batch: int, side: int, out: Path) -> 
     for event, ms in list(zip(events, times, strict=True))[:15]:
         yield {"kernels": event.key[:100].replace("|", "/"), "calls": event.count, "ms": round(ms, 2)}
     measured.export_chrome_trace(str(out / "trace.json.gz"))
-
-
-def teacher(device: str, toy: bool, _out: Path) -> Rows:
-    """Captions of five questions; the last column: products of the language model, of what the card could do."""
-    from bench_teacher import SHAPES, measure
-
-    from teacher.mini_training.checkpoint import Shape
-
-    shape, new = (Shape(), 4) if toy else (SHAPES["llava-1.5-7b"], 48)
-    sizes = {"batch_sizes": [2] if toy else [8, 16, 32], "images": 2 if toy else 32, "naive_images": 1,
-             "new_tokens": new, "repeats": 1}  # fmt: skip
-    layer = shape.text_width * (4 * shape.text_width + 3 * shape.text_mlp)
-    parameters = shape.text_layers * layer + shape.text_width * shape.vocabulary
-    tokens = (shape.image_size // shape.patch_size) ** 2 + 5 * (20 + new)  # the prefix once, five questions and answers
-    name = torch.cuda.get_device_name() if device == "cuda" else ""
-    peak = next((flops for card, flops in PEAK_FLOPS.items() if card in name), None)
-    dtype = torch.float32 if device == "cpu" else torch.bfloat16
-    for quantization in ("nf4-dequantized", "nf4", "none", "int8"):
-        for row in measure(shape, quantization, dtype, device, **sizes):
-            if peak and row["method"] == "shared" and "speed-up" in row:
-                row["of the arithmetic limit"] = f"{float(row['images/s']) * tokens * 2 * parameters / peak:.0%}"
-            yield row
-        gc.collect()
 
 
 def sizes(toy: bool) -> tuple[dict, dict, dict]:

@@ -28,6 +28,7 @@ from student.network import gpu_blocks
 from student.restoration.restorer import Restorer
 from student.train import train
 from student.training import run, setup, weights
+from teacher.llava import static_decode
 from teacher.llava.shared_prefix import SharedPrefixGenerator
 from teacher.mini_training.checkpoint import Shape, build_model, build_processor
 from teacher.square import Square
@@ -54,7 +55,8 @@ class Copies(TorchDispatchMode):
         given = [leaf.device for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor) and leaf.ndim]
         made = [leaf.device for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)]
         if given and made and given[-1] != made[0]:
-            counts["to the GPU" if made[0] == device else "from the GPU"] += 1
+            way = "to the GPU" if made[0] == device else "from the GPU"
+            counts[way if (kwargs or {}).get("non_blocking") else f"{way}, waiting"] += 1
         return result
 
 
@@ -85,10 +87,12 @@ def make_device():
     for name in LOWERED:
         autocasting(aten, name)
     gpu_blocks.DEVICES.add("gpu")
+    static_decode.DEVICES.add("gpu")
     Accelerator.device = property(lambda self: device)
     accelerate.accelerator.get_mixed_precision_context_manager = lambda *_: torch.autocast("gpu", torch.bfloat16)
     stand_in("tolist", lambda tensor: np.zeros(tensor.shape, np.int64).tolist())
     stand_in("numpy", lambda tensor: np.zeros(tensor.shape, np.float32))
+    stand_in("pin_memory", lambda tensor: tensor)
     torch._check_tensor_all_with = lambda *_arguments: counts.update(["check"])  # LLaVA's, of its inputs
     torch.nn.Module.to = lambda self, *_arguments, **_options: self  # a fake parameter cannot move
     return everything, aten
@@ -156,7 +160,7 @@ def do_restoring(_folder, fault, _mode):
 
 
 def do_captioning(_folder, fault, mode):
-    """Two images, three questions, six new tokens: prefill, and the decoding loop."""
+    """Two images, three questions, eighteen new tokens, once more: prefill, and the decoding loop."""
     shape = Shape(**TINY)
     with unset_fake_temporarily():
         processor = build_processor(shape, list(QUESTIONS.values()))
@@ -164,8 +168,10 @@ def do_captioning(_folder, fault, mode):
     with device:
         model = build_model(shape, processor, 0)
     model.lm_head.register_forward_hook(lambda _module, _inputs, output: [fault(output)] and None)
-    generator = SharedPrefixGenerator(model, processor, QUESTIONS, 6)
-    counts.clear()  # of building the model
+    generator = SharedPrefixGenerator(model, processor, QUESTIONS, 18)
+    assert generator.static
+    generator(squares)
+    counts.clear()  # of building model and decoder
     return {"captions": sum(map(len, generator(squares)))}
 
 

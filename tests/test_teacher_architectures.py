@@ -8,6 +8,7 @@ import transformers
 from random_llava import QUESTIONS, random_pictures, separate_call
 
 from teacher.identity import resolve_model
+from teacher.llava import static_decode
 from teacher.llava.captioner import Captioner
 from teacher.llava.separate import SeparateGenerator
 from teacher.llava.shared_prefix import SHARED, SharedPrefixGenerator
@@ -103,12 +104,15 @@ def checkpoint(request, tmp_path_factory) -> Path:
     return folder
 
 
-def test_captions_are_those_of_separate_calls_whichever_way_they_are_made(checkpoint):
+@pytest.mark.parametrize("devices", [set(), {"cpu"}], ids=["as on a CPU", "as on a GPU"])
+def test_captions_are_those_of_separate_calls_whichever_way_they_are_made(checkpoint, devices, monkeypatch):
+    monkeypatch.setattr(static_decode, "DEVICES", devices)
     captioner = Captioner(
         checkpoint, perspectives=QUESTIONS, quantization="none", dtype="float32", device="cpu", max_new_tokens=8
     )
     shared = captioner.model.config.model_type in SHARED
     assert type(captioner.answer) is (SharedPrefixGenerator if shared else SeparateGenerator)
+    assert captioner.answer.static == (devices == {"cpu"} and captioner.model.config.model_type != "gemma3")
     pictures = random_pictures(3)
     said = captioner.caption(pictures)
     for picture, captions in zip(pictures, said, strict=True):

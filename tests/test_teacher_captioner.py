@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import torch
 from PIL import Image
 from random_llava import QUESTIONS, random_pictures, save_random_llava, separate_call
 
-from teacher.llava.captioner import Captioner
+from teacher.llava.captioner import Captioner, measured_batch
 from teacher.llava.shared_prefix import shared_prefix
 from teacher.teacher import CaptionFailure
 
@@ -141,6 +142,39 @@ def test_one_image_too_large_for_the_memory_says_what_to_do(checkpoint):
     captioner.answer = Fragile(captioner.answer, limit=0)
     with pytest.raises(MemoryError, match="one image at a time.*quantization"):
         captioner.caption(random_pictures(2))
+
+
+@pytest.mark.parametrize("room, images", [(10_000, 44), (2_000, 8), (1_000, 2), (500, 1), (10**9, 256)])
+def test_a_batch_is_as_large_as_measured_memory_allows(checkpoint, room, images, monkeypatch):
+    """On a device where the weights take 200 bytes and an image 200 more."""
+    captioner, sizes = captioner_of(checkpoint, max_new_tokens=9), []
+    answer = captioner.answer
+    short = answer([captioner.square(picture) for picture in random_pictures(1)])
+
+    class Device(Fragile):
+        side, min_new_tokens, max_new_tokens, forgotten = answer.side, 0, 9, 0
+        model = SimpleNamespace(device=torch.device("cuda"))
+
+        def __call__(self, squares, names=None):
+            assert self.min_new_tokens == 9, "answers as long as they may become"
+            sizes.append(len(squares))
+            return super().__call__(squares, names)
+
+        def forget(self):
+            self.forgotten += 1
+
+    device = Device(answer, limit=(room - 200) // 200)
+    for name, function in {
+        "reset_peak_memory_stats": lambda device: None,
+        "max_memory_allocated": lambda device: 200 + 200 * sizes[-1],
+        "memory_allocated": lambda device: 200,
+        "mem_get_info": lambda device: (room - 200, room),
+        "empty_cache": lambda: None,
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, function)
+    assert measured_batch(device) == images
+    assert device.forgotten and device.min_new_tokens == 0 and device.statistics.images == 0
+    assert answer([captioner.square(picture) for picture in random_pictures(1)]) == short
 
 
 def test_one_bad_image_costs_only_itself(checkpoint):

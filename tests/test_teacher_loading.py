@@ -6,6 +6,7 @@ from random_llava import QUESTIONS, random_pictures, save_random_llava
 from safetensors.torch import load_file, save_file
 
 from teacher.identity import resolve_model
+from teacher.llava import loading
 from teacher.llava.captioner import Captioner
 from teacher.llava.loading import assert_precision, load_llava
 
@@ -44,6 +45,37 @@ def test_dequantized_nf4_has_the_weights_of_nf4(source):
     rounded = bitsandbytes.functional.dequantize_4bit(weight.data, weight.quant_state)
     assert torch.allclose(rounded, expanded.get_submodule(name).weight, atol=1e-6)
     assert not torch.allclose(rounded, original.get_submodule(name).weight, atol=1e-4)
+
+
+def test_nf4_with_room_to_expand_has_the_same_weights_to_the_bit_and_says_so(source, monkeypatch):
+    import bitsandbytes
+
+    def made(mode):
+        options = {"dtype": "float32", "device": "cpu", "max_new_tokens": 8}
+        return Captioner(source.path, perspectives=QUESTIONS, quantization=mode, **options)
+
+    packed, asked = made("nf4"), made("nf4-dequantized")
+    assert not loading.room_to_expand(packed.model), "a CPU keeps them packed"
+    monkeypatch.setattr(loading, "room_to_expand", lambda model: True)
+    expanded = made("nf4")
+    assert (packed.provenance()["weights"], expanded.provenance()["weights"]) == ("packed", "expanded")
+    assert "weights" not in asked.provenance()
+    assert expanded.caption(random_pictures(3)) == asked.caption(random_pictures(3))
+    pairs = list(zip(packed.model.named_modules(), expanded.model.modules(), strict=True))
+    for (name, module), other in pairs:
+        if isinstance(module, torch.nn.Linear):
+            weight = module.weight.data
+            if type(module).__name__ == "Linear4bit":
+                weight = bitsandbytes.functional.dequantize_4bit(weight, module.weight.quant_state)
+            assert torch.equal(weight, other.weight), name
+
+
+@pytest.mark.parametrize("free, expands", [(10_000_000, True), (100_000, False)])
+def test_nf4_is_expanded_where_memory_allows(source, free, expands, monkeypatch):
+    model = load_llava(source, quantization="nf4", dtype="float32", device="cpu")
+    monkeypatch.setattr(type(model), "device", torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 2 * free))
+    assert loading.room_to_expand(model) == expands
 
 
 @pytest.mark.parametrize("mode", ["nf4", "nf4-dequantized"])

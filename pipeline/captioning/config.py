@@ -47,7 +47,8 @@ class CaptionConfig(Section):
     server_options: dict[str, Any] = {}
     """*identity*: merged into each request to a server, such as `{add_special_tokens: true}` for LLaVA in vLLM."""
     quantization: Literal["nf4", "nf4-dequantized", "int8", "fp8", "none"] = "nf4"
-    """*identity*: weights of the language model. `nf4-dequantized` has NF4's weights at bf16's speed and memory."""
+    """*identity*: weights of the language model. `nf4-dequantized` has NF4's weights at bf16's speed and memory; a GPU
+    with room for it computes `nf4` in this way too, and a run's provenance says so (`weights: expanded`)."""
     perspectives: Annotated[dict[str, str], Field(min_length=1)] = PERSPECTIVES
     """*identity*, each for itself: name -> question. Changing one re-captions that perspective only."""
     max_new_tokens: int = Field(64, ge=1)
@@ -61,7 +62,7 @@ class CaptionConfig(Section):
     device: str = "auto"
     """`auto`: this process's GPU if there is one, else the CPU."""
     batch_images: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
-    """Images decoded together; `auto` fits it to free memory and halves it when memory runs out."""
+    """Images decoded together; `auto` measures a few on a GPU, takes what fits, and halves it when memory runs out."""
     quantized_cache: str | None = None
     """A directory that keeps the quantised weights, so that only the first start quantises a large model."""
     workers: int = Field(2, ge=1)

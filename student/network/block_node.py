@@ -63,6 +63,43 @@ def _conv_backward(gradient_BHWC: Tensor, x_BHWC: Tensor, filters: Tensor) -> tu
     return of_x.permute(0, 2, 3, 1).flatten(0, 2), of_filters
 
 
+# The compiler fuses what is written apart, and takes no `out`.
+
+
+def _gate(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """(derivatives of gelu(a)·b by a and by b [..., 2, K], gelu(a)·b)."""
+    if torch.compiler.is_compiling():
+        of_b = F.gelu(a)
+        return torch.stack((aten.gelu_backward(b, a), of_b), -2), of_b * b
+    slopes = a.new_empty(*a.shape[:-1], 2, a.shape[-1])
+    of_a, of_b = slopes.unbind(-2)
+    aten.gelu_backward(b, a, grad_input=of_a)
+    aten.gelu(a, out=of_b)
+    return slopes, of_b * b
+
+
+def _symmetric(of_scores: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """The gradient of X'X by the scores in its corner, its transpose added, since X'X is one with its own."""
+    channels = of_scores.shape[-1]
+    if torch.compiler.is_compiling():
+        corner = F.pad((of_scores * scale).to(dtype), (0, channels, channels, 0))
+        return corner + corner.mT
+    of_gram = of_scores.new_zeros(len(of_scores), 2 * channels, 2 * channels, dtype=dtype)
+    torch.mul(of_scores, scale, out=of_gram[:, channels:, :channels])
+    of_gram[:, :channels, channels:] = of_gram[:, channels:, :channels].mT
+    return of_gram
+
+
+def _beside(a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor:
+    """[a·b, c·d], batches of products."""
+    if torch.compiler.is_compiling():
+        return torch.cat((torch.bmm(a, b), torch.bmm(c, d)), -1)
+    both = a.new_empty(*a.shape[:-1], b.shape[-1] + d.shape[-1])
+    torch.bmm(a, b, out=both[..., : b.shape[-1]])
+    torch.bmm(c, d, out=both[..., b.shape[-1] :])
+    return both
+
+
 class _Block(torch.autograd.Function):
     """x + attention(norm1(y)), then that plus feed-forward(norm2(...)); y is `source`, or gain·x + shift, or x.
 
@@ -99,11 +136,7 @@ class _Block(torch.autograd.Function):
         a, b = depthwise_conv(features2, filters2).chunk(2, -1)
         if not any(ctx.needs_input_grad):
             return F.linear(F.gelu(a).mul_(b), out2).add_(middle)
-        slopes = features2.new_empty(*a.shape[:-1], 2, a.shape[-1])  # the gate's derivatives by a and by b
-        of_a, of_b = slopes.unbind(-2)
-        aten.gelu_backward(b, a, grad_input=of_a)
-        aten.gelu(a, out=of_b)
-        gated = of_b * b
+        slopes, gated = _gate(a, b)
         ctx.save_for_backward(
             x, y, gain, shift, temperature_Bhc, gain1, bias1, qkv, filters1, out1, gain2, bias2, expand, filters2, out2,
             normed1, mean1, rstd1, features1, qkv_BPC, gram, squares, scale, attention, low, mixing,
@@ -136,16 +169,12 @@ class _Block(torch.autograd.Function):
         of_out1 = of_mixing.mT @ low.flatten(0, 1)
         of_attention = product(of_mixing[None], out1[None]).view_as(attention)
         of_scores = aten._softmax_backward_data(of_attention, attention, 1, attention.dtype)
-        of_gram = x.new_zeros(gram.shape)  # with its transpose added, since X'X is one with its own
-        torch.mul(of_scores, scale, out=of_gram[:, channels:, :channels])
-        of_gram[:, :channels, channels:] = of_gram[:, channels:, :channels].mT
+        of_gram = _symmetric(of_scores, scale, x.dtype)
         # A score is gram·scale, and a scale falls as the root of a square, in gram's diagonal, grows.
         sums = (of_gram * gram).sum(-1)
         of_gram.diagonal(dim1=1, dim2=2).addcdiv_(sums, squares, value=-1)
         of_temperature = sums[:, :channels].view_as(temperature_Bhc)
-        of_qkv = torch.empty_like(qkv_BPC)
-        torch.bmm(qk, of_gram, out=of_qkv[..., : 2 * channels])
-        torch.bmm(of_mixed, mixing.mT, out=of_qkv[..., 2 * channels :])
+        of_qkv = _beside(qk, of_gram, of_mixed, mixing.mT)
         of_features1, of_filters1 = _conv_backward(of_qkv.view_as(features1), features1, filters1)
         of_qkv_weight = of_features1.mT @ normed1.flatten(0, 2)
         of_y, of_gain1, of_bias1 = _norm_backward(of_features1 @ qkv, y, mean1, rstd1, gain1, bias1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -19,9 +19,9 @@ from teacher.teacher import Caption, CaptionFailure, Statistics
 class Captioner:
     """A frozen vision-language model that answers `perspectives` (name -> prompt) about images.
 
-    `model` is a hub id, a local directory, or `"mini"`; `batch_size` images are decoded together, `"auto"` from the
-    free memory. Running out of memory halves the batch for the rest of the run; any other failure of a batch is
-    retried image by image.
+    `model` is a hub id, a local directory, or `"mini"`; `batch_size` images are decoded together, with `"auto"` as many
+    as a GPU's memory holds. Running out of memory halves the batch for the rest of the run; any other failure of a
+    batch is retried image by image.
     """
 
     def __init__(
@@ -46,10 +46,12 @@ class Captioner:
         self.model = load_llava(
             source, quantization=quantization, dtype=dtype, device=device, quantized_cache=quantized_cache
         )
+        packed = any(type(module).__name__ == "Linear4bit" for module in self.model.modules())
+        self.weights = {"weights": "packed" if packed else "expanded"} if quantization == "nf4" else {}
         kind = SharedPrefixGenerator if self.model.config.model_type in SHARED else SeparateGenerator
         self.answer = kind(self.model, self.processor, perspectives, max_new_tokens, side=image_side)
         self.square = Square(self.answer.side, padding, self.answer.fill)
-        self.batch_size = self._fitting_batch() if batch_size == "auto" else int(batch_size)
+        self.batch_size = measured_batch(self.answer) if batch_size == "auto" else int(batch_size)
 
     @property
     def statistics(self) -> Statistics:
@@ -61,7 +63,7 @@ class Captioner:
         device = self.model.device
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
         versions = library_versions("torch", "transformers", "bitsandbytes")
-        return {"device": name, "dtype": str(self.model.dtype).removeprefix("torch."), **versions}
+        return {"device": name, "dtype": str(self.model.dtype).removeprefix("torch."), **self.weights, **versions}
 
     def caption(
         self, images: Sequence[Image.Image], perspectives: Sequence[str] | None = None
@@ -103,17 +105,40 @@ class Captioner:
             raise error
         return results
 
-    def _fitting_batch(self) -> int:
-        """Images that fit by estimate: the KV cache and 40 % for activations; a wrong guess is halved when it fails."""
-        if self.model.device.type != "cuda":
-            return 8  # a CPU gains little beyond a few images
-        text = self.model.config.get_text_config()
-        heads = text.num_key_value_heads or text.num_attention_heads
-        head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-        per_token = 2 * text.num_hidden_layers * heads * head_dim * self.model.dtype.itemsize
-        tokens = sum(len(ids) + self.answer.max_new_tokens for ids in self.answer.ids.values())
-        free, _ = torch.cuda.mem_get_info(self.model.device)
-        return max(1, min(256, int(free * 0.9 / (1.4 * per_token * tokens))))
+
+def measured_batch(answer: SharedPrefixGenerator) -> int:
+    """Images that a GPU's memory holds, by what `answer` takes for a few. On a CPU, which gains little from more: 8."""
+    device = answer.model.device
+    if device.type != "cuda":
+        return 8
+    blank, shortest = Image.new("RGB", (answer.side, answer.side)), answer.min_new_tokens
+
+    def peak(images: int) -> int:
+        torch.cuda.reset_peak_memory_stats(device)
+        answer([blank] * images)
+        return torch.cuda.max_memory_allocated(device)
+
+    answer.min_new_tokens = answer.max_new_tokens  # the answers are as long as they may become
+    try:
+        free, _ = torch.cuda.mem_get_info(device)
+        return fitting_batch(peak, free + torch.cuda.memory_allocated(device))
+    finally:
+        answer.min_new_tokens, answer.statistics = shortest, Statistics()
+        answer.forget()
+        torch.cuda.empty_cache()
+
+
+def fitting_batch(peak: Callable[[int], int], room: int) -> int:
+    """Images, 256 at most, whose `peak` is nine tenths of `room` bytes, if it grows as between two and six of them. The
+    rest is for what memory in pieces loses."""
+    peaks = []
+    for images in (2, 6):
+        try:
+            peaks.append(peak(images))
+        except torch.OutOfMemoryError:
+            return max(1, images // 3)
+    few, more = peaks
+    return max(1, min(256, int(2 + (0.9 * room - few) * 4 / max(more - few, 1))))
 
 
 def _failure(error: Exception) -> CaptionFailure:

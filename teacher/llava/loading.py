@@ -43,7 +43,8 @@ def load_llava(
 
     `nf4` and `int8` quantise the language model's linear layers with bitsandbytes; `nf4-dequantized` rounds the
     weights to NF4 and expands them once, before any forward: the memory of bf16 and the speed of bf16, with the
-    weights of NF4. With `quantized_cache` (a directory) the quantised weights are saved there once and read back on
+    weights of NF4. On a GPU with room for it `nf4` is expanded too: the same weights, so the same captions to rounding.
+    With `quantized_cache` (a directory) the quantised weights are saved there once and read back on
     every later start. Raises `ValueError` for an unknown mode or a checkpoint of another kind.
     """
     _require("quantization", quantization, QUANTIZATIONS)
@@ -77,10 +78,19 @@ def load_llava(
     assert_precision(model, kind)
     if cached is not None and not cached.is_dir():
         _save(model, cached)
-    if quantization == "nf4-dequantized":
+    if quantization == "nf4-dequantized" or quantization == "nf4" and room_to_expand(model):
         model = model.dequantize(dtype=dtype)  # without dtype it crashes; after a forward on the CPU it is garbage
         assert_precision(model, "none")
     return model.eval().requires_grad_(False)
+
+
+def room_to_expand(model) -> bool:
+    """Whether NF4's weights, expanded, leave a GPU three tenths of its free memory. Packed, they are expanded anew for
+    every product, which takes a GPU two to four times as long; a CPU has kernels of its own."""
+    if model.device.type != "cuda":
+        return False
+    packed = sum(m.in_features * m.out_features for m in model.modules() if type(m).__name__ == "Linear4bit")
+    return packed * model.dtype.itemsize <= 0.7 * torch.cuda.mem_get_info(model.device)[0]
 
 
 def load_processor(source: Source, padding: str = "square"):

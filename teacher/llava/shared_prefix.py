@@ -16,7 +16,9 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from transformers.cache_utils import Cache
 
+from teacher.llava import static_decode
 from teacher.llava.greedy_decode import fan_out, greedy
 from teacher.teacher import Caption, Statistics
 
@@ -88,6 +90,8 @@ class SharedPrefixGenerator:
         self.pad_id = min(self.end_ids) if pad is None else pad
         self.max_new_tokens, self.min_new_tokens = max_new_tokens, min_new_tokens
         self.statistics = Statistics()
+        self.static, self.graphs = static_decode.decodes(model), static_decode.records(model)
+        self._decoder: tuple[object, static_decode.StaticDecoder] | None = None
         self.levels_CV: Tensor | None = None
         if model.config.model_type == "llava":
             if side not in (None, seen := processor.image_processor.crop_size["height"]):
@@ -105,7 +109,7 @@ class SharedPrefixGenerator:
         """What the model takes of `squares`, on its device. Of a LLaVA, bit-equal to its image processor's pixels
         [B, 3, side, side], by a table."""
         if self.levels_CV is not None:
-            levels_BHWC = torch.from_numpy(np.stack([np.asarray(square) for square in squares])).to(self.model.device)
+            levels_BHWC = self._moved(torch.from_numpy(np.stack([np.asarray(square) for square in squares])))
             return {"pixel_values": torch.stack([self.levels_CV[c][levels_BHWC[..., c].long()] for c in range(3)], 1)}
         inputs = self.inputs(squares, name)
         return {key: value for key, value in inputs.items() if key not in ("input_ids", "attention_mask")}
@@ -116,9 +120,15 @@ class SharedPrefixGenerator:
         inputs = self.processor(images=[[square] for square in squares], text=text, return_tensors="pt")
         inputs.pop("labels", None)
         return {
-            key: value.to(self.model.device, self.model.dtype if value.is_floating_point() else None)
-            for key, value in inputs.items()
+            key: moved.to(self.model.dtype) if moved.is_floating_point() else moved
+            for key, moved in ((key, self._moved(value)) for key, value in inputs.items())
         }
+
+    def _moved(self, batch: Tensor) -> Tensor:
+        """On the model's device; from pinned memory, and without waiting, to a GPU."""
+        device = self.model.device
+        pinned = batch.pin_memory() if self.static and device.type != "cpu" else batch
+        return pinned.to(device, non_blocking=True)
 
     def __call__(self, squares: Sequence[Image.Image], names: Sequence[str] | None = None) -> list[dict[str, Caption]]:
         """Answer the questions `names` (default: all) for each square; one dictionary per image, in order."""
@@ -131,30 +141,60 @@ class SharedPrefixGenerator:
     @torch.inference_mode()
     def answer_inputs(self, inputs: dict[str, Tensor], batch: int, names: Sequence[str]) -> list[dict[str, Caption]]:
         """The same, of `image_inputs`."""
-        from transformers import DynamicCache
-
         sequences = [self.ids[name] for name in names]
-        device, n_prefix = self.model.device, shared_prefix(sequences)
+        n_prefix, started = shared_prefix(sequences), perf_counter()
         if self.model.config.image_token_id in {token for ids in sequences for token in ids[n_prefix:]}:
             raise ValueError("the chat template puts the question before the image, so nothing can be shared")
-        started = perf_counter()
-        cache = DynamicCache(config=self.model.config)
+        if self.static:
+            try:
+                decoder = self._decoder_of(sequences, n_prefix, batch)
+                decoder.prefill(inputs, batch)
+                prefilled, width = self._now(), 0
+                tokens, wasted = decoder.decode(batch)
+            except BaseException:
+                self.forget()
+                raise
+        else:
+            cache, suffix_RS, mask_RL = self._prefilled(inputs, sequences, n_prefix, batch)
+            prefilled, width = self._now(), suffix_RS.shape[1]
+            tokens, wasted = greedy(
+                self.model, cache, suffix_RS, mask_RL, end_ids=self.end_ids,
+                max_new_tokens=self.max_new_tokens, min_new_tokens=self.min_new_tokens,
+            )  # fmt: skip
+        captions = [self._caption(row) for row in tokens]
+        self._count(batch, n_prefix, width, sequences, tokens, wasted)
+        self.statistics.seconds["prefill"] += prefilled - started
+        self.statistics.seconds["generate"] += self._now() - prefilled
+        return [dict(zip(names, captions[i : i + len(names)], strict=True)) for i in range(0, len(tokens), len(names))]
+
+    def _decoder_of(self, sequences: list[list[int]], n_prefix: int, batch: int) -> static_decode.StaticDecoder:
+        """The last one, if it answers these questions and so many images: it keeps its memory and its graphs."""
+        settings = {"end_ids": set(self.end_ids), "max_new_tokens": self.max_new_tokens}
+        settings["min_new_tokens"] = self.min_new_tokens
+        if self._decoder is None or self._decoder[0] != (sequences, settings) or self._decoder[1].images < batch:
+            self.forget()
+            made = static_decode.StaticDecoder(self.model, sequences, n_prefix, batch, graphs=self.graphs, **settings)
+            self._decoder = (sequences, settings), made
+        return self._decoder[1]
+
+    def forget(self) -> None:
+        """Give back the memory that is kept from one batch to the next."""
+        self._decoder = None
+
+    def _prefilled(
+        self, inputs: dict[str, Tensor], sequences: list[list[int]], n_prefix: int, batch: int
+    ) -> tuple[Cache, Tensor, Tensor]:
+        """(cache with a row for each question of each image, suffixes, mask) for `greedy`."""
+        from transformers import DynamicCache
+
+        cache, device = DynamicCache(config=self.model.config), self.model.device
         prefix_BP = torch.tensor(sequences[0][:n_prefix], device=device).repeat(batch, 1)
         self.model.model(input_ids=prefix_BP, **inputs, past_key_values=cache, use_cache=True)
         ids_QL, mask_QL = self._right_aligned(sequences, n_prefix)
         suffix_QS = ids_QL[:, n_prefix:]
         # The cache is consumed by these questions: asked others, it would answer wrongly and without an error.
-        cache = fan_out(cache, len(names), suffix_QS.shape[1] + self.max_new_tokens)
-        prefilled = self._now()
-        tokens, wasted = greedy(
-            self.model, cache, suffix_QS.repeat(batch, 1), mask_QL.repeat(batch, 1), end_ids=self.end_ids,
-            max_new_tokens=self.max_new_tokens, min_new_tokens=self.min_new_tokens,
-        )  # fmt: skip
-        captions = [self._caption(row) for row in tokens]
-        self._count(batch, n_prefix, suffix_QS.shape[1], sequences, tokens, wasted)
-        self.statistics.seconds["prefill"] += prefilled - started
-        self.statistics.seconds["generate"] += self._now() - prefilled
-        return [dict(zip(names, captions[i : i + len(names)], strict=True)) for i in range(0, len(tokens), len(names))]
+        cache = fan_out(cache, len(sequences), suffix_QS.shape[1] + self.max_new_tokens)
+        return cache, suffix_QS.repeat(batch, 1), mask_QL.repeat(batch, 1)
 
     def _right_aligned(self, sequences: list[list[int]], n_prefix: int) -> tuple[Tensor, Tensor]:
         """Ids and mask `[Q, P + S]`. Pads go *between* prefix and suffix: the cache holds the prefix unpadded."""
@@ -180,7 +220,7 @@ class SharedPrefixGenerator:
         counts.tokens += sum(map(len, tokens))
         counts.wasted_tokens += wasted
         counts.prompt_tokens += batch * (n_prefix + asked)
-        counts.wasted_prompt_tokens += batch * (len(sequences) * width - asked)
+        counts.wasted_prompt_tokens += batch * (len(sequences) * width - asked) if width else 0
 
     def _now(self) -> float:
         if self.model.device.type == "cuda":
