@@ -48,17 +48,20 @@ def test_three_tasks_of_ones_own_from_folders_to_a_report(walk):
             for folder, picture in (("gt", clean), ("lq", clean.point(lambda v: v // 2)), ("small", clean.reduce(4))):
                 (walk.folder / f"data/{split}/{folder}").mkdir(parents=True, exist_ok=True)
                 picture.save(walk.folder / f"data/{split}/{folder}/{name}.png")
-        walk(f"prepare enlarge data/{split}/small data/{split}/large")
 
-    def data_set(name: str, **of: object) -> dict:
+    def data_set(name: str, *more: dict, **of: object) -> dict:
         splits = {
             s: {"gt": f"{s}/gt", **{k: v.format(s) if k == "lq" else v for k, v in of.items()}}
             for s in ("train", "val")
         }
-        return {"name": name, "domain": "natural", "task": name, "splits": splits}
+        return {"name": name, "domain": "natural", "task": name, "splits": splits, **dict(*more)}
 
     noise = {"kind": "gaussian_noise", "sigma": [5, 50]}
-    sets = [data_set("dark", lq="{}/lq"), data_set("noise", degradation=noise), data_set("small", lq="{}/large")]
+    sets = [
+        data_set("dark", lq="{}/lq"),
+        data_set("noise", degradation=noise),
+        data_set("small", {"upsample": "bicubic"}, lq="{}/small"),
+    ]
     train = {"max_steps": 6, "batch_size": 3, "patch_size": 32, "warmup_steps": 1, "val_every": 3, "num_workers": 0}
     small = {"backbone": "nafnet", "width": 8, "encoder_blocks": [1], "latent_blocks": 1, "decoder_blocks": [1]}
     params = {"index": {"root": "data", "datasets": sets}, "train": train}
