@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -165,6 +166,11 @@ def _write(
     if earlier:  # pictures of another run would stand among this one's; what is not ours is not touched
         for task in ("overview", *earlier):
             (folder / "panels" / f"{file_name(task)}.png").unlink(missing_ok=True)
+        shutil.rmtree(folder / "curves", ignore_errors=True)
+    if (
+        model.weights_sha256 and (curves := Path(model.name, "curves")).is_dir()
+    ):  # of the training, for `student.compare`
+        shutil.copytree(curves, folder / "curves", dirs_exist_ok=True)
     if config.panels:
         kind = config.variant + f", without {config.crop_border} pixels at the border" * bool(config.crop_border)
         write_panels(folder / "panels", records, lambda row: load_pair(dataset, row, config), model.restore, kind)
