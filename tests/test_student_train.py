@@ -56,8 +56,10 @@ def test_the_log_holds_raw_and_weighted_losses_and_trackers_and_dvc_plots_show_t
     assert len(list((out / "panels").glob("*/step-00000004-*.png"))) == 3
     (events,) = (out / "trackers").glob("*/train/events*")
     read = EventAccumulator(str(events)).Reload()
-    assert [event.value for event in read.Scalars("loss")] == pytest.approx([row["loss"] for row in rows])
-    assert "val/natural_denoising/psnr" in read.Tags()["scalars"]
+    assert [event.value for event in read.Scalars("loss/total")] == pytest.approx([row["loss"] for row in rows])
+    tags = read.Tags()["scalars"] + read.Tags()["images"]
+    assert {"val/natural_denoising/psnr", "weighted/align", "loss/pixel", "run/lr", "run/grad_norm"} <= set(tags)
+    assert {tag.split("/")[0] for tag in tags} == {"loss", "weighted", "run", "val", "panels"}, "a group a kind"
 
 
 OFTEN = {"val_every": 0, "log_every": 2, "save_every": 1, "cache_images": "none"}
