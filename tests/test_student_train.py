@@ -47,6 +47,7 @@ def test_the_log_holds_raw_and_weighted_losses_and_trackers_and_dvc_plots_show_t
     (_, usage) = toy.log_rows(out, "usage")
     assert set(usage["usage"]["task"]) == {"denoising", "deraining"}
     assert all(sum(use) == pytest.approx(1, abs=1e-4) for use in usage["usage"]["domain"].values())
+    assert json.loads((out / "curves/usage.json").read_text()) == usage["usage"]
     train = (out / "curves" / "train.tsv").read_text().splitlines()
     assert train[0].split("\t")[:3] == ["step", "loss", "loss_pixel"] and len(train) == 5
     curves = {file.stem: file.read_text().splitlines() for file in (out / "curves/val").iterdir()}

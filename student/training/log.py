@@ -63,8 +63,8 @@ class RunLog:
         return next((row["val"] for row in reversed(self.rows()) if "val" in row), {})
 
     def write_curves(self) -> None:
-        """curves/train.tsv (a column a loss) and curves/val/DATASET.tsv for `dvc plots`, metrics.json with the newest
-        values for `dvc exp show`."""
+        """curves/train.tsv (a column a loss) and curves/val/DATASET.tsv for `dvc plots`, curves/usage.json with the
+        newest use of the prompts by task and domain, metrics.json with the newest values for `dvc exp show`."""
         rows = self.rows()
         train = [row for row in rows if "loss" in row]
         val = [row for row in rows if "val" in row]
@@ -77,6 +77,10 @@ class RunLog:
         for name, (keys, part) in curves.items():
             cells = [keys, *([str("" if row[key] is None else row[key]) for key in keys] for row in part)]
             write_file(self.out / "curves" / f"{name}.tsv", "".join("\t".join(line) + "\n" for line in cells))
+        if usage := next((row["usage"] for row in reversed(rows) if "usage" in row), None):
+            write_file(
+                self.out / "curves" / "usage.json", json.dumps(usage) + "\n"
+            )  # for student/restoration/explain.py
         newest = {key: train[-1][key] for key in columns if key != "images_per_second"} if train else {}
         if val:
             newest["val"] = val[-1]["val"]
