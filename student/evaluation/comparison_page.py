@@ -24,7 +24,8 @@ h3 { font-size: 1rem; margin: 1.2rem 0 .3rem; } p { margin: .3rem 0; max-width: 
 table { border-collapse: collapse; width: 100%; font-size: .92rem; font-variant-numeric: tabular-nums; }
 th, td { text-align: right; padding: .3rem .6rem; border-bottom: 1px solid #dfe2e6; white-space: nowrap; }
 .scroll { overflow-x: auto; }
-th:first-child, td:first-child { text-align: left; white-space: normal; overflow-wrap: anywhere; }
+th:first-child, td:first-child, .tasks th:nth-child(2), .tasks td:nth-child(2) {
+  text-align: left; white-space: normal; overflow-wrap: anywhere; }
 .better { color: #0b7a4b; font-weight: 650; } .worse { color: #b3261e; font-weight: 650; }
 .key { display: inline-block; width: .8em; height: .8em; border-radius: 50%; margin-right: .4em; }
 svg { display: block; width: 100%; height: auto; font: 12px system-ui, Arial, sans-serif; }
@@ -60,10 +61,10 @@ def _name(run: Run) -> str:
     return escape(str(run.folder))
 
 
-def _table(heads: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+def _table(heads: Iterable[str], rows: Iterable[Iterable[str]], kind: str = "") -> str:
     head = "".join(f"<th>{text}</th>" for text in heads)
     body = "".join(f"<tr>{''.join(f'<td>{text}</td>' for text in row)}</tr>" for row in rows)
-    return f'<div class="scroll"><table><tr>{head}</tr>{body}</table></div>'
+    return f'<div class="scroll"><table class="{kind}"><tr>{head}</tr>{body}</table></div>'
 
 
 def _numbers(found: Cell | None, is_first: bool) -> list[str]:
@@ -100,7 +101,7 @@ def _by_task(runs: Sequence[Run]) -> str:
         for i, one in enumerate(cells)
     )
     told = "<p>A dot is a run's gain in PSNR over the input, its line the bootstrap 95 % interval.</p>"
-    return f"<h2>By task</h2>{told}{_chart(found)}" + _table(("task", "run", *HEADS), rows)
+    return f"<h2>By task</h2>{told}{_chart(found)}" + _table(("task", "run", *HEADS), rows, "tasks")
 
 
 def _chart(found: dict[str, list[Cell | None]]) -> str:
