@@ -24,6 +24,7 @@ from pipeline.params import Params, load_all
 from student.images.workers import ImageWorkers
 from student.params import ParamsError, add_params_arguments
 from student.progress import progress
+from student.training.config import losses_without_pool
 
 SAVE_SECONDS = 60.0
 
@@ -146,6 +147,8 @@ def _run(params: Params, config: IndexConfig, args: argparse.Namespace) -> int:
         f"train.dataset_weights names {name!r}, no data set with a split train; these are: {have}"
         for name in sorted(params.train.dataset_weights.keys() - declared)
     ]
+    if wrong := losses_without_pool(params.train.losses, params.model.domain_pool, params.model.has_prompts):
+        faults.append(wrong)
     if args.skip_missing:
         for fault in absent:
             print(f"index: left out: {fault}", file=sys.stderr)
