@@ -10,11 +10,11 @@ also works where the folder you stand in holds a `pipeline/` or a `student.py` o
 import os
 import runpy
 import sys
-from importlib.util import find_spec
 
 MODULES = {
     **{verb: f"pipeline.{verb}" for verb in "samples index caption embed report ablate prepare".split()},
     **{verb: f"student.{verb}" for verb in "eval compare restore export convert demo".split()},
+    "train": "student.launch",  # in processes of its own, as many as `accelerate config` says
     "shards": "shards",
 }
 EXTRA_OF = {"pipeline": "pipeline", "student": "student", "shards": "all"}
@@ -37,12 +37,8 @@ def _run() -> None:
     if verb in ("-h", "--help", "help"):
         print(__doc__.strip())
         return
-    if verb == "train":  # in processes of its own, as many as `accelerate config` says
-        script = find_spec("student").submodule_search_locations[0] + "/train.py"
-        launch = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", script, *rest]
-        os.execv(sys.executable, launch)
     if verb not in MODULES:
-        raise SystemExit(f"teachonce: no command '{verb}'; there are: {' '.join(sorted([*MODULES, 'train']))}")
+        raise SystemExit(f"teachonce: no command '{verb}'; there are: {' '.join(sorted(MODULES))}")
     module = MODULES[verb]
     sys.argv[1:] = rest
     try:

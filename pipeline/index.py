@@ -14,15 +14,17 @@ from contextlib import closing
 from itertools import islice
 from pathlib import Path
 
-from pipeline.indexing.config import IndexConfig
+from pipeline.indexing.config import DatasetSpec, IndexConfig
 from pipeline.indexing.pairs import Candidate, candidates
 from pipeline.indexing.probe_cache import Probe, ProbeCache, probe_all
+from pipeline.indexing.table import SCHEMA, UPSAMPLE
 from pipeline.indexing.tally import Tally
 from pipeline.indexing.writer import write_index
 from pipeline.params import Params, load_all
 from student.images.workers import ImageWorkers
 from student.params import ParamsError, add_params_arguments
 from student.progress import progress
+from student.training.config import losses_without_pool
 
 SAVE_SECONDS = 60.0
 
@@ -64,15 +66,15 @@ def index_rows(config: IndexConfig, cache: ProbeCache, marks: bool = False) -> I
             with closing(probe_all(files, cache, workers, config.max_pixels, marks)) as probes:
                 for pair in pairs:
                     gt, lq = (*_take(pair, probes), None, None)[:2]
-                    yield fixed | _row(pair, gt, lq, dataset.range), lq
+                    yield fixed | _row(pair, gt, lq, dataset), lq
 
 
 def _take(pair: Candidate, probes: Iterator[Probe]) -> list[Probe]:
     return list(islice(probes, (pair.lq is not None) + 1)) if pair.status == "ok" else []
 
 
-def _row(pair: Candidate, gt: Probe | None, lq: Probe | None, ends: tuple[float, float] | None) -> dict:
-    row = dict.fromkeys(("gt_sha256", "width", "height", "mode", "range"))
+def _row(pair: Candidate, gt: Probe | None, lq: Probe | None, dataset: DatasetSpec) -> dict:
+    row, ends = dict.fromkeys(("gt_sha256", "width", "height", "mode", "range", "upsample")), dataset.range
     row |= {"gt_path": pair.gt, "lq_path": pair.lq, "status": pair.status, "error": pair.error}
     if gt is None:
         return row
@@ -88,16 +90,22 @@ def _row(pair: Candidate, gt: Probe | None, lq: Probe | None, ends: tuple[float,
     if error := gt.error or (lq and lq.error):
         return row | {"status": "unreadable", "error": error}
     if lq and (lq.width, lq.height) != (gt.width, gt.height):
-        error = f"{pair.lq}: {lq.width}x{lq.height}, its gt has {gt.width}x{gt.height}; {_remedy(gt, lq)}"
+        scale = gt.width // max(lq.width, 1)
+        fits = scale > 1 and (lq.width * scale, lq.height * scale) == (gt.width, gt.height)
+        if fits and dataset.upsample:
+            return row | {"upsample": scale}
+        remedy = "give its data set upsample: bicubic, which enlarges it when it is read" if fits else _remedy(gt, lq)
+        error = f"{pair.lq}: {lq.width}x{lq.height}, its gt has {gt.width}x{gt.height}; {remedy}"
         return row | {"status": "size_mismatch", "error": error}
     return row
 
 
 def _remedy(gt: Probe, lq: Probe) -> str:
-    scale = gt.width // max(lq.width, 1)
-    if scale > 1 and (lq.width * scale, lq.height * scale) == (gt.width, gt.height):
-        return f"enlarge it: python -m pipeline.prepare enlarge LQ LARGE --set prepare.scale={scale}"
-    return "both images of a pair have one size: crop gt, or enlarge lq (python -m pipeline.prepare --help)"
+    """For sizes of which no whole number of times makes one of the other."""
+    scale = round(gt.width / max(lq.width, 1))
+    if scale > 1 and (gt.width // scale, gt.height // scale) == (lq.width, lq.height):
+        return f"crop it to multiples: python -m pipeline.prepare crop GT CROPPED --set prepare.scale={scale}"
+    return "both have one size, or gt is a whole number of times larger (python -m pipeline.prepare --help)"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -139,6 +147,8 @@ def _run(params: Params, config: IndexConfig, args: argparse.Namespace) -> int:
         f"train.dataset_weights names {name!r}, no data set with a split train; these are: {have}"
         for name in sorted(params.train.dataset_weights.keys() - declared)
     ]
+    if wrong := losses_without_pool(params.train.losses, params.model.domain_pool, params.model.has_prompts):
+        faults.append(wrong)
     if args.skip_missing:
         for fault in absent:
             print(f"index: left out: {fault}", file=sys.stderr)
@@ -159,7 +169,8 @@ def _run(params: Params, config: IndexConfig, args: argparse.Namespace) -> int:
                 return seen.report(tally, faults)
             out = params.paths.index
             taken = (tally.add(row) for row, _ in rows)
-            written = write_index(taken, out, lambda: tally.acceptable(config), total)
+            schema = SCHEMA.append(UPSAMPLE) if any(dataset.upsample for dataset in config.datasets) else SCHEMA
+            written = write_index(taken, out, lambda: tally.acceptable(config), total, schema)
     finally:
         cache.save()
     for error in tally.first:

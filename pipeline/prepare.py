@@ -23,7 +23,7 @@ from pipeline.indexing.folders import walk
 from pipeline.params import load_all
 from pipeline.preparing.config import PrepareConfig
 from pipeline.preparing.volumes import VOLUMES, VolumeError, slices_of
-from student.data.degradations import DegradationSpec, degrade
+from student.data.degradations import DegradationSpec, degrade, resize_integers
 from student.data.degradations import enlarge as large
 from student.images import png16
 from student.images.files import read_still
@@ -51,20 +51,16 @@ class PrepareError(ValueError):
 
 def bicubic(source: Path, target: Path, config: PrepareConfig) -> Iterator[Output]:
     """Down and up by `scale`; the sides of the image must be multiples of it, as in every published table."""
-    height, width = _read(source).shape[:2]
-    if height % config.scale or width % config.scale:
-        raise PrepareError(f"{source}: {width}x{height} is no multiple of {config.scale}; prepare crop first")
-    yield target.with_suffix(".png"), _png(_degraded(source, DegradationSpec(kind="bicubic", scale=config.scale), 0))
+    image, scale = _read(source), config.scale
+    height, width = image.shape[:2]
+    if height % scale or width % scale:
+        raise PrepareError(f"{source}: {width}x{height} is no multiple of {scale}; prepare crop first")
+    yield target.with_suffix(".png"), _png(large(resize_integers(image, height // scale, width // scale), scale))
 
 
 def enlarge(source: Path, target: Path, config: PrepareConfig) -> Iterator[Output]:
     """By `scale`, in the image's own depth: as the degradation `bicubic` enlarges."""
-    image = _read(source)
-    top = np.iinfo(image.dtype).max
-    yield (
-        target.with_suffix(".png"),
-        _png(np.round(large(image / np.float32(top), config.scale) * top).astype(image.dtype)),
-    )
+    yield target.with_suffix(".png"), _png(large(_read(source), config.scale))
 
 
 def crop(source: Path, target: Path, config: PrepareConfig) -> Iterator[Output]:

@@ -70,11 +70,11 @@ class Demo:
 
     def __init__(self, model: str | None, release: str, device: str):
         from student.restoration.explain import Explainer
-        from student.restoration.restorer import Restorer, load_student
+        from student.restoration.restorer import SHIPPED, Restorer, load_student
 
         student = load_student(model)
         self.restorer = Restorer(student, device)
-        self.explainer = Explainer(student, release)
+        self.explainer = Explainer(student, release, str(model or SHIPPED))
 
     def restore(self, path: str, strength: float = 1.0, folder: str | None = None) -> tuple[tuple[Any, Any], str, str]:
         """An image file → (before, after) uint8 [H, W, 3], turned upright; what to say about it, as HTML; and the
@@ -113,13 +113,19 @@ class Demo:
         for pool in ("task", "domain"):
             if pool in about:
                 chosen = ", ".join(f"#{p['prompt']} ({p['weight']:.0%})" for p in about[pool]["chosen"])
-                parts.append(f"<b>{pool.capitalize()} prompts</b>, of {about[pool]['pool_size']}: {chosen}")
+                told = f"<b>{pool.capitalize()} prompts</b>, of {about[pool]['pool_size']}: {chosen}"
+                if like := about[pool].get("like"):
+                    words = (f"{html.escape(name.replace('_', ' '))} {share:.0%}" for name, share in like.items())
+                    told = f"<b>{pool.capitalize()}</b>: like {', '.join([*words][:3])}<br><small>{told}</small>"
+                parts.append(told)
         if nearest := about.get("nearest_captions"):
             # Texts of strangers: as HTML or Markdown they could load a picture from anywhere.
             rows = [
                 f"{row['similarity']:.2f}: {html.escape(' '.join(row['captions'].values()))}" for row in nearest[:3]
             ]
             parts.append("<b>Nearest training captions</b><br>" + "<br>".join(rows))
+        elif missing := about.get("captions_missing"):
+            parts.append(f"<small>No captions: {html.escape(missing)}</small>")
         return parts
 
 
@@ -142,7 +148,8 @@ def build(gradio: Any, model: str | None, release: str, device: str = "auto") ->
         return pictures, words, gradio.DownloadButton(value=file, visible=True)
 
     kinds = ", ".join([*dict.fromkeys(STILLS.values()), "DICOM", "NIfTI"])
-    examples = [sorted(files)[:1] for files in _by_folder(glob.glob(EXAMPLES))]
+    examples = [min(files) for files in _by_folder(glob.glob(EXAMPLES))]
+    labels = [Path(file).parts[-4].replace("_", " ") for file in examples]  # DATA_SET/val/lq/000.png
     with gradio.Blocks(title="teachonce", analytics_enabled=False, fill_width=True) as page:
         gradio.Markdown(
             f"## Restore an image\n{CAN}\n\nModel: `{model or 'student/mini, shipped'}`. Up to {MOST.upper()}: {kinds}."
@@ -152,7 +159,7 @@ def build(gradio: Any, model: str | None, release: str, device: str = "auto") ->
                 file = gradio.File(label="Drop an image", type="filepath", height=140)
                 strength = gradio.Slider(0, 1, 1, step=0.05, label="Strength")
                 if examples:
-                    gradio.Examples(examples, file, label="Or take one of these")
+                    gradio.Examples([[x] for x in examples], file, label="Or take one of these", example_labels=labels)
                 download = gradio.DownloadButton("Download, as the kind of file it was", visible=False)
                 words = gradio.HTML()
             with gradio.Column(scale=3):

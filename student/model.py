@@ -100,7 +100,7 @@ class Student(
             return self.backbone.conditions(*inputs)
 
     def generate_model_card(self, metrics: dict[str, Any] | None = None, **details: Any) -> ModelCard:
-        """The README.md of `save_pretrained`; `metrics` as in artifacts/metrics.json, `details` as extra rows."""
+        """The README.md of `save_pretrained`; `metrics` as in an evaluation's results.json, `details` as extra rows."""
         parameters = sum(p.numel() for p in self.parameters())
         return ModelCard(model_card(self.config, parameters, metrics, details))
 

@@ -147,4 +147,8 @@ def train(job: "Job", begun: float) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:  # while it loads, or the second time
+        print("train: stopped at once; start again to go on from the last checkpoint, if there is one", file=sys.stderr)
+        sys.exit(130)

@@ -78,8 +78,16 @@ FAULTS = {
         "unreadable",
         "not an image that can be read",
     ),
-    "lq alone": (lambda data: (data / "gt/1.png").unlink(), "unpaired", "data/lq/1.png: no gt with this id"),
-    "gt alone": (lambda data: (data / "lq/1.png").unlink(), "unpaired", "data/gt/1.png: no lq with this id"),
+    "lq alone": (
+        lambda data: (data / "gt/1.png").unlink(),
+        "unpaired",
+        "data/lq/1.png: no gt with this id '1'; the nearest",
+    ),
+    "gt alone": (
+        lambda data: (data / "lq/1.png").unlink(),
+        "unpaired",
+        "data/gt/1.png: no lq with this id '1'; the nearest",
+    ),
     "size": (spoil_size, "size_mismatch", "data/lq/1.png: 6x5, its gt has 12x10"),
     "twice": (lambda data: picture(data / "gt/1.bmp", 7), "ambiguous", "data/gt/1.png has the same id"),
 }
@@ -280,6 +288,16 @@ def test_templates_pair_names(rule, lq, gt, agree):
     rule = PairRule(**rule)
     assert (rule.key("lq", lq) == rule.key("gt", gt)) is agree
     assert rule.key("lq", lq) is not None
+
+
+def test_an_unpaired_file_tells_both_ids_that_were_compared(project, capsys):
+    """So that a template which is off by a letter is seen at once."""
+    for file in Path("data/lq").iterdir():
+        file.rename(file.with_name(f"rain-{file.name}"))
+    assert index.main([]) == 1
+    said = capsys.readouterr().err
+    assert "data/lq/rain-2.png: no gt with this id 'rain-2'; the nearest there is '3'" in said
+    assert "data/gt/0.png: no lq with this id '0'; the nearest there is 'rain-0'" in said
 
 
 def test_a_name_that_does_not_fit_is_a_row(project, capsys):

@@ -199,8 +199,10 @@ def test_everything_that_fits_no_data_is_said_at_once_and_can_be_left_out(tmp_pa
     data = [{"name": name, "domain": "d", "task": "t", "splits": split} for name, split in splits.items()]
     paths = {"index": "index.parquet", "hash_cache": "cache.parquet"}
     params = {"paths": paths, "index": {"root": "data", "datasets": data}, "train": {"dataset_weights": {"theer": 2}}}
+    params["model"] = {"domain_pool": False}
     Path("params.yaml").write_text(json.dumps(params))
     said = ("data/gone does not exist", "data/lost does not exist", "names 'theer', no data set")
+    said += ("train.losses.align: these losses need model.domain_pool",)
     for arguments in ((), ("--check",)):
         assert index.main(list(arguments)) == 1 and not Path("index.parquet").exists()
         printed = "".join(capsys.readouterr())
@@ -209,6 +211,7 @@ def test_everything_that_fits_no_data_is_said_at_once_and_can_be_left_out(tmp_pa
     assert index.main(["--skip-missing"]) == 1, "a weight that no data set bears is a mistake, present or not"
     assert "names 'theer'" in "".join(capsys.readouterr())
     params["train"]["dataset_weights"] = {"there": 2, "gone": 3}
+    params["model"]["domain_pool"] = True
     Path("params.yaml").write_text(json.dumps(params))
     assert index.main(["--skip-missing"]) == 1
     assert "allow them with --set index.max_bad_fraction=0.25" in "".join(capsys.readouterr())

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -37,18 +38,24 @@ def project(folder: Path) -> None:
         yaml.dump(params, file)
 
 
-@pytest.mark.slow
-def test_a_sweep_trains_every_setting_and_captions_nothing_anew(tmp_path):
-    project(tmp_path)
+@pytest.fixture
+def run(tmp_path):
+    """`run("command ...", folder)` by the user x@y, offline: what it printed."""
     identity = {f"GIT_{who}_{what}": "x@y" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = os.environ | identity | {"PATH": path, "PYTHONPATH": ".", "HF_HUB_OFFLINE": "1"}
 
-    def run(command: str) -> str:
-        done = subprocess.run(command.split(), cwd=tmp_path, env=environment, capture_output=True, text=True)
+    def run(command: str, folder: Path = tmp_path) -> str:
+        done = subprocess.run(command.split(), cwd=folder, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}"
-        return done.stdout
+        return done.stdout + done.stderr * command.startswith("dvc repro")
 
+    return run
+
+
+@pytest.mark.slow
+def test_a_sweep_trains_every_setting_and_captions_nothing_anew(tmp_path, run):
+    project(tmp_path)
     for command in ("git init -q", "dvc init -q", "dvc repro embed", "git add -A", "git commit -qm start"):
         run(command)
     copied = "-C artifacts/samples -C artifacts/caption_store"
@@ -62,3 +69,45 @@ def test_a_sweep_trains_every_setting_and_captions_nothing_anew(tmp_path):
         assert entry["data"]["metrics"]["artifacts/metrics.json"]["data"]["overall"]["psnr"] > 0
     logs = "".join(file.read_text() for file in tmp_path.glob(".dvc/tmp/exps/run/*/*.out"))
     assert "Running stage 'train'" in logs and "Running stage 'caption'" not in logs
+
+
+@pytest.mark.slow
+def test_a_clone_and_an_experiment_caption_nothing_and_apply_brings_tables_and_panels(tmp_path, run):
+    """The captions come out of the release that DVC brings; so do the tables and pictures of the applied experiment."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    one.mkdir()
+    project(one)
+    params = (one / "params.yaml").read_text().replace("panels: false", "panels: true")
+    (one / "params.yaml").write_text(params)
+    for command in ("git init -q", "dvc init -q", f"dvc remote add -q -d store {tmp_path}/store"):
+        run(command, one)
+    assert re.search(r"([1-9]\d*) new of \1 images", run("dvc repro", one))
+    for command in ("git add -A", "git commit -qm start", "dvc push -q"):
+        run(command, one)
+
+    said = run("dvc exp run --temp -n longer -S train.max_steps=4 -C artifacts/samples", one)
+    assert "Running stage 'train'" in said and "0 new of" in said
+    before = shown(one)
+    run("dvc exp apply longer", one)
+    after = shown(one)
+    assert all(before[file] != after[file] for file in before), (
+        "scores, table, pictures and student are the applied run's"
+    )
+    (scores,) = json.loads(run("dvc metrics show --json", one)).values()
+    overall = json.loads(after["artifacts/evaluation/results.json"])["overall"]
+    assert overall["psnr"] == scores["data"]["artifacts/metrics.json"]["data"]["overall"]["psnr"]
+    assert "Running stage 'evaluate'" not in run("dvc repro evaluate", one)
+    assert shown(one) == after
+
+    run(f"git clone -q {one} {two}")
+    run("dvc pull -q", two)
+    shutil.rmtree(two / "artifacts/caption_store", ignore_errors=True)
+    said = run("dvc repro embed", two)
+    assert "take their captions from artifacts/caption_shards" in said and "0 new of" in said
+    assert (two / "artifacts/evaluation/table.md").read_text() == before["artifacts/evaluation/table.md"].decode()
+
+
+def shown(folder: Path) -> dict[str, bytes]:
+    """What people look at, and the weights that it is of."""
+    names = ["evaluation/results.json", "evaluation/table.md", "evaluation/panels/overview.png"]
+    return {f"artifacts/{n}": (folder / "artifacts" / n).read_bytes() for n in [*names, "student/model.safetensors"]}

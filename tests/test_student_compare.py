@@ -3,35 +3,102 @@
 import csv
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from ruamel.yaml import YAML
 
 from student import compare
+from student.files import write_file
 
 
 def write(folder, scores, variant="basicsr"):
     folder.mkdir()
     with open(folder / "per_image.csv", "w", newline="") as file:
-        rows = csv.DictWriter(file, ["dataset", "image", "psnr", "variant", "crop_border"])
+        rows = csv.DictWriter(file, ["dataset", "task", "image", "psnr", "psnr_gain", "variant", "crop_border"])
         rows.writeheader()
         for dataset, values in scores.items():
             for image, psnr in enumerate(values):
-                row = {"dataset": dataset, "image": f"{image}.png", "psnr": psnr, "variant": variant, "crop_border": 0}
-                rows.writerow(row)
+                kind = {"variant": variant, "crop_border": 0, "task": f"de{dataset}", "psnr_gain": psnr - 20}
+                rows.writerow({"dataset": dataset, "image": f"{image}.png", "psnr": psnr, **kind})
     return str(folder)
 
 
 def test_what_images_share_cancels_and_only_images_of_both_are_compared(tmp_path, capsys):
     first = write(tmp_path / "first", {"rain": [20, 30, 40], "noise": [30, 30]})
     second = write(tmp_path / "second", {"rain": [21, 31, 41], "noise": [29]})
-    assert compare.main([first, second, "--out", str(tmp_path / "table.md")]) == 0
+    out = ["--out", str(tmp_path / "table.md"), "--page", str(tmp_path / "page.html")]
+    assert compare.main([first, second, *out]) == 0
     text = (tmp_path / "table.md").read_text()
     assert "| rain | 3 | 30.00 | 31.00, +1.00 [+1.00, +1.00] |" in text and text in capsys.readouterr().out
     assert "| noise | 2 | 30.00 | 29.00 (of 1), -1.00 [-1.00, -1.00] |" in text
+
+
+def picture(folder: Path, task: str) -> None:
+    Path(folder, "panels").mkdir(exist_ok=True)
+    Image.new("RGB", (60, 20), "gray").save(Path(folder, "panels", f"{task}.png"))
+
+
+def curve(folder: Path, name: str, column: str, values: list[float]) -> None:
+    lines = ["\t".join(("step", column)), *(f"{10 * i}\t{value}" for i, value in enumerate(values))]
+    write_file(Path(folder, "curves", f"{name}.tsv"), "\n".join(lines) + "\n")
+
+
+@pytest.fixture
+def two_runs(tmp_path):
+    """One that is surely better in rain and unsure in noise, with curves and a picture of each."""
+    scores = {"rain": [20, 30, 40], "noise": [30, 31]}, {"rain": [21, 31, 41.5], "noise": [29, 33]}
+    runs = [write(tmp_path / name, of) for name, of in zip(("a & b", "second"), scores, strict=True)]
+    for run, gain in zip(runs, (1.0, 2.0), strict=True):
+        picture(run, "derain")
+        curve(run, "train", "loss", [0.3, 0.1 / gain])
+        curve(run, "val/rain", "psnr_gain", [0, gain / 2, gain])
+    return runs
+
+
+def test_the_page_is_closed_and_shows_the_table_s_numbers(two_runs, tmp_path):
+    file = tmp_path / "page.html"
+    assert compare.main([*two_runs, "--page", str(file), "--out", str(tmp_path / "table.md")]) == 0
+    text = file.read_text("utf-8")
+    assert "a &amp; b" in text and not re.findall(r'(?:src|href)="(?!data:image/png)', text) and "<script" not in text
+    assert '<span class="better">+1.17</span> [+1.00, +1.50]' in text  # rain: no image got worse
+    assert '<span class="">+0.50</span> [-1.00, +2.00]' in text  # noise: one did
+    assert "| **mean over tasks** | 5 | 30.25 | 31.08, +0.83 [" in (tmp_path / "table.md").read_text()
+    assert text.count("<polyline") == 4 and text.count("data:image/png") == 2
+
+
+def test_a_page_of_runs_without_curves_and_pictures_shows_what_there_is(tmp_path):
+    runs = [write(tmp_path / name, {"rain": [30]}) for name in ("first", "second")]
+    assert compare.main([*runs, "--page", str(tmp_path / "page.html")]) == 0
+    text = (tmp_path / "page.html").read_text("utf-8")
+    assert "By task" in text and "Curves" not in text and "Pictures" not in text
+
+
+@pytest.mark.slow
+def test_the_page_in_a_browser(two_runs, tmp_path):
+    from playwright.sync_api import sync_playwright
+
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    assert chromium, "this test needs a browser: apt-get install chromium"
+    assert compare.main([*two_runs, "--page", str(tmp_path / "page.html")]) == 0
+    with sync_playwright() as playwright:
+        page = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"]).new_page()
+        page.set_viewport_size({"width": 1000, "height": 800})
+        wrong = []
+        page.on("console", lambda message: wrong.append(message.text))
+        page.on("request", lambda request: wrong.extend([request.url] * request.url.startswith("http")))
+        page.goto((tmp_path / "page.html").as_uri())
+        assert [head.inner_text() for head in page.locator("h2").all()] == ["Overall", "By task", "Curves", "Pictures"]
+        widths = "[document.documentElement.scrollWidth, ...[...document.images].map(i => i.naturalWidth)]"
+        assert page.evaluate(widths) == [1000, 60, 60] and page.locator("svg").count() == 3 and not wrong
+        inside = "[...document.querySelectorAll('svg')].every(s => { const b = s.getBBox(), v = s.viewBox.baseVal; "
+        inside += "return b.x >= -1 && b.x + b.width <= v.width + 1 && b.y + b.height <= v.height + 1 })"
+        assert page.evaluate(inside), "nothing is drawn outside of its chart"
 
 
 @pytest.mark.parametrize(

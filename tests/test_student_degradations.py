@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from student.data.degradations import KINDS, DegradationSpec, bicubic_resize, degrade
+from student.data.degradations import KINDS, DegradationSpec, bicubic_resize, degrade, resize_integers
 from student.params import ParamsError, load_section
 
 
@@ -55,6 +55,36 @@ def test_bicubic_is_matlabs_definition(length, size):
     expected = pytest.approx(imresize(line.tolist(), size), abs=1e-6)
     assert bicubic_resize(picture, size, 3)[:, 1, 2] == expected
     assert bicubic_resize(picture.transpose(1, 0, 2), 3, size)[1, :, 2] == expected
+
+
+def test_integers_are_rounded_as_matlab_rounds_uint8():
+    """Whole levels after the rows and after the columns, halves upwards; in exact fractions, without a float."""
+    from fractions import Fraction
+
+    image = np.random.default_rng(0).integers(0, 256, (12, 8, 1), dtype=np.uint8)
+    image[:, :2] = np.resize((0, 255), (12, 2, 1))  # edges overshoot, and are cut off
+
+    def line(values: list[int], size: int) -> list[int]:
+        scale, out = Fraction(size, len(values)), []
+        stretch = min(scale, Fraction(1))
+        for position in range(size):
+            centre = (position + Fraction(1, 2)) / scale - Fraction(1, 2)
+            taps = range(math.floor(centre - 2 / stretch), math.ceil(centre + 2 / stretch) + 1)
+            weights = []
+            for tap in taps:
+                x = abs(stretch * (centre - tap))
+                near, far = (3 * x**3 - 5 * x**2 + 2) / 2, (-(x**3) + 5 * x**2 - 8 * x + 4) / 2
+                weights.append(near if x <= 1 else far if x < 2 else Fraction(0))
+            mirrored = (tap % (2 * len(values)) for tap in taps)
+            seen = (int(values[m if m < len(values) else 2 * len(values) - 1 - m]) for m in mirrored)
+            exact = sum(w * v for w, v in zip(weights, seen, strict=True)) / sum(weights)
+            out.append(min(max(math.floor(exact + Fraction(1, 2)), 0), 255))
+        return out
+
+    for height, width in ((6, 4), (24, 16), (36, 24), (48, 32), (4, 4), (3, 2)):
+        rows = np.array([line(image[:, x, 0].tolist(), height) for x in range(8)]).T
+        expected = np.array([line(row.tolist(), width) for row in rows])
+        assert np.array_equal(resize_integers(image, height, width)[..., 0], expected), (height, width)
 
 
 def test_antialiasing_removes_what_the_small_image_cannot_hold():

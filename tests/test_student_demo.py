@@ -111,7 +111,9 @@ def test_the_page_in_a_browser(model, release, tmp_path):
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "student.demo", "--model", str(model), "--release", str(release)]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    server = subprocess.Popen([*command, "--port", str(port), "--device", "cpu"], env=environment, cwd=tmp_path)
+    command += ["--port", str(port), "--device", "cpu"]
+    said = open(tmp_path / "said.txt", "w+")
+    server = subprocess.Popen(command, env=environment, cwd=tmp_path, stdout=said, stderr=said)
     try:
         _wait_for(f"http://127.0.0.1:{port}", server)
         with sync_playwright() as playwright:
@@ -133,7 +135,12 @@ def test_the_page_in_a_browser(model, release, tmp_path):
             page.goto(f"http://127.0.0.1:{port}", timeout=120_000)
             page.set_input_files("input[type=file]", str(tmp_path / "no.png"), timeout=120_000)
             page.get_by_text("Not restored:").wait_for(timeout=60_000)
+            page.wait_for_timeout(8000)
+            assert page.get_by_text("Not restored:").is_visible(), "an error stays"
+            assert page.evaluate("document.querySelector('.gradio-container main').offsetWidth") > 1100, "full width"
             browser.close()
+        said.seek(0)
+        assert "Traceback" not in said.read()
     finally:
         server.terminate()
         server.wait(timeout=60)

@@ -2,8 +2,10 @@
 
 import io
 import json
+import shutil
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import nibabel
 import numpy as np
@@ -20,7 +22,7 @@ from shards import open_release
 from student.images import png16 as deep_png
 from student.images.files import read_picture
 from student.model import Student
-from student.restoration.explain import Explainer
+from student.restoration.explain import Explainer, alike
 from student.restoration.restorer import Restorer, load_student
 
 
@@ -118,6 +120,23 @@ def test_explain_names_prompts_and_nearest_captions(model, tmp_path, capsys):
     (tmp_path / "o2.png.explain.json").unlink()
     assert run(model, tmp_path / "in.png", tmp_path / "o2.png", "--explain") == 0
     assert "outputs exist, 1 without an explanation (--overwrite makes them anew)" in last_line(capsys)
+
+
+def test_prompts_are_told_as_tasks_by_who_uses_them(model, tmp_path):
+    """A prompt that one task alone uses is that task's; one that two use alike, half of each."""
+    composition = SimpleNamespace(weight_BK=torch.tensor([[0.75, 0.25]]), index_BK=torch.tensor([[2, 0]]))
+    used = {"rain": [0.5, 0.1, 0.4, 0], "noise": [0.5, 0.5, 0, 0]}
+    assert alike(composition, used, 4) == {"rain": 0.875, "noise": 0.125}
+    assert list(alike(composition, dict(reversed(used.items())), 4)) == ["rain", "noise"], "the likeliest first"
+    nobody = SimpleNamespace(weight_BK=torch.tensor([[1.0]]), index_BK=torch.tensor([[3]]))
+    assert alike(nobody, used, 4) == {} and alike(composition, used, 5) == {}
+    student = shutil.copytree(model, tmp_path / "student")
+    (student / "curves").mkdir()
+    (student / "curves/usage.json").write_text(json.dumps({"task": {"rain": [0.25] * 4, "noise": [0.25] * 4}}))
+    Image.fromarray(PHOTO).save(tmp_path / "in.png")
+    assert run(student, tmp_path / "in.png", tmp_path / "out.png", "--explain") == 0
+    about = json.loads((tmp_path / "out.png.explain.json").read_text())
+    assert about["task"]["like"] == {"noise": 0.5, "rain": 0.5} and "like" not in about["domain"]
 
 
 def test_captions_of_another_release_explain_nothing(model, tmp_path, capsys):

@@ -47,6 +47,7 @@ def test_the_log_holds_raw_and_weighted_losses_and_trackers_and_dvc_plots_show_t
     (_, usage) = toy.log_rows(out, "usage")
     assert set(usage["usage"]["task"]) == {"denoising", "deraining"}
     assert all(sum(use) == pytest.approx(1, abs=1e-4) for use in usage["usage"]["domain"].values())
+    assert json.loads((out / "curves/usage.json").read_text()) == usage["usage"]
     train = (out / "curves" / "train.tsv").read_text().splitlines()
     assert train[0].split("\t")[:3] == ["step", "loss", "loss_pixel"] and len(train) == 5
     curves = {file.stem: file.read_text().splitlines() for file in (out / "curves/val").iterdir()}
@@ -56,8 +57,10 @@ def test_the_log_holds_raw_and_weighted_losses_and_trackers_and_dvc_plots_show_t
     assert len(list((out / "panels").glob("*/step-00000004-*.png"))) == 3
     (events,) = (out / "trackers").glob("*/train/events*")
     read = EventAccumulator(str(events)).Reload()
-    assert [event.value for event in read.Scalars("loss")] == pytest.approx([row["loss"] for row in rows])
-    assert "val/natural_denoising/psnr" in read.Tags()["scalars"]
+    assert [event.value for event in read.Scalars("loss/total")] == pytest.approx([row["loss"] for row in rows])
+    tags = read.Tags()["scalars"] + read.Tags()["images"]
+    assert {"val/natural_denoising/psnr", "weighted/align", "loss/pixel", "run/lr", "run/grad_norm"} <= set(tags)
+    assert {tag.split("/")[0] for tag in tags} == {"loss", "weighted", "run", "val", "panels"}, "a group a kind"
 
 
 OFTEN = {"val_every": 0, "log_every": 2, "save_every": 1, "cache_images": "none"}

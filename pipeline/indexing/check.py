@@ -13,6 +13,7 @@ NAMED = 3
 
 WARNINGS = {
     "depth_mismatch": "the two images of a pair differ in bits a sample: were values lost? save both alike",
+    "scale_mismatch": "inputs of one split are enlarged by different factors; is that meant?",
     "colour_mismatch": "one image of a pair is gray, the other coloured; is that meant?",
 }
 
@@ -24,6 +25,7 @@ class Group:
     pairs: int = 0
     images: set = field(default_factory=set)
     modes: Counter = field(default_factory=Counter)
+    scale: int | None = None
     faults: Counter = field(default_factory=Counter)
     least: tuple[int, int] = (2**31, 2**31)
     most: tuple[int, int] = (0, 0)
@@ -60,6 +62,10 @@ class Check:
         elif lq is not None and _gray(lq.mode) != _gray(row["mode"]):
             text = f"{row['lq_path']}: {lq.mode}, its gt {row['mode']}"
             self._fault(group, "colour_mismatch", text, self.warnings)
+        group.scale = group.scale or row["upsample"] or 1
+        if lq is not None and (row["upsample"] or 1) != group.scale:
+            text = f"{row['lq_path']}: x{row['upsample'] or 1}, the first of its split x{group.scale}"
+            self._fault(group, "scale_mismatch", text, self.warnings)
         side = self._train if row["split"] == "train" else self._held_out
         side.setdefault(key, (f"{row['dataset']} {row['split']}: {row['gt_path']}", row["marks"] or b""))
 

@@ -102,7 +102,7 @@ class SplitSpec(Section):
     gt: Places = []
     """Clean images: folders or globs, relative to `index.root`; folders are searched recursively."""
     lq: Places = []
-    """Degraded images, in the same way. SR inputs are already upsampled to gt size."""
+    """Degraded images, in the same way, of the size of their gt, or smaller where the data set says `upsample`."""
     pair: PairRule = PairRule()
     csv: str | None = None
     """Instead of folders: a CSV file with the columns `gt` and, unless degraded on the fly, `lq`."""
@@ -137,6 +137,16 @@ class DatasetSpec(Section):
     range: tuple[float, float] | None = None
     """The numbers that are black and white in all images, such as [0, 10000]. Null: as type, tags or samples of each
     clean image say, for it and its lq."""
+
+    upsample: Literal["bicubic"] | None = None
+    """Inputs of super-resolution as they are shipped: every lq is a whole number of times smaller than its gt, and is
+    enlarged when it is read, by MATLAB's kernel. Null: lq and gt have one size."""
+
+    @model_validator(mode="after")
+    def _upsamples_something(self) -> "DatasetSpec":
+        if self.upsample and all(spec.degradation for spec in self.splits.values()):
+            raise ValueError("upsample enlarges stored lq, and every split has a degradation; leave one of them out")
+        return self
 
     @field_validator("range")
     @classmethod

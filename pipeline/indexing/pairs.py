@@ -3,6 +3,7 @@
 import csv
 import os
 import unicodedata
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -76,10 +77,22 @@ def _from_folders(root: Path, spec: SplitSpec, where: str) -> Iterator[Candidate
         yield from (Candidate(path, None) for paths in gts.values() for path in paths)
         return
     alike = Counter(unicodedata.normalize("NFC", key) for key in gts.keys() ^ lqs.keys())
+    ids = {"gt": sorted(gts), "lq": sorted(lqs)}
     for key in sorted(gts.keys() | lqs.keys()):
         twin = alike[unicodedata.normalize("NFC", key)] > 1
         hint = ", only one that is spelled alike in other Unicode (NFC and NFD); rename one" if twin else ""
+        if bool(gts.get(key)) != bool(lqs.get(key)):
+            hint = f" {key!r}{hint or _nearest(key, ids['lq' if key in gts else 'gt'])}"
         yield from _match(gts.get(key, []), lqs.get(key, []), hint)
+
+
+def _nearest(key: str, ids: list[str]) -> str:
+    """The other side's id next to `key`, for people to see what was compared."""
+    if not ids:
+        return ""
+    place = bisect_left(ids, key)
+    around = ids[max(place - 1, 0) : place + 1]
+    return f"; the nearest there is {max(around, key=lambda other: len(os.path.commonprefix([key, other])))!r}"
 
 
 def _match(gts: list[str], lqs: list[str], hint: str) -> Iterator[Candidate]:

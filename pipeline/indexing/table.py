@@ -26,6 +26,8 @@ SCHEMA = pa.schema(
 )
 """Columns of the index. `lq_path` is null, and `degradation` a JSON object, where gt is degraded on the fly.
 `range` is a JSON list of the two numbers that are black and white in both images, null for 8 bits."""
+UPSAMPLE = pa.field("upsample", pa.int32())
+"""One more column where a data set has `upsample`: how many times its lq is enlarged when it is read, or null."""
 
 ONE_FILE = 200_000
 """Rows of an index that is one file."""

@@ -69,11 +69,12 @@ def clean(row: dict[str, Any]) -> bytes:
 
 def pair(row: dict[str, Any]) -> bytes:
     """The degraded image beside the clean one; a degradation made on the fly is seeded by the file's name."""
+    from student.data.degradations import DegradationSpec, degrade, enlarge  # scipy: only where it is needed
+
     gt = pixels(row, row["gt_path"])
     if row["lq_path"]:
-        return png(pixels(row, row["lq_path"]), gt)
-    from student.data.degradations import DegradationSpec, degrade  # scipy: only where it is needed
-
+        lq, scale = pixels(row, row["lq_path"]), row.get("upsample")
+        return png(enlarge(lq, scale) if scale else lq, gt)
     spec = DegradationSpec.model_validate_json(row["degradation"])
     return png(degrade(gt, spec, np.random.default_rng(zlib.crc32(row["gt_path"].encode(errors="replace")))), gt)
 

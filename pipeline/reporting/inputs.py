@@ -14,7 +14,7 @@ from pipeline.reporting.config import ReportConfig
 from student.data.pairs import index_files, read_index_file
 from student.params import Paths
 
-COLUMNS = "dataset domain task split gt_path lq_path degradation range gt_sha256 width height status".split()
+COLUMNS = "dataset domain task split gt_path lq_path degradation range upsample gt_sha256 width height status".split()
 SCORES = "n psnr psnr_input psnr_gain ssim ssim_input psnr_gain_ci95".split()
 INDEX, EMBED, TRAIN, EVAL = (
     "python -m pipeline.index",

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from student.data.degradations import enlarge
 from student.data.pairs import Pairs, Ranges, TrainDataError
 from student.files import publish
 from student.images.files import read_rgb
@@ -32,6 +33,25 @@ def decode(path: str, ends: tuple[float, float] | None = None) -> np.ndarray:
 def as_float(pixels: np.ndarray) -> np.ndarray:
     """float32 in [0, 1] of what `decode` gave."""
     return pixels.astype(np.float32) / 255 if pixels.dtype == np.uint8 else np.asarray(pixels)
+
+
+class Enlarged:
+    """An image `[3, H, W]`, as `decode` gives it, enlarged only where it is looked at: `enlarged[:, rows, columns]` is
+    that place of the whole image enlarged."""
+
+    def __init__(self, small: np.ndarray, scale: int):
+        self.small, self.scale = small, scale
+        self.shape = (small.shape[0], *(scale * side for side in small.shape[1:]))
+
+    def __getitem__(self, where: tuple[slice, slice, slice]) -> np.ndarray:
+        cut, inside = [where[0]], [slice(None)]
+        for part, side, large in zip(where[1:], self.small.shape[1:], self.shape[1:], strict=True):
+            start, stop, _ = part.indices(large)
+            # the cubic kernel reaches two pixels of the small image to either side
+            first, last = max(start // self.scale - 3, 0), min(-(-stop // self.scale) + 3, side)
+            cut.append(slice(first, last))
+            inside.append(slice(start - first * self.scale, stop - first * self.scale))
+        return enlarge(self.small[tuple(cut)].transpose(1, 2, 0), self.scale).transpose(2, 0, 1)[tuple(inside)]
 
 
 class FreshImages:

@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import Dataset
 
 from shards import Release
-from student.data.cache import FreshImages, Images, as_float
+from student.data.cache import Enlarged, FreshImages, Images, as_float
 from student.data.degradations import WHOLE, DegradationSpec, degrade
 from student.data.pairs import Pairs, TrainDataError, exchanged
 from student.data.sampler import Draw
@@ -63,9 +63,9 @@ class PairDataset(Dataset):
         row, pairs = draw.row, self.pairs
         key = [self.seed, int(pairs.gt_sha256[row][:15], 16), zlib.crc32(pairs.dataset[row].encode()), draw.epoch]
         rng = np.random.default_rng(key)
-        images = [self.images[pairs.gt_path[row]]]
+        images: list[np.ndarray | Enlarged] = [self.images[pairs.gt_path[row]]]
         if pairs.lq_path[row] is not None:
-            images.append(self.images[pairs.lq_path[row]])
+            images.append(self._stored_lq(row))
             if images[0].shape != images[1].shape:
                 raise TrainDataError(
                     f"{pairs.lq_path[row]}: {images[1].shape[2]}x{images[1].shape[1]} pixels, its gt "
@@ -85,7 +85,13 @@ class PairDataset(Dataset):
         inside = (slice(None), *(slice(margin, side - margin) for side in gt.shape[1:]))
         return self.degraded(gt, spec, rng)[inside], np.ascontiguousarray(gt[inside])
 
-    def _window(self, image: np.ndarray, top: int, left: int, turn: tuple[bool, int], margin: int = 0) -> np.ndarray:
+    def _stored_lq(self, row: int) -> np.ndarray | Enlarged:
+        image, scale = self.images[self.pairs.lq_path[row]], self.pairs.upsample[row]
+        return Enlarged(image, scale) if scale else image
+
+    def _window(
+        self, image: np.ndarray | Enlarged, top: int, left: int, turn: tuple[bool, int], margin: int = 0
+    ) -> np.ndarray:
         """The patch at (top, left), with `margin` more pixels on every side, mirrored where the image ends."""
         size, places, missing = self.patch_size + 2 * margin, [slice(None)], [(0, 0)]
         for start, side in ((top - margin, image.shape[1]), (left - margin, image.shape[2])):
@@ -109,7 +115,7 @@ class PairDataset(Dataset):
         pairs = self.pairs
         gt = as_float(self.images[pairs.gt_path[row]])
         if pairs.lq_path[row] is not None:
-            return as_float(self.images[pairs.lq_path[row]]), gt
+            return as_float(self._stored_lq(row)[:, :, :]), gt
         rng = np.random.default_rng(zlib.crc32(Path(pairs.gt_path[row]).name.encode()))
         return self.degraded(gt, self.specs[pairs.degradation[row]], rng), gt
 

@@ -97,9 +97,20 @@ def bicubic_resize(image: np.ndarray, height: int, width: int, levels: int | Non
 
 
 def enlarge(image: np.ndarray, scale: int) -> np.ndarray:
-    """`image` [H, W, C] in [0, 1], `scale` times as large: what the inputs of `bicubic` are after shrinking."""
+    """`image` [H, W, C], floats in [0, 1] or unsigned integers, `scale` times as large, of the same type."""
     height, width = (scale * side for side in image.shape[:2])
+    if image.dtype.kind == "u":
+        return resize_integers(image, height, width)
     return bicubic_resize(image.astype(np.float32, copy=False), height, width).clip(0, 1)
+
+
+def resize_integers(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """`bicubic_resize` of unsigned integers [H, W, C], rounded as MATLAB does: halves up, after the rows and again."""
+    kind, top = image.dtype, np.iinfo(image.dtype).max
+    for across in (image.shape[1], width):
+        image = bicubic_resize(image, height, across).clip(0, top)
+        image = np.floor(image + 0.5001)  # a half may have become a hair less
+    return image.astype(kind)
 
 
 def _rounded(image: np.ndarray, levels: int | None) -> np.ndarray:

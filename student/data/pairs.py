@@ -45,6 +45,8 @@ class Pairs:
     gt_sha256: np.ndarray
     range: np.ndarray
     """JSON of the two numbers that are black and white in both images, or None for 8 bits."""
+    upsample: np.ndarray
+    """How many times the lq is enlarged when it is read, or None."""
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -155,8 +157,9 @@ def data_fingerprint(pairs: Pairs, release: Release | None) -> str:
     digest = hashlib.sha256()
     columns = (pairs.dataset, pairs.domain, pairs.task, pairs.gt_sha256, pairs.lq_path, pairs.degradation)
     with ThreadPoolExecutor(16) as threads:
-        for *row, tail, ends in zip(*columns, threads.map(_file_key, pairs.lq_path), pairs.range, strict=True):
-            digest.update(repr([*row, tail, ends] if ends else [*row, tail]).encode())
+        tails = threads.map(_file_key, pairs.lq_path)
+        for *row, tail, ends, scale in zip(*columns, tails, pairs.range, pairs.upsample, strict=True):
+            digest.update(repr([*row, tail, *filter(None, (ends, scale))]).encode())
     if release is not None:
         digest.update(repr([part["sha256"] for part in release.manifest["parts"]]).encode())
     return digest.hexdigest()

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -165,11 +166,17 @@ def _write(
     if earlier:  # pictures of another run would stand among this one's; what is not ours is not touched
         for task in ("overview", *earlier):
             (folder / "panels" / f"{file_name(task)}.png").unlink(missing_ok=True)
+        shutil.rmtree(folder / "curves", ignore_errors=True)
+    if (
+        model.weights_sha256 and (curves := Path(model.name, "curves")).is_dir()
+    ):  # of the training, for `student.compare`
+        shutil.copytree(curves, folder / "curves", dirs_exist_ok=True)
     if config.panels:
         kind = config.variant + f", without {config.crop_border} pixels at the border" * bool(config.crop_border)
         write_panels(folder / "panels", records, lambda row: load_pair(dataset, row, config), model.restore, kind)
-    # As few numbers as people compare; every data set is in results.json.
-    write_file(Path(paths.metrics), to_json({key: metrics[key] for key in ("variant", "tasks", "overall")}))
+    # As few numbers as people compare, for `dvc metrics` and `dvc exp show`; everything is in results.json.
+    gains = {name: {"psnr_gain": values["psnr_gain"]} for name, values in metrics["tasks"].items()}
+    write_file(Path(paths.metrics), to_json({key: metrics[key] for key in ("variant", "overall")} | {"tasks": gains}))
     print(markdown(results))
     interval = results["overall"]["psnr_gain_ci95"]
     print(summary(metrics, config.split, interval, time.perf_counter() - started, f"{paths.metrics}, {folder}/"))

@@ -24,7 +24,7 @@ OVERALL = ("psnr", "ssim", "psnr_input", "ssim_input", "psnr_gain")
 
 
 def metrics_json(rows: list[dict], variant: str) -> dict[str, Any]:
-    """artifacts/metrics.json: means over images per task and dataset; `overall` is the unweighted mean over tasks."""
+    """Means over images per task and dataset; `overall` is the unweighted mean over tasks."""
     tasks = {name: _means(group) for name, group in grouped(rows, "task").items()}
     datasets = {name: _means(group) for name, group in grouped(rows, "dataset").items()}
     overall = {key: _mean(task[key] for task in tasks.values()) for key in OVERALL}
@@ -66,6 +66,7 @@ def results_json(rows: list[dict], metrics: dict, config: EvalConfig, model: dic
         "extra_metrics": {extra: label(extra) for extra in config.extra_metrics},
         "model": model,
         "datasets": sets,
+        "tasks": metrics["tasks"],
         "overall": overall,
         "notes": notes,
     }

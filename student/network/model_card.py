@@ -30,7 +30,7 @@ restored = student(lq)  # [B, 3, H, W], float32 RGB in [0, 1]
 
 
 def model_card(config: ModelConfig, parameters: int, metrics: dict[str, Any] | None, details: dict[str, Any]) -> str:
-    """Markdown with YAML front matter. `metrics` as in artifacts/metrics.json; `details`: extra rows, name → value."""
+    """Markdown with YAML front matter. `metrics`: an evaluation's results.json; `details`: extra rows, name → value."""
     pools = [name for name, on in (("task", config.task_pool), ("domain", config.domain_pool)) if on]
     rows = {
         "Parameters": f"{parameters / 1e6:.2f} M",

@@ -19,17 +19,45 @@ NEAREST = 5
 BATCH = 65_536
 
 
+def usage_of(model: str) -> dict[str, dict[str, list[float]]]:
+    """Pool → task or domain → mean weight of each prompt on its images, as the trainer measured it last; empty for a
+    student that came without, as from a hub."""
+    try:
+        usage = json.loads(Path(model, "curves", "usage.json").read_text(encoding="utf-8"))
+        return {pool: dict(sorted(labels.items())) for pool, labels in usage.items()}
+    except (OSError, ValueError, AttributeError):
+        return {}
+
+
+def alike(composition: Composition, used: dict[str, list[float]], size: int) -> dict[str, float]:
+    """The prompts of one image told as tasks or domains, the likeliest first, shares that sum to 1: each prompt counts
+    for the labels by how much they use it. Empty where the numbers are of another pool."""
+    if any(len(weights) != size for weights in used.values()):
+        return {}
+    by_label = np.array(list(used.values())).reshape(len(used), size)
+    shares = by_label / np.maximum(by_label.sum(0), 1e-12)
+    weights, chosen = composition.weight_BK[0].float().cpu().numpy(), composition.index_BK[0].cpu().numpy()
+    found = dict(zip(used, shares[:, chosen] @ weights, strict=True))
+    total = sum(found.values())  # less than 1 where it chose prompts that no label uses
+    return {
+        label: round(float(share / total), 4)
+        for label, share in sorted(found.items(), key=lambda pair: -pair[1])
+        if total > 0.5
+    }
+
+
 class Explainer:
-    """`explain(prompts)` → a JSON-ready dict. `release`: the caption shards that the student was distilled from.
+    """`explain(prompts)` → a JSON-ready dict. `release`: the caption shards that the student was distilled from;
+    `model`: its folder or hub id.
 
     Without a release there, or with one whose embeddings are others than the student was distilled from, the captions
     are left out, and the result says so under "captions_missing".
     """
 
-    def __init__(self, student: Student, release: str | Path):
+    def __init__(self, student: Student, release: str | Path, model: str):
         from student.data.pairs import TrainDataError, read_release
 
-        self.release, self.missing = None, None
+        self.release, self.missing, self.usage = None, None, usage_of(model)
         self.values = {name: len(pool.keys_ND) for name, pool in student.pools().items()}
         if "domain" not in self.values:
             self.missing = "this student has no domain pool"
@@ -54,6 +82,8 @@ class Explainer:
         for name, composition in (("task", prompts.task), ("domain", prompts.domain)):
             if composition is not None:
                 about[name] = self._chosen(composition, self.values[name])
+                if told := alike(composition, self.usage.get(name, {}), self.values[name]):
+                    about[name]["like"] = told
         if self.release is not None:
             about["nearest_captions"] = self.nearest(prompts.domain.prompt_BD[0].float().cpu().numpy())
         else:

@@ -75,8 +75,9 @@ class Run:
 
     def _explainer(self, restorer: "Restorer") -> "Explainer":
         from student.restoration.explain import Explainer
+        from student.restoration.restorer import SHIPPED
 
-        explainer = Explainer(restorer.student, self.args.release)
+        explainer = Explainer(restorer.student, self.args.release, str(self.args.model or SHIPPED))
         if explainer.missing:
             print(f"restore: warning: explanations without captions: {explainer.missing}", file=sys.stderr)
         return explainer

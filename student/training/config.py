@@ -130,6 +130,14 @@ EXECUTION_KEYS = frozenset(_KEYS[_KEYS.index("init_from") :])
 """Keys of `TrainConfig` that do not make it another run. `init_from` is replaced by the weights' sha256."""
 
 
+def losses_without_pool(losses: LossWeights, domain_pool: bool, has_prompts: bool) -> str | None:
+    """What is wrong where a loss that is on has no pool to work on, with the remedy."""
+    possible = {"align": domain_pool} | dict.fromkeys(("diversity", "balance", "contrastive"), has_prompts)
+    wrong = [f"train.losses.{term}" for term, can in possible.items() if getattr(losses, term) and not can]
+    pool = "model.domain_pool" if has_prompts else "model.task_pool or model.domain_pool"
+    return f"{', '.join(wrong)}: these losses need {pool}; set them to 0 or the pool to true" if wrong else None
+
+
 def run_identity(train: TrainConfig, model: ModelConfig, **inputs: str | None) -> dict[str, Any]:
     """Flat `section.key -> value` of everything that decides the numbers of a run; `inputs` are content hashes."""
     sections = (

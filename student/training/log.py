@@ -39,7 +39,7 @@ class RunLog:
             file.write(json.dumps(row) + "\n")
         if self.accelerator.trackers:
             numbers = dict(_numbers({key: value for key, value in row.items() if key not in ("step", "usage")}))
-            self.accelerator.log(numbers, step=row["step"])
+            self.accelerator.log({_tag(name): value for name, value in numbers.items()}, step=row["step"])
 
     def images(self, step: int, panels: dict[str, np.ndarray]) -> None:
         """Panels, dataset → uint8 [H, W, 3], as one PNG each and to the trackers that take images."""
@@ -49,7 +49,9 @@ class RunLog:
         for tracker in self.accelerator.trackers:
             if hasattr(tracker, "log_images"):
                 layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
-                tracker.log_images({name: panel[None] for name, panel in panels.items()}, step=step, **layout)
+                tracker.log_images(
+                    {f"panels/{name}": panel[None] for name, panel in panels.items()}, step=step, **layout
+                )
 
     def save(self, folder: Path) -> None:
         """Into a checkpoint, and into the curves."""
@@ -61,8 +63,8 @@ class RunLog:
         return next((row["val"] for row in reversed(self.rows()) if "val" in row), {})
 
     def write_curves(self) -> None:
-        """curves/train.tsv (a column a loss) and curves/val/DATASET.tsv for `dvc plots`, metrics.json with the newest
-        values for `dvc exp show`."""
+        """curves/train.tsv (a column a loss) and curves/val/DATASET.tsv for `dvc plots`, curves/usage.json with the
+        newest use of the prompts by task and domain, metrics.json with the newest values for `dvc exp show`."""
         rows = self.rows()
         train = [row for row in rows if "loss" in row]
         val = [row for row in rows if "val" in row]
@@ -75,6 +77,10 @@ class RunLog:
         for name, (keys, part) in curves.items():
             cells = [keys, *([str("" if row[key] is None else row[key]) for key in keys] for row in part)]
             write_file(self.out / "curves" / f"{name}.tsv", "".join("\t".join(line) + "\n" for line in cells))
+        if usage := next((row["usage"] for row in reversed(rows) if "usage" in row), None):
+            write_file(
+                self.out / "curves" / "usage.json", json.dumps(usage) + "\n"
+            )  # for student/restoration/explain.py
         newest = {key: train[-1][key] for key in columns if key != "images_per_second"} if train else {}
         if val:
             newest["val"] = val[-1]["val"]
@@ -87,6 +93,13 @@ def words(row: Row) -> str:
     memory = f" · {row['gpu_gib']:.1f} GiB" if "gpu_gib" in row else ""
     rate = f"{row['images_per_second']:.1f} img/s · data {row['data_wait_fraction']:.0%}"
     return f"loss {row['loss']:.4f} · {terms} · {rate}{memory}"
+
+
+def _tag(name: str) -> str:
+    """A number's name for the trackers, which show what is alike before the first slash together."""
+    if name == "loss" or name.startswith("loss_"):
+        return f"loss/{name[5:] or 'total'}"
+    return name if "/" in name else f"run/{name}"
 
 
 def _numbers(node: Row, prefix: str = "") -> Iterator[tuple[str, float]]:

@@ -25,7 +25,7 @@ from student.network.config import ModelConfig
 from student.params import ParamsError, Paths, load_section, load_sections
 from student.sections import StudentParams
 from student.training.checkpoints import CheckpointError, Checkpoints, sha256_of
-from student.training.config import TrainConfig, run_identity
+from student.training.config import TrainConfig, losses_without_pool, run_identity
 
 STUDENT_FILES = ("config.json", "README.md", WEIGHTS)
 
@@ -88,10 +88,8 @@ def open_job(params: dict[str, Any], init_from: str | None = None) -> Job:
     if release and follows_release:
         section["prompt_dim"] = release.dim
     model = load_section(ModelConfig, "model", params | {"model": section})
-    possible = {"align": model.domain_pool} | dict.fromkeys(("diversity", "balance", "contrastive"), model.has_prompts)
-    if wrong := [f"train.losses.{term}" for term, can in possible.items() if getattr(config.losses, term) and not can]:
-        pool = "model.domain_pool" if model.has_prompts else "model.task_pool or model.domain_pool"
-        raise ParamsError(f"{', '.join(wrong)}: these losses need {pool}; set them to 0 or the pool to true")
+    if wrong := losses_without_pool(config.losses, model.domain_pool, model.has_prompts):
+        raise ParamsError(wrong)
     if release and config.losses.align and model.prompt_dim != release.dim:
         raise ParamsError(
             f"model.prompt_dim = {model.prompt_dim}, but the priors in {paths.release} have {release.dim} dimensions; "
