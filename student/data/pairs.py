@@ -15,7 +15,8 @@ import numpy as np
 from shards import Release, ReleaseError, open_release
 from shards.verify import verify
 from student.files import write_file
-from student.places import is_remote, join, listed, read
+from student.places import is_remote, join, listed, read, stamp
+from student.tars import member
 
 TAIL_BYTES = 4096
 Ranges = dict[str, tuple[float, float]]
@@ -166,11 +167,19 @@ def _file_key(path: str | None) -> str | None:
     if path is None:
         return None
     try:
-        with open(path, "rb") as file:
-            head = file.read(256)
-            size = file.seek(0, 2)
-            file.seek(max(0, size - TAIL_BYTES))
-            return hashlib.sha256(b"%d" % size + head + file.read()).hexdigest()
+        if inside := member(path):
+            content = inside.content()
+            size, head, tail = inside.size, content[:256], content[-TAIL_BYTES:]
+        elif is_remote(path):
+            size = (stamp(path) or (0,))[0]
+            head, tail = read(path, 0, 256), read(path, max(0, size - TAIL_BYTES))
+        else:
+            with open(path, "rb") as file:
+                head = file.read(256)
+                size = file.seek(0, 2)
+                file.seek(max(0, size - TAIL_BYTES))
+                tail = file.read()
+        return hashlib.sha256(b"%d" % size + head + tail).hexdigest()
     except OSError as error:
         raise TrainDataError(f"{path}: {error.strerror}; run the index stage again") from None
 
