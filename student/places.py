@@ -40,7 +40,11 @@ def _files(start: str, process: int) -> Any:
     try:
         import fsspec
 
-        return fsspec.core.url_to_fs(start, use_listings_cache=False, skip_instance_cache=True)[0]
+        options: dict[str, Any] = {"use_listings_cache": False, "skip_instance_cache": True}
+        if start.startswith("s3") and "config_kwargs" not in fsspec.config.conf.get("s3", {}):
+            # s3fs tries five times, and by default botocore five times in each: seven minutes for a store that hangs.
+            options["config_kwargs"] = {"retries": {"total_max_attempts": 2}}
+        return fsspec.core.url_to_fs(start, **options)[0]
     except (ImportError, ValueError) as error:  # no package for this scheme, or no such scheme
         scheme = start.partition("://")[0]
         raise OSError(

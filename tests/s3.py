@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing import forkserver
 from pathlib import Path
 from urllib.error import URLError
 from urllib.request import urlopen
@@ -19,6 +20,12 @@ def upload(folder: Path, address: str) -> None:
     for file in folder.rglob("*"):
         if file.is_file():
             places.write_whole(places.join(address, file.relative_to(folder).as_posix()), file.read_bytes())
+
+
+def forget() -> None:
+    """Forget an earlier server; also what forks image workers, which keeps the environment that it began in."""
+    places._files.cache_clear()
+    forkserver._forkserver._stop()
 
 
 @contextmanager
@@ -48,12 +55,12 @@ def s3_server(log: str | Path = os.devnull) -> Iterator[str]:
                 time.sleep(0.2)
         import s3fs
 
-        places._files.cache_clear()  # an earlier server's
+        forget()
         s3fs.S3FileSystem(skip_instance_cache=True).mkdir("lab")
         yield "s3://lab"
     finally:
         server.kill()
         server.wait()
-        places._files.cache_clear()
+        forget()
         for name, value in before.items():
             os.environ.pop(name, None) if value is None else os.environ.update({name: value})
