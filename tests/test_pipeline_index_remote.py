@@ -19,7 +19,7 @@ from pipeline.index import index_rows, listed
 from pipeline.indexing.config import IndexConfig
 from pipeline.indexing.probe import probe
 from pipeline.indexing.probe_cache import ProbeCache
-from pipeline.indexing.table import write_index
+from pipeline.indexing.writer import write_index
 from student import places
 from student.data.cache import decode, open_images
 from student.data.pairs import TrainDataError, data_fingerprint, read_pairs
