@@ -10,7 +10,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from shards.arrays import words_of
-from shards.card import Statistics, card
 from shards.manifest import dump, parse
 from shards.replace import staged
 from shards.rows import ascending, feature_tables, regroup
@@ -28,7 +27,7 @@ from shards.schema import (
     group_rows,
     sha256_json,
 )
-from shards.side_files import IndexFile, with_footer, write_aliases
+from shards.side_files import IndexFile, Statistics, card, with_footer, write_aliases
 
 
 def write_release(
