@@ -205,6 +205,19 @@ def test_a_folder_of_tars_says_how_they_are_named(data, tmp_path, capsys):
     assert len(list(index_rows_of(tmp_path, "shard-*.tar"))) == 8
 
 
+def test_a_saved_hugging_face_data_set_lies_in_a_bucket(data, bucket, tmp_path):
+    from datasets import Dataset, Features
+    from datasets import Image as Column
+
+    files = [data / "gt" / name for name in ("a.png", "b.png")]
+    rows = {"image": [{"bytes": file.read_bytes(), "path": None} for file in files]}
+    Dataset.from_dict(rows, features=Features({"image": Column()})).save_to_disk(tmp_path / "saved/hf")
+    upload(tmp_path / "saved", f"{bucket}/saved")
+    split = {"hf": {"path": "hf"}, "degradation": {"kind": "identity"}}
+    found = index(f"{bucket}/saved", tmp_path / "cache", split, extracted=str(tmp_path / "extracted"))
+    assert [Path(row["gt_path"]).read_bytes() for row in found] == [file.read_bytes() for file in files]
+
+
 def test_an_object_that_vanished_is_one_line_everywhere(bucket, tmp_path):
     gone = f"{bucket}/gone.png"
     assert probe(gone, 10**8).error == f"{gone}: no such object"
