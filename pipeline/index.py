@@ -23,6 +23,7 @@ from pipeline.indexing.writer import write_index
 from pipeline.params import Params, load_all
 from student.images.workers import ImageWorkers
 from student.params import ParamsError, add_params_arguments
+from student.places import is_folder
 from student.progress import progress
 from student.training.config import losses_without_pool
 
@@ -34,9 +35,14 @@ def listed(config: IndexConfig) -> tuple[IndexConfig, int, list[str]]:
 
     Every folder is listed before the first file is read, so that all wrong names are told at once.
     """
-    root, total, faults, datasets = Path(config.root), 0, [], []
-    if not root.is_dir():
-        raise ParamsError(f"index.root = {root}: no such folder; point it at your data, e.g. --set index.root=/data")
+    total, faults, datasets = 0, [], []
+    try:
+        there = is_folder(config.root)
+    except OSError as error:
+        raise ParamsError(f"index.root = {config.root}: {error.strerror}") from None
+    if not there:
+        remedy = "point it at your data, e.g. --set index.root=/data"
+        raise ParamsError(f"index.root = {config.root}: no such folder; {remedy}")
     for dataset in config.datasets:
         splits = {}
         for split, spec in dataset.splits.items():

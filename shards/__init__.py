@@ -3,6 +3,7 @@
 Needs numpy and pyarrow, nothing else. The format is described in shards/README.md.
 """
 
+from shards.combine import copy_release
 from shards.reader import Release, open_release
 from shards.schema import FORMAT_VERSION, DamagedRelease, ReleaseConflict, ReleaseError, UnknownImage
 from shards.writer import write_release
@@ -14,6 +15,7 @@ __all__ = [
     "ReleaseConflict",
     "ReleaseError",
     "UnknownImage",
+    "copy_release",
     "open_release",
     "write_release",
 ]

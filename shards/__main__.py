@@ -16,6 +16,7 @@ from shards.verify import verify
 _EXAMPLES = """examples:
   python -m shards info artifacts/caption_shards
   python -m shards verify artifacts/caption_shards
+  python -m shards copy s3://bucket/captions captions
   python -m shards merge ours theirs both
   python -m shards diff old new
   python -m shards export artifacts/caption_shards captions.csv --format csv --domain remote_sensing
@@ -35,15 +36,15 @@ def say(text: str = "", file=None) -> None:
 class Progress:
     """Rows and their rate on stderr, drawn only for a person (shards has no dependency to draw it)."""
 
-    def __init__(self, what: str) -> None:
-        self.what, self.start, self.drawn = what, time.monotonic(), 0.0
+    def __init__(self, what: str, of: str = "rows") -> None:
+        self.what, self.of, self.start, self.drawn = what, of, time.monotonic(), 0.0
 
     def __call__(self, rows: int) -> None:
         now = time.monotonic()
         if sys.stderr.isatty() and now - self.drawn > 0.2:
             self.drawn = now
             rate = rows / max(now - self.start, 1e-9)
-            print(f"\r{self.what}: {rows:,} rows, {rate:,.0f}/s\x1b[K", end="", file=sys.stderr, flush=True)
+            print(f"\r{self.what}: {rows:,} {self.of}, {rate:,.0f}/s\x1b[K", end="", file=sys.stderr, flush=True)
 
     def close(self) -> float:
         """Clear the line; returns the seconds that passed."""
@@ -82,6 +83,13 @@ def check(args: argparse.Namespace) -> int:
     verdict = f"{len(problems)} problems; pull or write it again" if problems else "sound"
     say(f"{args.release}: {verdict} ({seconds:.1f} s)")
     return 1 if problems else 0
+
+
+def copy(args: argparse.Namespace) -> int:
+    progress = Progress("copying", "bytes")
+    manifest = combine.copy_release(args.release, args.out, progress)
+    say(f"{args.out}: {manifest['rows']:,} images from {args.release} ({progress.close():.1f} s)")
+    return 0
 
 
 def merge(args: argparse.Namespace) -> int:
@@ -148,6 +156,7 @@ def parser() -> argparse.ArgumentParser:
     sub = verb("info", info, "print what a release holds and who made it", "release")
     sub.add_argument("--json", action="store_true", help="print the manifest instead")
     verb("verify", check, "check every byte, the order, the vectors and the index", "release")
+    verb("copy", copy, "copy a release, also from or to s3://bucket/folder, every byte checked", "release", "out")
     verb("merge", merge, "write the union of two releases of one teacher", "a", "b", "out")
     verb("diff", diff, "compare two releases; exit code 1 if they differ", "a", "b")
     sub = verb("export", write_export, "write plain files", "release", "out")

@@ -1,7 +1,8 @@
-"""Join releases of one teacher, compare any two, and find what none of them names any more."""
+"""Copy releases, join those of one teacher, compare any two, and find what none of them names any more."""
 
 from __future__ import annotations
 
+import hashlib
 import heapq
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -12,12 +13,39 @@ from typing import NamedTuple
 
 from shards.folder import open_folder
 from shards.reader import Release, open_release
-from shards.schema import SHA256, ReleaseError
+from shards.remote import CHUNK
+from shards.replace import staged
+from shards.schema import MANIFEST, SHA256, DamagedRelease, ReleaseError
 from shards.writer import write_release
 
 _SAME = ("teacher_fingerprint", "embedding_fingerprint", "fingerprints", "dim", "apart", "teacher", "embedder")
 _NAMED = ("teacher", "embedder")
 _CHUNK = 4096
+
+
+def copy_release(source: str | Path, target: str | Path, progress: Callable[[int], object] | None = None) -> dict:
+    """Copy a release, from or to an address too; returns its manifest.
+
+    Every byte is compared with the manifest before the copy takes its place. `progress` is called with the bytes
+    copied. Raises ReleaseError and DamagedRelease.
+    """
+    folder, done = open_folder(source), 0
+    with staged(target) as fresh:
+        for name in [*folder.listed, MANIFEST]:
+            if name in folder.listed and (problem := folder.lacks(name)):
+                raise DamagedRelease(f"{source}/{problem}; pull it again")
+            file, digest = folder.files[name], hashlib.sha256()
+            with open(fresh / name, "wb") as copy:
+                for start in range(0, len(file), CHUNK):
+                    digest.update(chunk := file[start : start + CHUNK])
+                    copy.write(chunk)
+                    done += len(chunk)
+                    if progress:
+                        progress(done)
+            if name in folder.listed and digest.hexdigest() != folder.listed[name]["sha256"]:
+                raise DamagedRelease(f"{source}/{name}: altered (its sha256 is {digest.hexdigest()}); pull it again")
+        folder.check()
+    return folder.manifest
 
 
 def merge(sources: Sequence[str | Path], out_dir: str | Path, progress: Callable[[int], object] | None = None) -> dict:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from shards.folder import fsync
 from shards.reader import Release
+from shards.replace import fsync
 from shards.schema import ReleaseError
 
 FORMATS = ("npy", "jsonl", "csv")

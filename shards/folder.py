@@ -1,4 +1,4 @@
-"""A release as a folder: opened once, sealed by its manifest, and replaced as a whole."""
+"""A release as a folder: opened once, and sealed by its manifest."""
 
 from __future__ import annotations
 
@@ -7,18 +7,19 @@ import json
 import mmap
 import os
 import re
-import secrets
-import shutil
 import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from shards.manifest import parse
-from shards.schema import BYSTANDERS, MANIFEST, RELEASE_NAMES, DamagedRelease, ReleaseError
+from shards.remote import RemoteFile, asking, is_address, open_files, sha256_of
+from shards.replace import previous_of
+from shards.schema import BYSTANDERS, MANIFEST, RELEASE_NAMES, DamagedRelease, NoRelease, ReleaseError
 
 _ATTEMPTS, _PAUSE = 100, 0.01  # a second in all, for a moment that takes microseconds
 
@@ -30,22 +31,42 @@ class Folder:
     the folder is replaced or removed, these bytes stay what they were.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path, self.place = path, os.path.abspath(path)
-        self.files: dict[str, np.ndarray] = {}  # name → uint8 [bytes]
+    def __init__(self, path: Path | str, filesystem: Any = None) -> None:
+        self.path, self.filesystem = path, filesystem
+        self.files: dict[str, np.ndarray | RemoteFile] = {}  # name → uint8 [bytes]
         self.strangers: list[str] = []
         self._inodes: list[tuple] = []
+        if isinstance(path, str):  # in an object store
+            self.place = path
+            self.files, self.strangers, self._store = open_files(path, filesystem)
+            self._read_manifest("")
+            return
+        self.place = os.path.abspath(path)
         if path.suffix == ".dir" and path.is_file():
             for name, file in _cached(path).items():
                 self._add(name, file)
         elif path.is_dir():
             self._add_all()
         else:
-            raise ReleaseError(f"{path}: no such release; give its folder (after `dvc pull`) or a DVC entry `*.dir`")
+            raise NoRelease(f"{path}: no such release; give its folder (after `dvc pull`) or a DVC entry `*.dir`")
+        self._read_manifest(_left(path))
+
+    def _read_manifest(self, left: str) -> None:
         if MANIFEST not in self.files:
-            raise DamagedRelease(f"{path}: no {MANIFEST}; not a release, or its writing never finished{_left(path)}")
-        self.manifest = parse(self.files[MANIFEST].tobytes(), path / MANIFEST)
+            raise DamagedRelease(f"{self.path}: no {MANIFEST}; not a release, or its writing never finished{left}")
+        self._sealed = self.files[MANIFEST].tobytes()
+        self.manifest = parse(self._sealed, f"{self.path}/{MANIFEST}")
         self.listed = {entry["file"]: entry for entry in [*self.manifest["parts"], *self.manifest["files"]]}
+
+    def check(self) -> None:
+        """To be called after reading. Mapped files stay what they were; objects are replaced only after their manifest
+        has gone, so what was read while it stood is of this release. Raises ReleaseError."""
+        if isinstance(self.path, str):
+            files, path = self._store
+            with asking(self.path):
+                info = files.get_file_info(f"{path}/{MANIFEST}")
+            if not info.is_file or RemoteFile(files, info.path, info.size).tobytes() != self._sealed:
+                raise ReleaseError(f"{self.path}: replaced since it was opened; open it again")
 
     @property
     def stamp(self) -> str:
@@ -64,7 +85,7 @@ class Folder:
         """The same, judged by every byte."""
         if problem := self.lacks(name):
             return problem
-        found = hashlib.sha256(self.files[name]).hexdigest()
+        found = sha256_of(self.files[name])
         return None if found == self.listed[name]["sha256"] else f"{name}: altered (its sha256 is {found})"
 
     def _add_all(self) -> None:
@@ -96,11 +117,14 @@ class Folder:
         self._inodes.append((name, status.st_dev, status.st_ino, *times))
 
 
-def open_folder(path: str | Path) -> Folder:
-    """Open a folder or a directory entry (`*.dir`) of a DVC cache; again, if it was being replaced meanwhile.
+def open_folder(path: str | Path, filesystem: Any = None) -> Folder:
+    """Open a folder, a directory entry (`*.dir`) of a DVC cache, or an address; again, if it was being replaced
+    meanwhile. `filesystem`: of pyarrow or fsspec, for a path in it.
 
     Raises ReleaseError (nothing there, another format version) and DamagedRelease (no manifest, or an altered one).
     """
+    if filesystem is not None or is_address(path):
+        return Folder(str(path), filesystem)
     path = Path(path)
     for _ in range(_ATTEMPTS):
         before = _identity(path)
@@ -147,97 +171,6 @@ def _cached(path: Path) -> dict[str, Path]:
         raise DamagedRelease(f"{path}: not a directory entry of a DVC cache ({error}); run dvc fetch again") from None
 
 
-@contextmanager
-def staged(target: Path) -> Iterator[Path]:
-    """Yield a fresh folder beside `target`; when the block ends well, it takes the target's place.
-
-    Two renames: the old folder to `.NAME.previous`, the new one to its name. Each shows a whole release or none; a
-    reader that comes between them waits, and if the process dies there, the next writer puts the old one back. A folder
-    that holds anything but a release is refused rather than replaced.
-    """
-    import fcntl
-
-    target = Path(os.path.realpath(target))
-    target.parent.mkdir(parents=True, exist_ok=True)
-    _recover(target)
-    _refuse_foreign(target)
-    folder = target.with_name(f".{target.name}.staging-{secrets.token_hex(6)}")
-    folder.mkdir()
-    lock = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # dies with the process: tells a live writer's folder from a dead one's
-        yield folder
-        for path in folder.iterdir():
-            fsync(path)
-        fsync(folder)
-        _refuse_foreign(target)
-        _take_place(folder, target)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)  # what was not finished
-        os.close(lock)
-
-
-def fsync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _take_place(folder: Path, target: Path) -> None:
-    previous = previous_of(target)
-    if target.exists():
-        for path in target.iterdir():
-            if BYSTANDERS.fullmatch(path.name) and path.is_file():
-                shutil.copy2(path, folder / path.name)
-        os.rename(target, previous)
-    try:
-        os.rename(folder, target)
-    except OSError:
-        if previous.exists():
-            os.rename(previous, target)
-        raise
-    fsync(target.parent)
-    shutil.rmtree(previous, ignore_errors=True)
-
-
-def previous_of(target: Path) -> Path:
-    return target.with_name(f".{target.name}.previous")
-
-
 def _left(path: Path) -> str:
     previous = previous_of(path)
     return f" (an earlier one stands in {previous})" if previous.is_dir() else ""
-
-
-def _recover(target: Path) -> None:
-    """Undo what a killed writer left beside the target, unless that writer is alive."""
-    import fcntl
-
-    previous = previous_of(target)
-    if previous.is_dir():
-        if target.exists() and any(target.iterdir()):
-            shutil.rmtree(previous)
-        else:
-            os.rename(previous, target)
-    for folder in target.parent.glob(f".{target.name}.staging-*"):
-        lock = os.open(folder, os.O_RDONLY)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            continue
-        else:
-            shutil.rmtree(folder, ignore_errors=True)
-        finally:
-            os.close(lock)
-
-
-def _refuse_foreign(target: Path) -> None:
-    if not target.exists():
-        return
-    if not target.is_dir():
-        raise ReleaseError(f"{target}: is a file; a release is a folder")
-    for name in sorted(path.name for path in target.iterdir()):
-        if not (RELEASE_NAMES.fullmatch(name) or BYSTANDERS.fullmatch(name)):
-            raise ReleaseError(f"{target}: holds {name!r}, which is no part of a release; choose another folder")

@@ -46,7 +46,7 @@ def dump(manifest: dict) -> bytes:
     return (json.dumps(sealed, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
-def parse(raw: bytes, path: Path) -> dict:
+def parse(raw: bytes, path: str | Path) -> dict:
     """Parse and check a manifest: its seal, and that its values are of the types and sizes that the format names.
 
     Raises DamagedRelease, or ReleaseError on another version; `path` is for the message.

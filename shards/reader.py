@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,14 +14,20 @@ import pyarrow.parquet as pq
 
 from shards.arrays import find, hex_of, parse_index, to_float32, words_of
 from shards.folder import Folder, open_folder
+from shards.remote import RemoteFile
 from shards.schema import ALIASES, INDEX, DamagedRelease, ReleaseError, UnknownImage, vector_columns
 from shards.verify import check_aliases, check_files, check_part, damage, parquet_of
 
 _FEW = 3  # so many hashes are quicker to look up one by one
 
 
-def open_release(path: str | Path, strict: bool = False) -> Release:
-    """Open a release folder, or a release inside a DVC cache (its `*.dir` entry).
+def open_release(path: str | Path, strict: bool = False, filesystem: Any = None) -> Release:
+    """Open a release folder, a release inside a DVC cache (its `*.dir` entry), or one at an address such as
+    `s3://bucket/folder`.
+
+    At an address, by pyarrow or by a `filesystem` of fsspec or pyarrow, the index (32 bytes an image) is read now, and
+    all else in parts when it is asked for: to train, copy it (`shards.copy_release`). If it is replaced meanwhile,
+    reading raises ReleaseError. A folder:
 
     Every file is opened here and nothing is read by path afterwards: a release that is replaced while it is open goes
     on giving what it held. Checks the manifest (sealed), that every file is there with its size, and that every part
@@ -28,11 +35,12 @@ def open_release(path: str | Path, strict: bool = False) -> Release:
     compares its sha256, so that no altered vector can be given out; `python -m shards verify` does that and more.
     Raises ReleaseError (wrong path or format version) and DamagedRelease, both naming the file.
     """
-    folder = open_folder(path)
+    folder = open_folder(path, filesystem)
     check_files(folder, strict)
     for part in folder.manifest["parts"]:
         check_part(folder, part)
     check_aliases(folder)
+    folder.check()
     release, ends = Release(folder), []
     for part, row in zip(folder.manifest["parts"], release._starts, strict=False):
         ends.append(hex_of(release._index[:, [row, row + part["rows"] - 1]].T) == [part["first"], part["last"]])
@@ -61,6 +69,7 @@ class Release:
         self._vector = np.dtype((np.void, 2 * self.dim))
         self._starts_list, self._groups_list = self._starts.tolist(), self._groups.tolist()
         self._files_list = [folder.files[part["file"]] for part in parts]
+        self._few = 0 if any(isinstance(file, RemoteFile) for file in self._files_list) else _FEW
         self._captions: tuple[tuple[int, int], pa.Table] | None = None
 
     def __len__(self) -> int:
@@ -73,7 +82,7 @@ class Release:
         return f"Release({str(self.path)!r}, {len(self)} images, dim {self.dim})"
 
     def __reduce__(self) -> tuple:
-        return _reopen, (self.folder.place, self.manifest["manifest_sha256"], self._selected)
+        return _reopen, (self.folder.place, self.manifest["manifest_sha256"], self._selected, self.folder.filesystem)
 
     def sha256s(self) -> list[str]:
         """The images' hashes, in the order of the rows."""
@@ -86,7 +95,7 @@ class Release:
         (`embedding_<perspective>`). Raises ReleaseError if a value is no sha256, and DamagedRelease
         if a vector is not finite.
         """
-        if len(sha256s) <= _FEW and self._selected is None and column in self._offsets:
+        if len(sha256s) <= self._few and self._selected is None and column in self._offsets:
             return self._lookup_few(words_of(sha256s), column)
         rows, found = self.lookup_rows(sha256s)
         if found.all():
@@ -121,10 +130,11 @@ class Release:
         held = self._captions  # one decoded row group, because neighbours are often asked for together
         if held is None or held[0] != (part, group):
             columns = ["image_sha256", "width", "height", "captions"]
-            with damage(self._part_name(part)):
+            with damage(self._part_name(part), self.folder):
                 held = (part, group), self._parquet(part).read_row_group(group, columns, use_threads=False)
+            self.folder.check()
             self._captions = held
-        with damage(self._part_name(part)):  # text that is not UTF-8
+        with damage(self._part_name(part), self.folder):  # text that is not UTF-8
             found = held[1].slice(row, 1).to_pylist()[0]
         if found["image_sha256"] != sha256.lower():
             raise DamagedRelease(f"{self._part_name(part)}: row {row} of group {group} is not image {sha256}")
@@ -150,8 +160,9 @@ class Release:
             if value is not None:
                 one = pc.field(name).isin([value] if isinstance(value, str) else list(value))
                 wanted = one if wanted is None else wanted & one
-        with damage(ALIASES):
+        with damage(ALIASES, self.folder):
             table = parquet_of(self.folder, ALIASES).read(use_threads=False)
+        self.folder.check()
         table = table.replace_schema_metadata(None) if wanted is None else table.filter(wanted)
         if self._selected is None or not len(table):
             return table
@@ -181,14 +192,15 @@ class Release:
         first_bytes = self._offsets[column][self._groups[parts] + groups] + within * (2 * self.dim)
         out = np.empty(len(rows), self._vector)
         for part in set(parts.tolist()):
-            mine = np.flatnonzero(parts == part)
-            out[mine] = self._windows(part)[first_bytes[mine]]
+            mine, file = np.flatnonzero(parts == part), self._files_list[part]
+            if isinstance(file, RemoteFile):
+                with damage(file.path, self.folder):
+                    out[mine] = file.gather(first_bytes[mine], 2 * self.dim)
+            else:  # its bytes as overlapping windows: element i is the vector that begins at byte i
+                windows = np.ndarray((len(file) - 2 * self.dim + 1,), self._vector, file, strides=(1,))
+                out[mine] = windows[first_bytes[mine]]
+        self.folder.check()
         return out.view(np.float16).reshape(len(rows), self.dim)
-
-    def _windows(self, part: int) -> np.ndarray:
-        """The part's bytes as overlapping windows: element i is the vector that begins at byte i."""
-        whole = self.folder.files[self._part_name(part)]
-        return np.ndarray((len(whole) - 2 * self.dim + 1,), self._vector, whole, strides=(1,))
 
     def _floats(self, rows: np.ndarray, column: str) -> np.ndarray:
         with damage(f"{self.path}: {column}"):
@@ -220,13 +232,15 @@ class Release:
         return parquet_of(self.folder, self._part_name(part))
 
     def _batches(self, part: int, batch_size: int, columns: Sequence[str] | None) -> Iterator[pa.RecordBatch]:
-        with damage(self._part_name(part)):
-            yield from self._parquet(part).iter_batches(batch_size, columns=columns, use_threads=False)
+        with damage(self._part_name(part), self.folder):
+            for batch in self._parquet(part).iter_batches(batch_size, columns=columns, use_threads=False):
+                self.folder.check()
+                yield batch
 
 
-def _reopen(path: str, manifest_sha256: str, selected: np.ndarray | None) -> Release:
+def _reopen(path: str, manifest_sha256: str, selected: np.ndarray | None, filesystem: Any = None) -> Release:
     """What a spawned worker does with a pickled Release; the bytes were judged where it was opened first."""
-    folder = open_folder(path)
+    folder = open_folder(path, filesystem)
     if folder.manifest["manifest_sha256"] != manifest_sha256:
         raise ReleaseError(f"{path}: another release took its place since it was opened; open it again")
     check_files(folder, strict=False)

@@ -28,6 +28,10 @@ class ReleaseError(Exception):
     """A release cannot be written, opened or used; the message names the file or key, the value and the remedy."""
 
 
+class NoRelease(ReleaseError):
+    """There is nothing at the path, or the address cannot be asked."""
+
+
 class DamagedRelease(ReleaseError):
     """A file of the release is missing, altered or belongs to another release."""
 

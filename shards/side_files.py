@@ -1,9 +1,11 @@
-"""The files beside the features, index.npy and aliases.parquet: written as the rows come, never all in memory."""
+"""The files beside the features: index.npy and aliases.parquet, written as rows come, and the card with its numbers."""
 
 from __future__ import annotations
 
+import json
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +14,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from shards.arrays import find, words_of
-from shards.card import Statistics
 from shards.rows import alias_tables, regroup
-from shards.schema import ALIAS_SCHEMA, canonical_json
+from shards.schema import ALIAS_SCHEMA, ALIASES, canonical_json
 
 _ROWS = 65536
 
@@ -80,3 +81,144 @@ def _in_order(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
         last = max(last, ends["max"])
     if held:
         yield pa.concat_tables(held).group_by(ALIAS_SCHEMA.names).aggregate([]).sort_by(order)
+
+
+class Statistics:
+    """Counts that need one pass and little memory: a histogram of lengths, and the set of words."""
+
+    def __init__(self) -> None:
+        self.rows = 0
+        self.lengths: dict[str, np.ndarray] = {}
+        self.finish: dict[str, Counter] = defaultdict(Counter)
+        self.words: dict[str, set[str]] = defaultdict(set)
+        self.sources: dict[tuple[str, str], np.ndarray] = {}
+        "(domain, dataset) → files, images"
+
+    def add_rows(self, table: pa.Table) -> None:
+        self.rows += len(table)
+        flat = table.column("captions").combine_chunks().flatten()
+        names = pc.struct_field(flat, "perspective")
+        for name in pc.unique(names).to_pylist():
+            mine = flat.filter(pc.equal(names, name))
+            lengths = np.bincount(np.maximum(pc.struct_field(mine, "n_tokens").to_numpy(), 0))
+            known = self.lengths.get(name, np.zeros(0, np.int64))
+            size = max(len(known), len(lengths))
+            self.lengths[name] = np.pad(known, (0, size - len(known))) + np.pad(lengths, (0, size - len(lengths)))
+            for item in pc.value_counts(pc.struct_field(mine, "finish_reason")).to_pylist():
+                self.finish[name][item["values"]] += item["counts"]
+            # Split at white space first: the slow search for what is no letter sees each different piece once.
+            texts = pc.unique(pc.struct_field(mine, "text"))
+            pieces = pc.utf8_lower(pc.unique(pc.list_flatten(pc.utf8_split_whitespace(texts))))
+            pieces = pc.replace_substring_regex(pieces, r"[^\pL\pN'-]+", " ")
+            self.words[name].update(pc.unique(pc.list_flatten(pc.utf8_split_whitespace(pieces))).to_pylist())
+
+    def add_aliases(self, table: pa.Table) -> None:
+        """All of some images: one image counts once for each (domain, dataset)."""
+        counts = table.group_by(["domain", "dataset"]).aggregate(
+            [("path", "count"), ("image_sha256", "count_distinct")]
+        )
+        for domain, dataset, files, images in zip(*(column.to_pylist() for column in counts), strict=True):
+            known = self.sources.get((domain, dataset), 0)
+            self.sources[domain, dataset] = known + np.array([files, images])
+
+    def summary(self) -> dict:
+        return {
+            "captions": {name: self._perspective(name) for name in sorted(self.lengths)},
+            "vocabulary": len(set().union(*self.words.values())),
+            "sources": [
+                {"domain": domain, "dataset": dataset, "files": int(files), "images": int(images)}
+                for (domain, dataset), (files, images) in sorted(self.sources.items())
+            ],
+        }
+
+    def _perspective(self, name: str) -> dict:
+        histogram = self.lengths[name]
+        n, below = int(histogram.sum()), np.cumsum(histogram)
+
+        def quantile(q: float) -> int:
+            return int(np.searchsorted(below, q * n))
+
+        return {
+            "n": n,
+            "tokens_mean": round(float((histogram * np.arange(len(histogram))).sum() / n), 2),
+            "tokens_p50": quantile(0.5),
+            "tokens_p95": quantile(0.95),
+            "tokens_max": len(histogram) - 1,
+            "vocabulary": len(self.words[name] - {""}),
+            "finish_reasons": dict(sorted(self.finish[name].items())),
+        }
+
+
+def card(manifest: Mapping) -> str:
+    """README.md of a release: YAML front matter that `datasets.load_dataset` obeys, then what a person asks."""
+    stats = manifest["stats"]
+    parts = "".join(f"\n  - {part['file']}" for part in manifest["parts"])
+    captions = [
+        f"| {name} | {s['n']} | {s['tokens_mean']} | {s['tokens_p95']} | {s['tokens_max']} "
+        f"| {s['finish_reasons'].get('length', 0)} | {s['vocabulary']} | `{manifest['fingerprints'][name][:12]}` |"
+        for name, s in stats["captions"].items()
+    ]
+    sources = [f"| {s['domain']} | {s['dataset']} | {s['images']} | {s['files']} |" for s in stats["sources"]]
+    left_out = manifest["aliases_without_row"]
+    return f"""---
+pretty_name: Image captions and caption embeddings
+task_categories:
+- image-to-text
+configs:
+- config_name: features
+  default: true
+  data_files:{parts}
+- config_name: aliases
+  data_files:
+  - {ALIASES}
+---
+# Captions and caption embeddings of {manifest["rows"]} images
+
+Every image was described by a teacher model and the descriptions were embedded; an image is known by the sha256 of its
+file's bytes. No image is contained. Format: teachonce caption release, version {manifest["format_version"]}.
+
+| | |
+|---|---|
+| images | {manifest["rows"]} |
+| embedding | {manifest["dim"]} float16 numbers of unit length |
+| vocabulary | {stats["vocabulary"]} words |
+| files of the source data sets | {manifest["aliases"]} ({left_out} more have no caption and are left out) |
+| teacher fingerprint | `{manifest["teacher_fingerprint"]}` |
+| embedding fingerprint | `{manifest["embedding_fingerprint"]}` |
+
+## Captions
+`cut` counts captions that ended at the length limit instead of at a full stop.
+
+| perspective | captions | tokens, mean | 95 % | max | cut | words | fingerprint |
+|---|---|---|---|---|---|---|---|
+{chr(10).join(captions)}
+
+## Sources
+| domain | dataset | images | files |
+|---|---|---|---|
+{chr(10).join(sources)}
+
+## Teacher
+```json
+{_json(manifest["teacher"])}
+```
+## Embedder
+```json
+{_json(manifest["embedder"])}
+```
+## More counts
+```json
+{_json(stats["extra"])}
+```
+## Use
+```python
+from shards import open_release  # pip install teachonce: numpy and pyarrow, nothing else
+release = open_release(".")
+vectors, found = release.lookup(["<sha256 of an image file>"])
+```
+The parquet files open in pandas, Polars, DuckDB and `datasets` without any of our code.
+"""
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False)

@@ -14,12 +14,14 @@ import pyarrow.parquet as pq
 
 from shards.arrays import find, parse_index, words_of
 from shards.folder import Folder, open_folder
+from shards.remote import RemoteFile
 from shards.schema import (
     ALIAS_SCHEMA,
     ALIASES,
     INDEX,
     NORM_TOLERANCE,
     DamagedRelease,
+    NoRelease,
     ReleaseError,
     feature_schema,
     vector_columns,
@@ -40,7 +42,7 @@ def verify(release: str | Path | Folder, progress: Callable[[int], object] | Non
     try:
         folder = release if isinstance(release, Folder) else open_folder(release)
     except ReleaseError as error:
-        if not os.path.exists(release):
+        if isinstance(error, NoRelease) and not os.path.exists(release):
             raise
         return [str(error)]
     problems = [f"{name}: not part of the release" for name in folder.strangers]
@@ -112,13 +114,16 @@ def _aliases(folder: Folder, index: np.ndarray) -> Iterator[str]:
 
 
 @contextmanager
-def damage(name: str) -> Iterator[None]:
-    """Whatever a parser raises over a stranger's bytes becomes DamagedRelease, which names the file."""
+def damage(name: str, folder: Folder | None = None) -> Iterator[None]:
+    """Whatever a parser raises over a stranger's bytes becomes DamagedRelease, which names the file; or a ReleaseError
+    where `folder` was replaced since it was opened."""
     try:
         yield
-    except DamagedRelease:
-        raise
     except Exception as error:
+        if folder:
+            folder.check()
+        if isinstance(error, DamagedRelease):
+            raise
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise DamagedRelease(f"{name}: cannot be read ({reason}); pull the release again") from error
 
@@ -133,7 +138,10 @@ def check_files(folder: Folder, strict: bool) -> None:
 
 def parquet_of(folder: Folder, name: str) -> pq.ParquetFile:
     """A reader of its own over the mapped bytes, so that neither threads nor forked workers share a position."""
-    return pq.ParquetFile(pa.BufferReader(pa.py_buffer(folder.files[name])), page_checksum_verification=True)
+    file = folder.files[name]
+    if isinstance(file, RemoteFile):
+        return file.parquet()
+    return pq.ParquetFile(pa.BufferReader(pa.py_buffer(file)), page_checksum_verification=True)
 
 
 def check_part(folder: Folder, part: dict) -> None:

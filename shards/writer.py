@@ -10,9 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from shards.arrays import words_of
-from shards.card import Statistics, card
-from shards.folder import staged
 from shards.manifest import dump, parse
+from shards.replace import staged
 from shards.rows import ascending, feature_tables, regroup
 from shards.schema import (
     ALIASES,
@@ -28,7 +27,7 @@ from shards.schema import (
     group_rows,
     sha256_json,
 )
-from shards.side_files import IndexFile, with_footer, write_aliases
+from shards.side_files import IndexFile, Statistics, card, with_footer, write_aliases
 
 
 def write_release(
@@ -67,10 +66,12 @@ def write_release(
     progress: called with the number of rows after each block that has been written.
 
     Equal content gives equal bytes in every file (for one version of pyarrow, whose name is in every parquet footer).
-    The folder is replaced as a whole at the end: a crash leaves the old release or the new one. Raises ReleaseError
-    (bad or unsorted input, or `out_dir` holds something else) and ReleaseConflict (one image, two contents).
+    The folder is replaced as a whole at the end: a crash leaves the old release or the new one. `out_dir` may be an
+    address such as `s3://bucket/folder`: written on this machine first, then published, its manifest last (a crash
+    leaves the old one, the new one or none). Raises ReleaseError (bad or unsorted input, or `out_dir` holds something
+    else) and ReleaseConflict (one image, two contents).
     """
-    out_dir, apart = Path(out_dir), sorted(apart)
+    apart = sorted(apart)
     rows_per_group = rows_per_group or group_rows(dim, apart)
     if not 1 <= rows_per_group <= 16384:
         raise ReleaseError(f"rows_per_group={rows_per_group}: 1 to 16384, so that a column of a group is one page")
@@ -123,7 +124,7 @@ def write_release(
         manifest["files"] = [_described(folder / name) for name in (ALIASES, INDEX, CARD)]
         sealed = dump(manifest)
         (folder / MANIFEST).write_bytes(sealed)
-    return parse(sealed, out_dir / MANIFEST)
+    return parse(sealed, f"{out_dir}/{MANIFEST}")
 
 
 def embedding_fingerprint(teacher_fingerprint: str, embedder: Mapping) -> str:

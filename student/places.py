@@ -4,30 +4,74 @@ Credentials, endpoints and regions are the object store's own business (for S3 t
 AWS_ENDPOINT_URL). Places are text: `pathlib.Path` would make one slash of two.
 """
 
+import errno
+import hashlib
 import os
 import posixpath
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from student.files import NotWritten, write_file
 
+Stamp = tuple[int, int, int, int]
+"""What changes when a file is replaced: size, two times in ns and inode; of an object size, time, ETag and 0."""
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+
 
 def is_remote(place: str | Path) -> bool:
     """Whether `place` is an address and no path of this machine."""
-    return "://" in str(place)
+    return bool(_ADDRESS.match(str(place)))
 
 
 def remote(place: str) -> tuple[Any, str]:
     """The file system (fsspec) of an address, and the path within it. Raises `OSError` naming a missing package."""
+    files = _files("/".join(place.split("/", 3)[:3]), os.getpid())
+    return files, files._strip_protocol(place)
+
+
+@lru_cache(64)
+def _files(start: str, process: int) -> Any:
+    """One for all threads: fsspec itself would log in anew in each."""
     try:
         import fsspec
 
-        return fsspec.core.url_to_fs(place)
+        options: dict[str, Any] = {"use_listings_cache": False, "skip_instance_cache": True}
+        if start.startswith("s3") and "config_kwargs" not in fsspec.config.conf.get("s3", {}):
+            # s3fs tries five times, and by default botocore five times in each: seven minutes for a store that hangs.
+            options["config_kwargs"] = {"retries": {"total_max_attempts": 2}}
+        return fsspec.core.url_to_fs(start, **options)[0]
     except (ImportError, ValueError) as error:  # no package for this scheme, or no such scheme
-        scheme = place.partition("://")[0]
+        scheme = start.partition("://")[0]
         raise OSError(
-            f"{place}: {error}; for s3:// run pip install 'teachonce[s3]'; {scheme}:// needs fsspec"
+            f"{start}: {error}; for s3:// run pip install 'teachonce[s3]'; {scheme}:// needs fsspec"
         ) from None
+
+
+@contextmanager
+def asking(place: str | Path) -> Iterator[None]:
+    """What libraries of object stores raise, as an `OSError` of one line with `strerror` and the remedy."""
+    try:
+        yield
+    except Exception as error:
+        ours = isinstance(error, TypeError | AttributeError | LookupError)
+        if ours or not is_remote(place) or isinstance(error, OSError) and error.filename:
+            raise
+        told = " ".join(str(error).split())[:200] or type(error).__name__
+        if isinstance(error, FileNotFoundError):
+            told = told if "bucket" in told else "no such object"
+            raise FileNotFoundError(errno.ENOENT, told, str(place)) from error
+        credentials = isinstance(error, PermissionError) or "redential" in type(error).__name__ + told
+        if credentials:
+            told += "; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
+            told += "; for a public bucket FSSPEC_S3='{\"anon\": true}'"
+        elif "onnect" in type(error).__name__ + told or "imeout" in type(error).__name__ + told:
+            told += "; is AWS_ENDPOINT_URL right, and the store up?"
+        raise OSError(errno.EACCES if credentials else errno.EIO, told, str(place)) from error
 
 
 def join(place: str | Path, *names: str) -> str:
@@ -38,37 +82,93 @@ def join(place: str | Path, *names: str) -> str:
 def read(place: str | Path, start: int = 0, end: int | None = None) -> bytes:
     """The bytes `[start, end)` of a file, by default all; raises `OSError` (`FileNotFoundError` where it is not)."""
     if is_remote(place):
-        files, path = remote(str(place))
-        return files.cat_file(path, start=start or None, end=end)
+        with asking(place):
+            files, path = remote(str(place))
+            try:
+                return files.cat_file(path, start=start or None, end=end)
+            except OSError as error:
+                if error.errno != errno.EINVAL:  # a range beyond the end
+                    raise
+                return b""
     with open(place, "rb") as file:
         file.seek(start)
         return file.read() if end is None else file.read(end - start)
 
 
+def entries(folder: str | Path) -> tuple[list[str], list[str]]:
+    """Names of the folders and of the files in a folder (not below it), sorted; raises `OSError`."""
+    if is_remote(folder):
+        with asking(folder):
+            files, path = remote(str(folder))
+            kinds = [
+                (entry["name"].rstrip("/").rpartition("/")[2], entry["type"]) for entry in files.ls(path, detail=True)
+            ]
+            inside = path.rstrip("/").rpartition("/")[2]  # a store may keep an empty object in place of the folder
+            found = [(name, kind == "directory") for name, kind in kinds if name and (kind, name) != ("file", inside)]
+    else:
+        with os.scandir(folder) as there:
+            found = [(entry.name, entry.is_dir()) for entry in there]
+    return sorted(name for name, is_folder in found if is_folder), sorted(name for name, is_ in found if not is_)
+
+
 def listed(folder: str | Path, suffix: str = "") -> list[str]:
     """Names of the files in `folder` (not below it) that end with `suffix`, sorted; none where there is no folder."""
     try:
-        if is_remote(folder):
-            files, path = remote(str(folder))
-            files.invalidate_cache(path)  # what another machine has just written counts
-            names = [
-                entry["name"].rpartition("/")[2] for entry in files.ls(path, detail=True) if entry["type"] == "file"
-            ]
-        else:
-            with os.scandir(folder) as entries:
-                names = [entry.name for entry in entries if not entry.is_dir()]
+        return [name for name in entries(folder)[1] if name.endswith(suffix)]
     except (FileNotFoundError, NotADirectoryError):
         return []
-    return sorted(name for name in names if name and name.endswith(suffix))
+
+
+def below(folder: str) -> dict[str, Stamp | None]:
+    """All objects below an address, however deep: their names relative to it, sorted, and stamps. One list of a
+    thousand a request; raises `OSError`."""
+    with asking(folder):
+        files, path = remote(folder)
+        start = path.rstrip("/") + "/"
+        found = files.find(path, detail=True)
+        return {name[len(start) :]: _stamp(found[name]) for name in sorted(found) if name.startswith(start)}
+
+
+def stamp(place: str | Path) -> Stamp | None:
+    """What changes when the file is replaced, also by `cp -p` or `rsync -t`; None where there is no such file, or the
+    store does not tell."""
+    try:
+        if is_remote(place):
+            with asking(place):
+                files, path = remote(str(place))
+                return _stamp(files.info(path))
+        facts = os.stat(place)
+    except OSError:
+        return None
+    return facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns, facts.st_ino
+
+
+def _stamp(facts: dict[str, Any]) -> Stamp | None:
+    tag = facts.get("ETag") or facts.get("etag") or facts.get("md5Hash")
+    if tag:  # of bytes, not of when they were copied
+        return facts["size"], 0, int.from_bytes(hashlib.sha256(str(tag).encode()).digest()[:8], "big"), 0
+    changed = next((facts[key] for key in ("LastModified", "last_modified", "updated", "mtime") if facts.get(key)), 0)
+    changed = datetime.fromisoformat(changed) if isinstance(changed, str) else changed
+    seconds = int(changed.timestamp()) if isinstance(changed, datetime) else int(changed)
+    return (facts["size"], seconds * 10**9, 0, 0) if seconds else None
 
 
 def exists(place: str | Path) -> bool:
     """Whether a file or folder is there."""
     if is_remote(place):
-        files, path = remote(str(place))
-        files.invalidate_cache(path)
-        return files.exists(path)
+        with asking(place):
+            files, path = remote(str(place))
+            return files.exists(path)
     return os.path.exists(place)
+
+
+def is_folder(place: str | Path) -> bool:
+    """Whether there is a folder; in an object store, whether anything lies below the address."""
+    if is_remote(place):
+        with asking(place):
+            files, path = remote(str(place))
+            return files.isdir(path)
+    return os.path.isdir(place)
 
 
 def write_whole(place: str | Path, content: bytes | str) -> None:
@@ -78,9 +178,10 @@ def write_whole(place: str | Path, content: bytes | str) -> None:
     """
     if not is_remote(place):
         return write_file(Path(place), content)
-    files, path = remote(str(place))
     try:
-        files.pipe_file(path, content.encode() if isinstance(content, str) else content)
+        with asking(place):
+            files, path = remote(str(place))
+            files.pipe_file(path, content.encode() if isinstance(content, str) else content)
     except OSError as error:
         raise NotWritten(error.errno, error.strerror or str(error), str(place)) from error
 
@@ -89,8 +190,9 @@ def remove(place: str | Path) -> None:
     """Remove a file; it may be gone already."""
     try:
         if is_remote(place):
-            files, path = remote(str(place))
-            files.rm_file(path)
+            with asking(place):
+                files, path = remote(str(place))
+                files.rm_file(path)
         else:
             os.unlink(place)
     except FileNotFoundError:

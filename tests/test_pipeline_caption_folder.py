@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pipeline.captioning.gallery import NEAREST, neighbours
 from shards import open_release
 
 ROOT = Path(__file__).parents[1]
@@ -96,11 +97,26 @@ def test_the_page_shows_finds_and_compares(captioned):
         browser.close()
 
 
+def test_neighbours_are_those_of_all_pairs():
+    rng = np.random.default_rng(0)
+    for n in (2, 9, 63, 64, 65, 700):
+        unit = rng.normal(size=(n, 12)).astype(np.float32)
+        similarity = unit @ unit.T
+        np.fill_diagonal(similarity, -np.inf)
+        count = min(NEAREST, n - 1)
+        near = np.array(list(neighbours(unit, count)))
+        assert near.shape == (n, count) and not (near == np.arange(n)[:, None]).any()
+        expected = -np.sort(-similarity, axis=1)[:, :count]
+        assert np.allclose(np.take_along_axis(similarity, near, axis=1), expected, atol=1e-5)
+    assert [one.tolist() for one in neighbours(unit[:1], 0)] == [[]]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["nowhere", "out"], "nowhere: no such folder"),
         (["photos"], "FOLDER needs OUT"),
+        (["photos", "s3://lab/out"], "OUT is a folder of this machine"),
         (["photos", "photos/captions"], "lies in photos"),
         (["photos", "out", "--questions", "q.yaml"], "must hold lines such as"),
         (["--model", "x"], "go with FOLDER OUT"),

@@ -9,6 +9,7 @@ from pipeline.captioning.decode import Job
 from pipeline.captioning.run_report import new_run_id
 from pipeline.captioning.store import PerspectiveStore
 from shards import ReleaseError, open_release
+from student.places import is_folder
 
 ROWS = 4096
 
@@ -18,7 +19,7 @@ def take_from_release(folder: str | Path, stores: Mapping[str, PerspectiveStore]
 
     Returns the number of images that got a caption. A release that is damaged, or of another version, is told.
     """
-    if not Path(folder).is_dir():
+    if not is_folder(folder):
         return 0
     run, taken = new_run_id(), 0
     try:

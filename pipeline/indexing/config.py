@@ -100,7 +100,8 @@ class SplitSpec(Section):
     its lq, or with a degradation for clean images alone."""
 
     gt: Places = []
-    """Clean images: folders or globs, relative to `index.root`; folders are searched recursively."""
+    """Clean images: folders, `*.tar` or globs, relative to `index.root`, or addresses such as `s3://bucket/folder`;
+    folders are searched recursively."""
     lq: Places = []
     """Degraded images, in the same way, of the size of their gt, or smaller where the data set says `upsample`."""
     pair: PairRule = PairRule()
@@ -160,7 +161,7 @@ class IndexConfig(Section):
     """All data sets under one root."""
 
     root: str = "artifacts/samples"
-    """Folder that all paths below are relative to."""
+    """Folder, or address such as `s3://bucket/folder`, that all paths below are relative to."""
     datasets: Annotated[list[DatasetSpec], Field(min_length=1)]
     max_bad_fraction: Annotated[float, Field(ge=0, le=1)] = 0.0
     """The stage fails when a larger share of the rows is broken, missing or unpaired; below it they are left out."""

@@ -7,11 +7,12 @@ from pathlib import Path
 
 from pipeline.indexing.config import HuggingFace
 from student.params import ParamsError
+from student.places import exists, is_folder, is_remote, join
 
 _SUFFIX = {"JPEG": ".jpg", "TIFF": ".tif"}
 
 
-def extracted(source: HuggingFace, root: Path, folder: Path, where: str) -> Iterator[tuple[str, str | None]]:
+def extracted(source: HuggingFace, root: str, folder: Path, where: str) -> Iterator[tuple[str, str | None]]:
     """(gt, lq) paths of every row. Raises `ParamsError` if the data set cannot be loaded or lacks a column.
 
     Files below `folder` are named by row number and hold the very bytes of the table; what is there is not written
@@ -37,21 +38,24 @@ def extracted(source: HuggingFace, root: Path, folder: Path, where: str) -> Iter
     marker.write_text(table._fingerprint, encoding="utf-8")
 
 
-def _load(source: HuggingFace, root: Path, where: str):
+def _load(source: HuggingFace, root: str, where: str):
     import datasets
+
+    def below(path: str) -> str:
+        return path if is_remote(path) else join(root, path)
 
     files = [source.data_files] if isinstance(source.data_files, str) else source.data_files
     try:
-        if (root / source.path / "state.json").is_file():
-            return datasets.load_from_disk(str(root / source.path))
-        folder = root / source.path
+        folder = below(source.path)
+        if exists(join(folder, "state.json")):
+            return datasets.load_from_disk(folder)
         return datasets.load_dataset(
-            str(folder) if folder.is_dir() else source.path,
+            folder if is_folder(folder) else source.path,
             source.name,
             revision=source.revision,
             split=source.split,
-            data_dir=str(root / source.data_dir) if source.data_dir else None,
-            data_files=[str(root / file) for file in files] if files else None,
+            data_dir=below(source.data_dir) if source.data_dir else None,
+            data_files=[below(file) for file in files] if files else None,
         )
     except Exception as error:  # the loader raises whatever its builder, file system or network raises
         reason = " ".join(str(error).split())[:300]

@@ -1,20 +1,26 @@
 """Files on disk → candidate pairs, by the rules of `index_config`. Opens no image."""
 
 import csv
+import io
 import os
 import unicodedata
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from operator import itemgetter
 from pathlib import Path
 from pkgutil import resolve_name
-from typing import NamedTuple
+from typing import NamedTuple, TextIO
 
 from pipeline.indexing.config import DatasetSpec, IndexConfig, SplitSpec
 from pipeline.indexing.folders import places, say_once, walk
 from student.files import printable
 from student.images.formats import DICOM, NIFTI, STILLS, UNSUPPORTED
 from student.params import ParamsError
+from student.places import entries, exists, is_folder, is_remote, join, read
+from student.tars import COMPRESSED, members
 
 
 class Candidate(NamedTuple):
@@ -42,7 +48,7 @@ def candidates(config: IndexConfig, dataset: DatasetSpec, split: str) -> Iterato
 
 
 def _found(config: IndexConfig, dataset: DatasetSpec, split: str) -> Iterator[Candidate]:
-    root, spec, where = Path(config.root), dataset.splits[split], f"index.datasets[{dataset.name}].splits.{split}"
+    root, spec, where = config.root, dataset.splits[split], f"index.datasets[{dataset.name}].splits.{split}"
     if spec.csv:
         yield from _from_csv(root, spec, where)
     elif spec.hf:
@@ -52,14 +58,15 @@ def _found(config: IndexConfig, dataset: DatasetSpec, split: str) -> Iterator[Ca
             yield Candidate(gt, lq)
     elif spec.source:
         try:
-            yield from (Candidate(gt, lq) for gt, lq in resolve_name(spec.source)(root, **spec.options))
+            source = resolve_name(spec.source)
+            yield from (Candidate(gt, lq) for gt, lq in source(root if is_remote(root) else Path(root), **spec.options))
         except (ImportError, AttributeError, ValueError) as error:
             raise ParamsError(f"{where}.source: {spec.source}: {error}") from error
     else:
         yield from _from_folders(root, spec, where)
 
 
-def _from_folders(root: Path, spec: SplitSpec, where: str) -> Iterator[Candidate]:
+def _from_folders(root: str, spec: SplitSpec, where: str) -> Iterator[Candidate]:
     strangers = {}
     gts, strangers["gt"] = _keyed(root, spec, "gt", where)
     lqs, strangers["lq"] = ({}, []) if spec.degradation else _keyed(root, spec, "lq", where)
@@ -106,14 +113,14 @@ def _match(gts: list[str], lqs: list[str], hint: str) -> Iterator[Candidate]:
         yield from (Candidate(gts[0], lq) for lq in lqs)
 
 
-def _keyed(root: Path, spec: SplitSpec, side: str, where: str) -> tuple[dict[str, list[str]], list[str]]:
+def _keyed(root: str, spec: SplitSpec, side: str, where: str) -> tuple[dict[str, list[str]], list[str]]:
     """Files of one side by their id, and those whose names do not fit the template."""
     keyed: dict[str, list[str]] = {}
     strangers = []
     patterns = getattr(spec, side)
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
-        full = os.path.join(root, pattern)
-        found = places(str(root), pattern)
+        full = _below(root, pattern)
+        found = places(root, pattern)
         if not found:
             raise ParamsError(f"{where}.{side}: {full} does not exist; {_remedy(root, pattern)}")
         for path, stem in (image for place in found for image in _images(place)):
@@ -127,15 +134,17 @@ def _keyed(root: Path, spec: SplitSpec, side: str, where: str) -> tuple[dict[str
     return keyed, strangers
 
 
-def _remedy(root: Path, pattern: str) -> str:
+def _remedy(root: str, pattern: str) -> str:
     """What is there instead of a folder that is not."""
-    folder = root
-    for part in Path(pattern).parts:
-        if not (folder / part).exists():
-            break
-        folder /= part
+    if is_remote(pattern):
+        return "check the address"
+    folder = os.sep if os.path.isabs(pattern) else root
     try:
-        names = sorted(name for name in os.listdir(folder) if not name.startswith("."))
+        for part in pattern.split("/"):
+            if not exists(join(folder, part)):
+                break
+            folder = join(folder, part)
+        names = sorted(name for found in entries(folder) for name in found if not name.startswith("."))
     except OSError:
         names = []
     shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
@@ -143,10 +152,13 @@ def _remedy(root: Path, pattern: str) -> str:
 
 
 def _images(place: str) -> Iterator[tuple[str, str]]:
-    """(path, stem relative to `place`) of every image file, sorted, hidden files left out."""
-    if os.path.isfile(place):
-        if os.path.splitext(place)[1].lower() in STILLS:
-            yield place, Path(place).stem
+    """(path, stem relative to `place`) of every image file, sorted, hidden files left out; of a tar, its members."""
+    if not is_folder(place):
+        found = _in_tar(place) if place.lower().endswith((".tar", *COMPRESSED)) else [(place, os.path.basename(place))]
+        for path, name in found:
+            stem, extension = os.path.splitext(name)
+            if extension.lower() in STILLS:
+                yield path, stem
         return
     passed: Counter[str] = Counter()
     for folder, names in walk(place):
@@ -154,27 +166,55 @@ def _images(place: str) -> Iterator[tuple[str, str]]:
         for name in names:
             stem, extension = os.path.splitext(name)
             if extension.lower() in STILLS:
-                yield os.path.join(folder, name), stem if relative == "." else f"{relative}/{stem}"
-            elif name.lower().endswith((*UNSUPPORTED, *DICOM, *NIFTI)):
+                yield join(folder, name), stem if relative == "." else f"{relative}/{stem}"
+            elif name.lower().endswith((*UNSUPPORTED, *DICOM, *NIFTI, ".tar", *COMPRESSED)):
                 passed[extension.lower()] += 1
     if passed:
         kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(passed.items()))
         remedy = "python -m pipeline.prepare slices reads DICOM and NIfTI, other programs write the others as PNG"
+        if passed[".tar"]:
+            remedy = f"name archives as {join(place, '*.tar')}; {remedy}"
         say_once(f"  {printable(place)}: passed over: {kinds}; {remedy}")
 
 
-def _from_csv(root: Path, spec: SplitSpec, where: str) -> Iterator[Candidate]:
-    file = root / spec.csv
+def _in_tar(place: str) -> list[tuple[str, str]]:
+    try:
+        return sorted(((str(found), found.name) for found in members(place)), key=itemgetter(1))
+    except OSError as error:
+        raise ParamsError(f"{printable(place)}: {error.strerror or error}") from None
+    except ValueError as error:
+        raise ParamsError(printable(str(error))) from None
+
+
+def _from_csv(root: str, spec: SplitSpec, where: str) -> Iterator[Candidate]:
+    file = _below(root, spec.csv)
     wanted = ["gt"] if spec.degradation else ["gt", "lq"]
     try:
-        with open(file, newline="", encoding="utf-8-sig") as lines:
+        with _opened(file) as lines, ThreadPoolExecutor(16) as threads:
             table = csv.DictReader(lines)
             if missing := [name for name in wanted if name not in (table.fieldnames or [])]:
                 raise ParamsError(f"{where}.csv: {file} has no column {', '.join(missing)}; its first line names them")
-            for row in table:
-                paths = [os.path.join(root, row[name] or "") for name in wanted]
-                absent = [path for path in paths if not os.path.isfile(path)]
-                status = ("missing", f"{absent[0]}: listed in {file}, not on disk") if absent else ("ok", None)
-                yield Candidate(paths[0], paths[1] if len(paths) > 1 else None, *status)
+            while rows := list(islice(table, 1024)):
+                paths = [_below(root, row[name] or "") for row in rows for name in wanted]
+                there = list((threads.map if any(map(is_remote, paths)) else map)(_is_file, paths))
+                for at in range(0, len(paths), len(wanted)):
+                    pair = paths[at : at + len(wanted)]
+                    absent = [path for path, found in zip(pair, there[at:], strict=False) if not found]
+                    status = ("missing", f"{absent[0]}: listed in {file}, not on disk") if absent else ("ok", None)
+                    yield Candidate(pair[0], pair[1] if len(pair) > 1 else None, *status)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ParamsError(f"{where}.csv: {file} cannot be read as CSV: {error}") from error
+
+
+def _opened(file: str) -> TextIO:
+    if is_remote(file):
+        return io.StringIO(read(file).decode("utf-8-sig"), newline="")
+    return open(file, newline="", encoding="utf-8-sig")
+
+
+def _below(root: str, path: str) -> str:
+    return path if is_remote(path) else join(root, path)
+
+
+def _is_file(path: str) -> bool:
+    return exists(path) if is_remote(path) else os.path.isfile(path)

@@ -1,11 +1,16 @@
 """What is in one image file: hash, size, mode, range, or what is wrong with it. Worker processes import only this."""
 
 import hashlib
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 from pipeline.indexing.marks import marks_of
 from student.images.files import inspect, read_8_bit
-from student.images.picture import ImageFileError, read_file
+from student.images.picture import ImageFileError, is_far, read_file
+
+TOGETHER = 8
+"""Objects that a process fetches at once: what it waits for is the way to the store."""
 
 
 class Probe(NamedTuple):
@@ -26,11 +31,11 @@ class Probe(NamedTuple):
     """By which the same picture in another file is known (`pipeline.indexing.marks`), if asked for."""
 
 
-def probe(path: str, max_pixels: int, marks: bool = False) -> Probe:
-    """Read, hash and decode one file. Never raises for what is wrong with the file."""
+def probe(path: str, max_pixels: int, marks: bool = False, reading: Callable[[], bytes] | None = None) -> Probe:
+    """Read (or have it read: `reading`), hash and decode one file. Never raises for what is wrong with the file."""
     sha256 = None
     try:
-        content = read_file(path)
+        content = reading() if reading else read_file(path)
         if not content:
             raise ImageFileError("0 bytes; copy it again")
         sha256 = hashlib.sha256(content).hexdigest()
@@ -48,8 +53,15 @@ def probe(path: str, max_pixels: int, marks: bool = False) -> Probe:
 
 
 def probe_chunk(paths: list[str], max_pixels: int, marks: bool) -> list[Probe]:
-    """`probe` for several files, for worker processes."""
-    return [probe(path, max_pixels, marks) for path in paths]
+    """`probe` for several files, for worker processes; what lies far away is fetched together."""
+    if not any(map(is_far, paths)):
+        return [probe(path, max_pixels, marks) for path in paths]
+    found = []
+    with ThreadPoolExecutor(TOGETHER) as threads:
+        for some in (paths[start : start + TOGETHER] for start in range(0, len(paths), TOGETHER)):
+            reads = [threads.submit(read_file, path) for path in some]
+            found += [probe(path, max_pixels, marks, file.result) for path, file in zip(some, reads, strict=True)]
+    return found
 
 
 def depth(mode: str) -> int:

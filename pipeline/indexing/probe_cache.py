@@ -1,6 +1,5 @@
 """What is known of image files: one parquet file, a row a good image, so that an unchanged file is read once."""
 
-import os
 from collections.abc import Generator, Iterable
 from contextlib import suppress
 from itertools import islice
@@ -10,9 +9,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipeline.indexing import folders
 from pipeline.indexing.probe import Probe, probe_chunk
 from student.files import write_file
 from student.images.workers import FileGivenUp, ImageWorkers
+from student.places import Stamp, stamp
+from student.tars import member
 
 WINDOW = 8192
 """Files in flight at once: what bounds the memory."""
@@ -35,7 +37,7 @@ class ProbeCache:
             if table.schema.equals(SCHEMA) and not rehash:
                 self._table = table
 
-    def get(self, paths: list[str], stamps: list[tuple | None]) -> list[Probe | None]:
+    def get(self, paths: list[str], stamps: list[Stamp | None]) -> list[Probe | None]:
         """What is known of files that are still as they were, None for the others."""
         at = pc.index_in(pa.array(paths, pa.string()), value_set=self._table["path"])
         rows = zip(*(column.to_pylist() for column in self._table.take(at).columns[1:]), strict=True)
@@ -44,7 +46,7 @@ class ProbeCache:
             for row, stamp in zip(rows, stamps, strict=True)
         ]
 
-    def put(self, found: Iterable[tuple[str, tuple | None, Probe]]) -> None:
+    def put(self, found: Iterable[tuple[str, Stamp | None, Probe]]) -> None:
         """Remember good images: path, stamp from before it was read, what is in it."""
         rows = [
             {"path": path, **dict(zip(_STAMP, stamp, strict=True)), **probe._asdict()}
@@ -65,13 +67,10 @@ class ProbeCache:
             self._saved = True
 
 
-def stamp_of(path: str) -> tuple[int, ...] | None:
-    """What changes when a file is replaced, also by `cp -p` or `rsync -t`; None where there is no such file."""
-    try:
-        stat = os.stat(path)
-    except OSError:
-        return None
-    return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino
+def stamp_of(path: str) -> Stamp | None:
+    """What changes when the file, or the archive that it lies in, is replaced; None where nobody can tell."""
+    place = of.place if (of := member(path)) else path
+    return folders.stamps[place] if place in folders.stamps else stamp(place)
 
 
 def probe_all(

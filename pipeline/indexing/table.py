@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 
 from student.data.pairs import index_files, read_index_file
 from student.places import is_remote, join
+from student.tars import member
 
 _TEXT = "dataset domain task split gt_path lq_path degradation range gt_sha256".split()
 SCHEMA = pa.schema(
@@ -152,8 +153,8 @@ def _range_of(digits: str) -> tuple[str, str]:
 def aliases_of(index: pa.Table, *roots: str) -> pa.Table:
     """Where the images lie: distinct (path, dataset, domain, image_sha256), paths relative to the first fitting root.
 
-    A release goes to strangers: of a file outside all roots only the name is told, never the folders above it, and
-    two machines with the same data write the same bytes.
+    A release goes to strangers: of a file outside all roots only the name is told, never the folders above it, of a
+    member of a tar its name therein, and two machines with the same data write the same bytes.
     """
     starts = [join(_absolute(root), "") for root in roots]
 
@@ -164,6 +165,8 @@ def aliases_of(index: pa.Table, *roots: str) -> pa.Table:
         return folder[len(start) :].replace(os.sep, "/")
 
     def told(path: str) -> str:
+        if inside := member(path):
+            return inside.name
         folder, _, name = path.rpartition(os.sep)
         if not folder or name in ("", ".", ".."):
             folder, name = os.path.split(_absolute(path))

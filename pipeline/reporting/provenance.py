@@ -9,6 +9,7 @@ from pathlib import Path
 
 from pipeline.reporting.blocks import Block, Listing
 from pipeline.reporting.inputs import Inputs
+from student.places import join, read
 
 PACKAGES = ("teachonce", "torch", "transformers", "accelerate", "numpy", "pillow", "pyarrow")
 
@@ -17,9 +18,9 @@ def made_of(inputs: Inputs, params: Path) -> Iterator[Block]:
     """Date, commit and versions, and the files that say the rest, as they stand."""
     versions = "\n".join(f"{name} {metadata.version(name)}" for name in PACKAGES)
     yield Listing("Code", f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC, commit {commit() or 'unknown'}\n{versions}")
-    for file in (params, Path(inputs.paths.release, "manifest.json"), Path(inputs.paths.student, "config.json")):
-        if file.is_file():
-            yield Listing(str(file), file.read_text(encoding="utf-8", errors="replace"))
+    for file in (str(params), join(inputs.paths.release, "manifest.json"), join(inputs.paths.student, "config.json")):
+        with suppress(FileNotFoundError):
+            yield Listing(file, read(file).decode(errors="replace"))
 
 
 def commit() -> str:

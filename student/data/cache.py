@@ -14,6 +14,8 @@ from student.files import publish
 from student.images.files import read_rgb
 from student.images.picture import ImageFileError, read_file
 from student.images.sample_values import given_range
+from student.places import is_remote, stamp
+from student.tars import member
 
 
 def decode(path: str, ends: tuple[float, float] | None = None) -> np.ndarray:
@@ -66,18 +68,19 @@ class FreshImages:
 
 class MappedImages(FreshImages):
     """Every image is decoded by the first process that asks for it, into a `.npy` file of `folder` that all then map:
-    its memory is the page cache of the machine. A file that changed on disk is decoded again."""
+    its memory is the page cache of the machine. A file that changed on disk is decoded again; of objects and members of
+    tars a process asks that once."""
 
     def __init__(self, ranges: Ranges, folder: str):
         super().__init__(ranges)
         self.folder = Path(folder)
+        self._asked: dict[str, tuple | None] = {}
 
     def __getitem__(self, path: str) -> np.ndarray:
-        try:
-            facts = os.stat(path)
-        except OSError:
+        facts = self._facts(path)
+        if facts is None:
             return super().__getitem__(path)  # which names the file and the remedy
-        key = repr((os.path.abspath(path), facts.st_size, facts.st_mtime_ns, self.ranges.get(path)))
+        key = repr((*facts, self.ranges.get(path)))
         file = self.folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.npy"
         if not file.exists():
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -85,6 +88,17 @@ class MappedImages(FreshImages):
             np.save(temporary, super().__getitem__(path))
             publish(temporary, file)
         return np.load(file, mmap_mode="r")
+
+    def _facts(self, path: str) -> tuple | None:
+        """Where a file is, and what changes with its content."""
+        inside = member(path)
+        if not (inside or is_remote(path)):
+            facts = stamp(path)
+            return facts and (os.path.abspath(path), *facts[:2])
+        if path not in self._asked:
+            facts = stamp(inside.place if inside else path)
+            self._asked[path] = facts and (path, *facts)
+        return self._asked[path]
 
 
 Images = FreshImages | dict[str, np.ndarray]

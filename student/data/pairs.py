@@ -12,10 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
-from shards import Release, ReleaseError, open_release
+from shards import Release, ReleaseError, copy_release, open_release
 from shards.verify import verify
 from student.files import write_file
-from student.places import is_remote, join, listed, read
+from student.places import is_remote, join, listed, read, stamp
+from student.tars import member
 
 TAIL_BYTES = 4096
 Ranges = dict[str, tuple[float, float]]
@@ -127,9 +128,10 @@ def read_release(path: str | Path) -> Release:
     """The caption release, every byte of it verified; raises `TrainDataError` where there is none, or damage.
 
     That it is sound is remembered in the user's cache, by the manifest's hash and every file's inode, size and times.
+    A release in an object store is copied into that cache once: a prior is looked up for every crop.
     """
     try:
-        release = open_release(path)
+        release = _nearby(open_release(path))
         known = _cache() / "verified" / release.folder.stamp
         if not known.exists():
             if problems := verify(release.folder):
@@ -139,6 +141,21 @@ def read_release(path: str | Path) -> Release:
         return release
     except (OSError, ReleaseError) as error:
         raise TrainDataError(f"{path}: {error}; run python -m pipeline.embed, or set train.losses.align: 0") from None
+
+
+def _nearby(release: Release) -> Release:
+    """The release itself, or of one in an object store the copy on this machine."""
+    if not is_remote(release.path):
+        return release
+    import fcntl
+
+    copy = _cache() / "releases" / release.manifest["manifest_sha256"]
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    with open(f"{copy}.lock", "w") as lock:  # several processes on a machine need it at once
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not copy.exists():
+            copy_release(release.path, copy)
+    return open_release(copy)
 
 
 def _cache() -> Path:
@@ -169,11 +186,19 @@ def _file_key(path: str | None) -> str | None:
     if path is None:
         return None
     try:
-        with open(path, "rb") as file:
-            head = file.read(256)
-            size = file.seek(0, 2)
-            file.seek(max(0, size - TAIL_BYTES))
-            return hashlib.sha256(b"%d" % size + head + file.read()).hexdigest()
+        if inside := member(path):
+            content = inside.content()
+            size, head, tail = inside.size, content[:256], content[-TAIL_BYTES:]
+        elif is_remote(path):
+            size = (stamp(path) or (0,))[0]
+            head, tail = read(path, 0, 256), read(path, max(0, size - TAIL_BYTES))
+        else:
+            with open(path, "rb") as file:
+                head = file.read(256)
+                size = file.seek(0, 2)
+                file.seek(max(0, size - TAIL_BYTES))
+                tail = file.read()
+        return hashlib.sha256(b"%d" % size + head + tail).hexdigest()
     except OSError as error:
         raise TrainDataError(f"{path}: {error.strerror}; run the index stage again") from None
 

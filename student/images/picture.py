@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from student.machine import free_bytes
+from student.places import is_remote, read
+from student.tars import member
 
 BYTES_A_PIXEL = 32
 """Decoded, as float32 before and after, and encoded; what the network needs is not in it."""
@@ -48,8 +50,20 @@ def upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
     return np.ascontiguousarray(pixels)
 
 
+def is_far(path: str | Path) -> bool:
+    """Whether reading a file is asking an object store for it."""
+    return is_remote(inside.place if (inside := member(path)) else path)
+
+
 def read_file(path: str | Path) -> bytes:
-    """The bytes of a file; raises `ImageFileError` for a pipe or device, which might never end, and OSError."""
+    """The bytes of a file, an object (`s3://...`) or a member of a tar (student/tars.py).
+
+    Raises `ImageFileError` for a pipe or device, which might never end, and OSError.
+    """
+    if inside := member(path):
+        return inside.content()
+    if is_remote(path):
+        return read(path)
     if os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path)):
         raise ImageFileError("no file but a pipe or device")
     return Path(path).read_bytes()

@@ -1,0 +1,278 @@
+"""Images in an object store and in tars: the rows of the same files in folders, each object read once."""
+
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from s3 import s3_server, upload
+
+from pipeline.captioning.decode import decode as decode_for_captions
+from pipeline.index import index_rows, listed
+from pipeline.indexing.config import IndexConfig
+from pipeline.indexing.probe import probe
+from pipeline.indexing.probe_cache import ProbeCache
+from pipeline.indexing.writer import write_index
+from student import places
+from student.data.cache import decode, open_images
+from student.data.pairs import TrainDataError, data_fingerprint, read_pairs
+from student.params import ParamsError
+from student.tars import member, members
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def log(tmp_path_factory):
+    return tmp_path_factory.mktemp("log") / "requests"
+
+
+@pytest.fixture(scope="module")
+def bucket(log):
+    with s3_server(log) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory, bucket):
+    """A folder of pairs with what lies about in folders, and the same at `s3://lab/data`; gt and lq as tars too."""
+    folder, rng = tmp_path_factory.mktemp("data"), np.random.default_rng(0)
+    for name in (
+        "a.png",
+        "b.png",
+        "z.png",
+        "deep/er/c.png",
+        "deep/été #1+2.png",
+        ".hidden.png",
+        "@eaDir/a.png",
+        "x y.png",
+    ):
+        for side in ("gt", "lq"):
+            (folder / side / name).parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(rng.integers(0, 256, (24, 30, 3), np.uint8)).save(folder / side / name)
+    (folder / "gt/broken.png").write_bytes(b"no image")
+    (folder / "lq/broken.png").write_bytes(b"no image")
+    (folder / "gt/notes.txt").write_text("x")
+    (folder / "gt/alone.png").write_bytes((folder / "gt/a.png").read_bytes())
+    (folder / "pairs.csv").write_text("gt,lq\ngt/a.png,lq/a.png\ngt/b.png,lq/none.png\n")
+    for side in ("gt", "lq"):
+        with tarfile.open(folder / f"{side}.tar", "w") as archive:
+            archive.add(folder / side, "./")
+    upload(folder, f"{bucket}/data")
+    return folder
+
+
+def index(root: str, cache: Path, split: dict, **more) -> list[dict]:
+    dataset = {"name": "d", "domain": "natural", "task": "denoising", "splits": {"train": split}}
+    config, _, faults = listed(IndexConfig(root=str(root), datasets=[dataset], workers=2, **more))
+    assert not faults, faults
+    held = ProbeCache(cache)
+    rows = [row for row, _ in index_rows(config, held)]
+    held.save()
+    return rows
+
+
+def told(rows: list[dict], root: str) -> list[dict]:
+    """The rows with what is below the root alone."""
+    return [json.loads(json.dumps(row).replace(json.dumps(f"{root}/")[1:-1], "")) for row in rows]
+
+
+@pytest.mark.parametrize(
+    "split",
+    [
+        {"gt": "gt", "lq": "lq"},
+        {"gt": "g*", "lq": ["lq/*.png", "lq/**/er", "lq/deep"]},
+        {"gt": ".", "lq": ".", "pair": {"lq": "lq/{id}", "gt": "gt/{id}"}},
+        {"csv": "pairs.csv"},
+        {"gt": "gt.tar", "lq": "lq.tar"},
+    ],
+)
+def test_a_bucket_gives_the_rows_of_a_folder(data, bucket, tmp_path, split):
+    here, there = index(data, tmp_path / "a", split), index(f"{bucket}/data", tmp_path / "b", split)
+    assert told(here, str(data)) == told(there, f"{bucket}/data")
+    assert len(here) > 1 and {row["status"] for row in here} != {"ok"}
+
+
+def test_a_tar_gives_the_rows_of_its_folder(data, bucket, tmp_path):
+    """Also where one side is a folder, the other a tar, elsewhere than the root."""
+    folders = index(data, tmp_path / "a", {"gt": "gt", "lq": "lq"})
+    keys = ("status", "gt_sha256", "width", "height", "mode")
+    for split in ({"gt": "gt.tar", "lq": "lq"}, {"gt": f"{bucket}/data/gt.tar", "lq": "l*.tar"}):
+        rows = index(data, tmp_path / "a", split)
+        assert sorted(str([row[key] for key in keys]) for row in rows) == sorted(
+            str([row[key] for key in keys]) for row in folders
+        )
+        good = [row for row in rows if row["status"] == "ok"]
+        for row in good:
+            name = member(row["gt_path"]).name
+            assert np.array_equal(decode(row["gt_path"]), decode(str(data / "gt" / name)))
+            assert decode_for_captions(row["gt_sha256"], [row["gt_path"]], 10**8, np.asarray)[1] == "ok"
+        assert {member(row["gt_path"]).name for row in good} == {
+            "a.png", "b.png", "z.png", "deep/er/c.png", "deep/été #1+2.png", "x y.png",
+        }  # fmt: skip
+
+
+def reads(log: Path) -> list[str]:
+    """Objects that were fetched, of all that was asked since the last call."""
+    lines = log.read_text().splitlines()
+    done = getattr(reads, "done", 0)
+    reads.done = len(lines)
+    return [line.split('"')[1].split()[1] for line in lines[done:] if '"GET /lab/' in line and "list-type" not in line]
+
+
+def test_an_unchanged_object_is_read_once(data, bucket, tmp_path, log):
+    place = f"{bucket}/{tmp_path.name}"
+    upload(data / "gt", f"{place}/gt")
+    split = {"gt": "gt", "degradation": {"kind": "identity"}}
+    reads(log)
+    first = index(place, tmp_path / "cache", split)
+    assert len(reads(log)) == 8 == len(first)
+    places.write_whole(f"{place}/gt/a.png", (data / "gt/b.png").read_bytes())
+    places.write_whole(f"{place}/gt/b.png", (data / "gt/b.png").read_bytes())  # the same bytes, later
+    places.remove(f"{place}/gt/z.png")
+    second = index(place, tmp_path / "cache", split)
+    assert sorted(name.rpartition("/")[2] for name in reads(log)) == ["a.png", "broken.png"]
+    assert len(second) == 7 and second[0]["gt_sha256"] == second[2]["gt_sha256"] == first[2]["gt_sha256"]
+
+
+def test_a_tar_is_listed_without_its_contents_and_read_by_parts(bucket, tmp_path, log):
+    rng, packed = np.random.default_rng(0), io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as archive:
+        for number in range(3):
+            entry = tarfile.TarInfo(f"{number:04}-{'ü' * 90}.png")
+            entry.size = 3_000_000
+            archive.addfile(entry, io.BytesIO(rng.bytes(entry.size)))
+    places.write_whole(f"{bucket}/big/shard.tar", packed.getvalue())
+    reads(log)
+    found = members(f"{bucket}/big/shard.tar")
+    assert [one.size for one in found] == [3_000_000] * 3 and len(reads(log)) <= 8
+    assert found[1].content() == packed.getvalue()[found[1].offset :][:3_000_000] and len(reads(log)) == 1
+    assert member(str(found[2])) == found[2]
+
+
+def archive(*names: str) -> bytes:
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w", format=tarfile.USTAR_FORMAT) as whole:
+        for name in names:
+            entry = tarfile.TarInfo(name)
+            entry.size = 512
+            whole.addfile(entry, io.BytesIO(bytes(range(256)) * 2))
+    return packed.getvalue()
+
+
+WHOLE = archive("a.png", "b.png")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.tar.gz", b"\x1f\x8b", "compressed, so no member"),
+        ("a.tar", b"\x1f\x8b" + bytes(2000), "it is compressed: unpack it to a plain .tar"),
+        ("a.tar", b"", "not a whole tar archive .*copy it again"),
+        ("a.tar", WHOLE[:800], "not a whole tar archive .*copy it again"),
+        ("a.tar", WHOLE[:1024], "it ends, or is damaged, at byte 1024"),
+        ("a.tar", WHOLE[:2048], "it ends, or is damaged, at byte 2048"),
+        ("a.tar", WHOLE[:1030] + b"!" + WHOLE[1031:], "it ends, or is damaged, at byte 1024"),
+    ],
+)
+def test_archives_that_cannot_be_read_in_parts_are_refused(bucket, tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    upload(tmp_path, f"{bucket}/{tmp_path.name}")
+    for root in (tmp_path, f"{bucket}/{tmp_path.name}"):
+        with pytest.raises(ParamsError, match=message) as error:
+            next(index_rows_of(root, name))
+        assert "\n" not in str(error.value)
+
+
+def index_rows_of(root, gt: str):
+    split = {"gt": gt, "degradation": {"kind": "identity"}}
+    dataset = {"name": "d", "domain": "natural", "task": "denoising", "splits": {"train": split}}
+    return index_rows(IndexConfig(root=str(root), datasets=[dataset], workers=1), ProbeCache(Path("/nowhere")))
+
+
+def test_a_folder_of_tars_says_how_they_are_named(data, tmp_path, capsys):
+    shutil.copy(data / "gt.tar", tmp_path / "shard-0.tar")
+    Image.fromarray(np.zeros((9, 9, 3), np.uint8)).save(tmp_path / "a.png")
+    assert len(list(index_rows_of(tmp_path, "."))) == 1
+    assert f"1 .tar; name archives as {tmp_path}/*.tar" in capsys.readouterr().err
+    assert len(list(index_rows_of(tmp_path, "shard-*.tar"))) == 8
+
+
+def test_a_saved_hugging_face_data_set_lies_in_a_bucket(data, bucket, tmp_path):
+    from datasets import Dataset, Features
+    from datasets import Image as Column
+
+    files = [data / "gt" / name for name in ("a.png", "b.png")]
+    rows = {"image": [{"bytes": file.read_bytes(), "path": None} for file in files]}
+    Dataset.from_dict(rows, features=Features({"image": Column()})).save_to_disk(tmp_path / "saved/hf")
+    upload(tmp_path / "saved", f"{bucket}/saved")
+    split = {"hf": {"path": "hf"}, "degradation": {"kind": "identity"}}
+    found = index(f"{bucket}/saved", tmp_path / "cache", split, extracted=str(tmp_path / "extracted"))
+    assert [Path(row["gt_path"]).read_bytes() for row in found] == [file.read_bytes() for file in files]
+
+
+def test_an_object_that_vanished_is_one_line_everywhere(bucket, tmp_path):
+    gone = f"{bucket}/gone.png"
+    assert probe(gone, 10**8).error == f"{gone}: no such object"
+    assert decode_for_captions("0" * 64, [gone], 10**8, np.asarray) == (gone, "error", f"{gone}: no such object")
+    with pytest.raises(TrainDataError, match="gone.png: no such object; run the index stage"):
+        decode(gone)
+    assert "s3://nobodys/a.png: The specified bucket does not exist" in probe("s3://nobodys/a.png", 10**8).error
+
+
+@pytest.mark.parametrize(
+    ("root", "environment", "message"),
+    [
+        ("s3://nobodys/data", {}, "s3://nobodys/data: no such folder"),
+        ("s3://lab/data/none", {}, "no such folder; point it at your data"),
+        (
+            "s3://lab/data",
+            {"gt": "nothing"},
+            "s3://lab/data/nothing does not exist; s3://lab/data holds gt, gt.tar, lq",
+        ),
+        ("s3://lab/data", {"AWS_ACCESS_KEY_ID": ""}, "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"),
+        ("s3://lab/data", {"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}, "is AWS_ENDPOINT_URL right, and the store up"),
+        ("gs://lab/data", {}, "gs:// needs fsspec"),
+    ],
+)
+def test_a_store_that_does_not_answer_is_one_line(data, bucket, tmp_path, root, environment, message):
+    split = {"gt": environment.get("gt", "gt"), "degradation": {"kind": "identity"}}
+    dataset = {"name": "d", "domain": "natural", "task": "denoising", "splits": {"train": split}}
+    (tmp_path / "params.yaml").write_text(json.dumps({"index": {"root": root, "datasets": [dataset]}}))
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "HOME": str(tmp_path)} | environment
+    if not environment["AWS_ACCESS_KEY_ID"]:
+        del environment["AWS_ACCESS_KEY_ID"], environment["AWS_SECRET_ACCESS_KEY"]
+    command = [sys.executable, "-m", "pipeline.index"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1 and message in done.stderr and "Traceback" not in done.stderr
+    assert done.stderr.count("\n") <= 2, done.stderr
+
+
+def test_training_reads_what_it_reads_from_a_folder(data, bucket, tmp_path):
+    pairs = []
+    for root, split in ((str(data), {"gt": "gt", "lq": "lq"}), (f"{bucket}/data", {"gt": "gt.tar", "lq": "lq"})):
+        rows = index(root, tmp_path / "cache", split)
+        assert write_index(iter(rows), tmp_path / "index.parquet", lambda: True)
+        pairs.append(read_pairs(tmp_path / "index.parquet", "train"))
+    here, there = pairs
+    for mode in ("none", "memory", "memmap", "memmap"):
+        images = [open_images(mode, one, str(tmp_path / "cached")) for one in pairs]
+        by_name = [
+            {
+                sha256: (one[gt], one[lq])
+                for sha256, gt, lq in zip(pair.gt_sha256, pair.gt_path, pair.lq_path, strict=True)
+            }
+            for one, pair in zip(images, pairs, strict=True)
+        ]
+        assert by_name[0].keys() == by_name[1].keys() and len(by_name[0]) == 6
+        for sha256, both in by_name[0].items():
+            assert all(np.array_equal(*two) for two in zip(both, by_name[1][sha256], strict=True))
+    before = data_fingerprint(there, None)
+    assert before == data_fingerprint(there, None) != data_fingerprint(here, None), "the addresses are part of it"
