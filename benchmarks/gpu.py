@@ -94,13 +94,11 @@ def run_parts(parts: list[str], seconds: float, options: argparse.Namespace) -> 
 
 def run_here(options: argparse.Namespace) -> int:
     """In the parts' own process: a line of JSON for each row, as soon as it is measured."""
-    import gpu_correctness
-    import gpu_speed
-    import gpu_teacher
+    from gpu_parts import correctness, speed, teacher
 
-    modules = {"correctness": gpu_correctness, "teacher": gpu_teacher}
+    modules = {"correctness": correctness, "teacher": teacher}
     for part in options.parts:
-        measure = getattr(modules.get(part, gpu_speed), part)
+        measure = getattr(modules.get(part, speed), part)
         with (options.out / f"{part}.jsonl").open("w", encoding="utf-8") as file:
             for row in measure(options.device, options.toy, options.out):
                 print(part, row, file=sys.stderr, flush=True)

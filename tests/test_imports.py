@@ -14,7 +14,7 @@ import pytest
 REPOSITORY = Path(__file__).parents[1]
 ROOMS = ("shards", "teacher", "student", "pipeline")
 TORCH_FREE = (
-    "params sections progress files places tars images data.pairs data.degradations network.config training.config "
+    "params sections progress files places images data.pairs data.degradations network.config training.config "
     "evaluation.config"
 )
 """What `pipeline` may see of `student`."""
@@ -22,8 +22,8 @@ TORCH_FREE = (
 
 ALONE = {
     "network": "params",
-    "images": "machine files places tars",
-    "data": "files places tars images params",
+    "images": "machine files places",
+    "data": "files places images params",
     "training": "data model network files places params sections machine progress evaluation.metrics",
     "restoration": "data model network images files places machine progress",
     "evaluation": "data model images files places params progress",

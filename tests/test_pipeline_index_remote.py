@@ -24,7 +24,7 @@ from student import places
 from student.data.cache import decode, open_images
 from student.data.pairs import TrainDataError, data_fingerprint, read_pairs
 from student.params import ParamsError
-from student.tars import member, members
+from student.places.tars import member, members
 
 ROOT = Path(__file__).parents[1]
 

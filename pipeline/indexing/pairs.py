@@ -20,7 +20,7 @@ from student.files import printable
 from student.images.formats import DICOM, NIFTI, STILLS, UNSUPPORTED
 from student.params import ParamsError
 from student.places import entries, exists, is_folder, is_remote, join, read
-from student.tars import COMPRESSED, members
+from student.places.tars import COMPRESSED, members
 
 
 class Candidate(NamedTuple):

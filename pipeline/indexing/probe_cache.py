@@ -14,7 +14,7 @@ from pipeline.indexing.probe import Probe, probe_chunk
 from student.files import write_file
 from student.images.workers import FileGivenUp, ImageWorkers
 from student.places import Stamp, stamp
-from student.tars import member
+from student.places.tars import member
 
 WINDOW = 8192
 """Files in flight at once: what bounds the memory."""

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from student.data.pairs import index_files, read_index_file
 from student.places import is_remote, join
-from student.tars import member
+from student.places.tars import member
 
 _TEXT = "dataset domain task split gt_path lq_path degradation range gt_sha256".split()
 SCHEMA = pa.schema(

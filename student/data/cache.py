@@ -15,7 +15,7 @@ from student.images.files import read_rgb
 from student.images.picture import ImageFileError, read_file
 from student.images.sample_values import given_range
 from student.places import is_remote, stamp
-from student.tars import member
+from student.places.tars import member
 
 
 def decode(path: str, ends: tuple[float, float] | None = None) -> np.ndarray:

@@ -16,7 +16,7 @@ from shards import Release, ReleaseError, copy_release, open_release
 from shards.verify import verify
 from student.files import write_file
 from student.places import is_remote, join, listed, read, stamp
-from student.tars import member
+from student.places.tars import member
 
 TAIL_BYTES = 4096
 Ranges = dict[str, tuple[float, float]]

@@ -9,7 +9,7 @@ import numpy as np
 
 from student.machine import free_bytes
 from student.places import is_remote, read
-from student.tars import member
+from student.places.tars import member
 
 BYTES_A_PIXEL = 32
 """Decoded, as float32 before and after, and encoded; what the network needs is not in it."""
@@ -56,7 +56,7 @@ def is_far(path: str | Path) -> bool:
 
 
 def read_file(path: str | Path) -> bytes:
-    """The bytes of a file, an object (`s3://...`) or a member of a tar (student/tars.py).
+    """The bytes of a file, an object (`s3://...`) or a member of a tar (student/places/tars.py).
 
     Raises `ImageFileError` for a pipe or device, which might never end, and OSError.
     """

@@ -13,11 +13,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from gpu_runs import TOY_MODEL, in_precision, log_rows, make_data, run
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-REFERENCE = Path(__file__).resolve().parents[1] / "tests" / "reference"
+from gpu_parts.runs import TOY_MODEL, in_precision, log_rows, make_data, run
+
+REFERENCE = Path(__file__).resolve().parents[2] / "tests" / "reference"
 TOP_K = {"restormer_dual": (2, 3), "restormer_task_only": (2, None), "nafnet_dual": (2, 3)}
 LIMITS = {"fp32": 1e-5, "tf32": 2e-3, "bf16": 3e-2, "fp16": 5e-3}
 """Largest difference of any sample from the recorded output."""

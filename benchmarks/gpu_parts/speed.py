@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from gpu_runs import TOY_MODEL, in_precision, log_rows, make_data, params, run
 from torch import nn
 
-ROOT = Path(__file__).resolve().parents[1]
+from gpu_parts.runs import TOY_MODEL, in_precision, log_rows, make_data, params, run
+
+ROOT = Path(__file__).resolve().parents[2]
 Rows = Iterator[dict[str, Any]]
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from gpu_speed import Rows, median_seconds
+
+from gpu_parts.speed import Rows, median_seconds
 
 PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
 """Dense bf16 products, by the maker's data sheets."""
