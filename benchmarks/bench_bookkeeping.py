@@ -128,7 +128,9 @@ def step(name: str) -> None:
                 continue
             if hasattr(loaded, "load_embedder"):
                 loaded.load_embedder = lambda _: RandomVectors()
-        stage.write_release, stage.verify = timed("release", stage.write_release), timed("verify", stage.verify)
+        for key in ("write_release", "verify", "audit"):
+            if hasattr(stage, key):  # audit: since it is there
+                setattr(stage, key, timed(key, getattr(stage, key)))
     peak = Peak()
     began = time.process_time()
     stage.main(list(STEPS[name][1:]))
@@ -164,6 +166,11 @@ def measure(code: Path, folder: Path, name: str, params: Path) -> dict:
     return json.loads(done.stdout.splitlines()[-1])
 
 
+def _beside(t: dict) -> float:
+    """CPU seconds without those of the release, its verification and the audit."""
+    return t["cpu"] - sum(t.get(key, 0.0) for key in ("write_release", "verify", "audit"))
+
+
 def rows_of(images: int, against: Path | None) -> list[dict]:
     """Rows of the table for one size."""
     sides = {"after": (ROOT, Path("params.yaml"))} | (
@@ -173,27 +180,24 @@ def rows_of(images: int, against: Path | None) -> list[dict]:
         folder = Path(name)
         environment = os.environ | {"PYTHONPATH": str(ROOT)}
         subprocess.run([sys.executable, __file__, "--make", str(images)], cwd=folder, env=environment, check=True)
-        took = {(step, side): measure(code, folder, step, p) for step in STEPS for side, (code, p) in sides.items()}
+        took = {}
+        for step in STEPS:
+            for side, (code, p) in sides.items():
+                took[step, side] = measure(code, folder, step, p)
+                print(f"{images:,} {step}, {side}: {took[step, side]}", file=sys.stderr, flush=True)
         if against:
             releases = [folder / "out/release", folder / "before/release"]
             ours, theirs = ({f.name: hashlib.sha256(f.read_bytes()).digest() for f in r.iterdir()} for r in releases)
             assert ours == theirs, f"other releases: {[name for name in ours if ours[name] != theirs.get(name)]}"
     table = []
     for (step, side), t in took.items():
-        parts = {step: t["cpu"]}
-        if "release" in t:
-            parts = {step: t["cpu"] - t["release"] - t["verify"], "  + writing the release": t["release"]}
-        for label, cpu in parts.items():
-            before = took.get((step, "before"), {})
-            of_before = (
-                before.get("release")
-                if "release" in label
-                else before.get("cpu", 0) - before.get("release", 0) - before.get("verify", 0)
-            )
-            ratio = f"{of_before / cpu:.2f}x" if before else ""
-            peak = f"{t['peak']:.0f} MB"
+        before = took.get((step, "before"))
+        for label, cost in {step: _beside, "  + writing the release": lambda t: t.get("write_release")}.items():
+            if not (cpu := cost(t)):
+                continue
             row = {"images": f"{images:,}", "step": label, "code": side, "CPU s": f"{cpu:.2f}"}
-            table.append(row | {"an image": f"{1e6 * cpu / images:.1f} µs", "private memory": peak, "speed-up": ratio})
+            row |= {"an image": f"{1e6 * cpu / images:.1f} µs", "private memory": f"{t['peak']:.0f} MB"}
+            table.append(row | {"speed-up": f"{cost(before) / cpu:.2f}x" if before else ""})
     return table
 
 

@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import repeat
 from pathlib import Path
 
@@ -217,7 +218,12 @@ _EMPTY = SCHEMA.empty_table()
 
 
 def _made_with(table: pa.Table) -> Mapping | None:
-    return json.loads((table.schema.metadata or {}).get(b"provenance", b"{}")).get("decoding")
+    return _decoding((table.schema.metadata or {}).get(b"provenance", b"{}"))
+
+
+@lru_cache(64)
+def _decoding(provenance: bytes) -> Mapping | None:  # the same for all parts of a run
+    return json.loads(provenance).get("decoding")
 
 
 def _json(value: Mapping) -> str:
