@@ -9,7 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from shards import write_release
+from pipeline.embedding.audit import audit
+from pipeline.indexing.table import Index
+from shards import open_release, write_release
 
 TASKS = {
     "natural_sr_x4": "natural", "natural_deraining": "natural", "medical_sr_x4": "medical",
@@ -127,6 +129,8 @@ def write_run(root: Path, per_task: int = 4) -> Path:
     perspective = {"prompt": "What is it?", "ok": len(good), "mean_tokens": 9.5, "error": 1}
     perspective |= {"cut_by_max_new_tokens": 2, "cut_by_embedder": 0}
     stats = {"images": len(good) + 1, "rows": len(good), "perspectives": {"content": perspective}}
+    questions = {"content": "What is it?", "brightness": "How bright is it?"}
+    stats["audit"] = audit(open_release(artifacts / "caption_shards"), Index(artifacts / "index.parquet"), questions)
     (artifacts / "caption_stats.json").write_text(json.dumps(stats))
     (artifacts / "student").mkdir()
     write_log(artifacts / "student" / "log.jsonl")

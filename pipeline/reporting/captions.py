@@ -56,8 +56,9 @@ def questions(inputs: Inputs) -> Iterator[Block]:
 
 def doubts(inputs: Inputs) -> Iterator[Block]:
     """What the audit of the stage `embed` found, and the pictures that look worst."""
-    found, cards = inputs.json(inputs.paths.caption_stats, EMBED).get("audit"), []
+    stats, cards = inputs.json(inputs.paths.caption_stats, EMBED), []
     try:
+        found = stats["audit"]
         rows = [
             [pretty(name), *(str(of_name[key]) for key in ("captions", "most_frequent", *FAULTS))]
             for name, of_name in found["perspectives"].items()
