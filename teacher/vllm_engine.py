@@ -42,7 +42,12 @@ class VllmCaptioner:
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # its end is ours, and ours is its end
-        import vllm
+        try:
+            import vllm
+        except ModuleNotFoundError:
+            raise ValueError(
+                "caption.teacher: vllm needs vLLM; in an environment of its own: pip install vllm"
+            ) from None
         from transformers import AutoConfig
         from vllm.platforms import current_platform
 
@@ -54,6 +59,7 @@ class VllmCaptioner:
         source = resolve_model(model, revision)
         config = AutoConfig.from_pretrained(source.path, revision=source.revision, trust_remote_code=False)
         processor = load_processor(source, padding)
+        self.tokenizer = processor.tokenizer
         seen = image_side or getattr(config.vision_config, "image_size", None) or SIDE
         self.square = Square(seen, padding, tuple(int(x * 255) for x in processor.image_processor.image_mean))
         whole = question_ids(processor, perspectives, seen)
@@ -63,7 +69,11 @@ class VllmCaptioner:
         self.version, self.statistics = vllm.__version__, Statistics()
         self.batch_size = 32 if batch_size == "auto" else int(batch_size)
         self.sampling = vllm.SamplingParams(
-            temperature=0, max_tokens=max_new_tokens, stop_token_ids=[processor.tokenizer.eos_token_id]
+            # Decoded here: vLLM drops the half character at which an answer was cut, so its texts would differ.
+            temperature=0,
+            max_tokens=max_new_tokens,
+            stop_token_ids=[self.tokenizer.eos_token_id],
+            detokenize=False,
         )
         self.engine = vllm.LLM(
             model=source.path,
@@ -100,9 +110,11 @@ class VllmCaptioner:
             raise OSError(f"vLLM: {type(error).__name__}: {' '.join(str(error).split())[:300]}") from error
         said = []
         for answer in answers:
-            ended = answer.finish_reason == "stop"
-            tokens = len(answer.token_ids) - ended  # it counts the end token
-            said.append(Caption(answer.text.strip(), tokens, "stop" if ended else "length"))
+            if answer.finish_reason not in ("stop", "length"):
+                raise OSError(f"vLLM gave up on an image: finish_reason {answer.finish_reason!r}")
+            ids = list(answer.token_ids)[: len(answer.token_ids) - (answer.finish_reason == "stop")]  # no end token
+            text = self.tokenizer.decode(ids, skip_special_tokens=True).strip()
+            said.append(Caption(text, len(ids), answer.finish_reason))
         self.statistics.images += len(images)
         self.statistics.captions += len(said)
         self.statistics.tokens += sum(len(answer.token_ids) for answer in answers)

@@ -7,6 +7,7 @@ pyarrow rich tifffile imagecodecs psutil scipy`), for vLLM pins torch and transf
 import json
 import os
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import pytest
 
 from pipeline import caption, index
 from pipeline.captioning.config import CaptionConfig
+from teacher.vllm_engine import VllmCaptioner
 
 ROOT = Path(__file__).parents[1]
 PYTHON = os.environ.get("TEACHONCE_VLLM_PYTHON")
@@ -25,6 +27,12 @@ def test_what_vllm_has_not_is_refused():
         CaptionConfig(teacher="vllm", quantization="int8")
     with pytest.raises(ValueError, match="not fp8"):
         CaptionConfig(quantization="fp8")
+
+
+def test_without_vllm_it_is_said_how_to_get_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    with pytest.raises(ValueError, match="pip install vllm"):
+        VllmCaptioner("teacher/mini", perspectives={"content": "What is it?"})
 
 
 def params(folder: Path, teacher: str, images: Path) -> str:
