@@ -14,7 +14,7 @@ import sys
 MODULES = {
     **{verb: f"pipeline.{verb}" for verb in "samples index caption embed report ablate prepare".split()},
     **{verb: f"student.{verb}" for verb in "eval compare restore export convert demo".split()},
-    "train": "student.launch",  # in processes of its own, as many as `accelerate config` says
+    "train": "student.training.launch",  # in processes of its own, as many as `accelerate config` says
     "shards": "shards",
 }
 EXTRA_OF = {"pipeline": "pipeline", "student": "student", "shards": "all"}

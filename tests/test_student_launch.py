@@ -1,4 +1,4 @@
-"""`python -m student.launch`: quiet, obedient to the user's `accelerate config`, and stopped by Ctrl-C in seconds."""
+"""`student.training.launch`: quiet, obedient to the user's `accelerate config`, stopped by Ctrl-C in seconds."""
 
 import json
 import logging
@@ -14,9 +14,9 @@ import restore_project
 import toy_training as toy
 from ruamel.yaml import YAML
 
-from student import launch
+from student.training import launch
 
-QUIET = [sys.executable, "-m", "student.launch"]
+QUIET = [sys.executable, "-m", "student.training.launch"]
 PLAIN = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", str(toy.ROOT / "student/train.py")]
 
 

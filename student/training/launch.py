@@ -1,6 +1,6 @@
 """student/train.py under `accelerate launch`, as `dvc repro train` and `teachonce train` start it.
 
-    python -m student.launch [the options of student/train.py]
+    python -m student.training.launch [the options of student/train.py]
 
 What `accelerate config` wrote counts, as it does for the launcher itself. Where nothing was written, every GPU of this
 machine trains, as with the launcher itself; but it is told so, and has no list of defaults to print. After Ctrl-C the
@@ -34,7 +34,7 @@ def main(argv: list[str] | None = None) -> int:
     from torch.distributed.elastic.multiprocessing.api import SignalException
 
     chosen = [] if os.path.isfile(default_config_file) else defaults(torch.cuda.device_count())
-    script = str(Path(__file__).with_name("train.py"))
+    script = str(Path(__file__).parents[1] / "train.py")
     args = launch_command_parser().parse_args(["--quiet", *chosen, script, *(sys.argv[1:] if argv is None else argv)])
     try:
         if not stopped:
