@@ -1,7 +1,7 @@
 """Run the variants of the `ablate` section over several seeds as DVC experiments, and compare them in pairs.
 
 Every experiment is an ordinary one: `dvc exp show` lists it, `dvc exp apply NAME` takes it over. What is finished is
-never run again: after an interruption the same command goes on with the experiment that was running.
+never run again: after an interruption the same command resumes with the experiment that was running.
 """
 
 import argparse
@@ -129,7 +129,7 @@ def run(missing: list[Experiment], copied: list[str]) -> list[str]:
             except AblateError as error:  # the others do not depend on it
                 failed.append(f"{experiment.name}: {error}")
             except KeyboardInterrupt:
-                raise AblateError("stopped; the same command goes on") from None
+                raise AblateError("stopped; the same command resumes") from None
             advance(1)
     return failed
 

@@ -86,7 +86,7 @@ def over_ranges(
                 advance(row["images"])
                 yield answer
         except KeyboardInterrupt:
-            raise failure("stopped; what is finished is kept, the same command goes on") from None
+            raise failure("stopped; what is finished is kept, the same command resumes") from None
         except ray.exceptions.RayError as error:
             raise failure(f"on Ray: {str(error).strip().splitlines()[-1]}") from error
 

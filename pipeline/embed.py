@@ -56,7 +56,7 @@ def embed(args: argparse.Namespace) -> str:
         with progress("embedding", work.n_images) as advance:
             n_here, truncated = work.fill(work.blocks(tally, advance=advance), stop)
     except Stopped:
-        raise EmbedError(f"stopped by {stop.signal.name}: what was embedded is kept; run again to go on") from None
+        raise EmbedError(f"stopped by {stop.signal.name}: what was embedded is kept; run again to resume") from None
     finally:
         stop.restore()
     n_new, errors, most = n_new + n_here, tally.without_row["error"], params.caption.max_error_fraction

@@ -161,7 +161,7 @@ def _run(params: Params, config: IndexConfig, args: argparse.Namespace) -> int:
     else:
         faults = absent + faults
     if faults and not args.check:
-        remedy = "mend the names" + ", or leave out what is not there with --skip-missing" * bool(absent)
+        remedy = "fix the names" + ", or leave out what is not there with --skip-missing" * bool(absent)
         raise ParamsError("\n  ".join([*faults, remedy]))
     try:
         with progress("index", total) as advance:
@@ -183,7 +183,7 @@ def _run(params: Params, config: IndexConfig, args: argparse.Namespace) -> int:
         print(f"  {error}", file=sys.stderr)
     if not written:
         share = f"{tally.bad} of {total} rows are bad, more than index.max_bad_fraction = {config.max_bad_fraction}"
-        remedy = f"mend them, or allow them with --set index.max_bad_fraction={tally.fraction:g}. Nothing was written."
+        remedy = f"fix them, or allow them with --set index.max_bad_fraction={tally.fraction:g}. Nothing was written."
         print(f"index: {share} ({tally.faults}); the first {len(tally.first)} are above: {remedy}", file=sys.stderr)
         return 1
     summary = f"{tally.statuses['ok']} pairs, {len(tally.images)} distinct clean images, {tally.faults}"

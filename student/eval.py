@@ -80,7 +80,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"eval: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("eval: stopped; finished images are kept, the same command goes on", file=sys.stderr)
+        print("eval: stopped; finished images are kept, the same command resumes", file=sys.stderr)
         return 130
     return 0
 

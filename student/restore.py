@@ -8,7 +8,7 @@
 
 PNG, JPEG, TIFF, WebP, BMP, PPM, GIF, AVIF, JPEG 2000: depth, gray, alpha, EXIF and ICC profile kept; DICOM and NIfTI
 with the extra `medical`. Where a type does not say which number is black and white, one line tells what was taken.
-Finished outputs are left alone, so the same command goes on after a stop; --overwrite makes them anew.
+Finished outputs are left alone, so the same command resumes after a stop; --overwrite recreates them.
 Exit code: 0 all restored, 1 some could not be (they are named), 2 nothing could start, 130 stopped by Ctrl-C.
 """
 
@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     if not pending:
         without = f", {n} without an explanation" if (n := run.unexplained()) else ""
-        exist = f"restored 0 images: all {len(jobs)} outputs exist{without} (--overwrite makes them anew)"
+        exist = f"restored 0 images: all {len(jobs)} outputs exist{without} (--overwrite recreates them)"
         print(exist + skipped, file=sys.stderr)
         return 0
     return run.finish()

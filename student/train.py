@@ -67,7 +67,7 @@ def main(argv: list[str] | None = None) -> int:
         out = Path(job.paths.student) if job else Path()
         if getattr(error, "errno", None) not in (errno.ENOSPC, errno.EDQUOT) and shutil.disk_usage(out).free > 2**20:
             raise
-        remedy = "free some space and start again: it goes on from the last checkpoint"
+        remedy = "free some space and start again: it resumes from the last checkpoint"
         print(f"train: {out}: the disk is full; {remedy} ({' '.join(str(error).split())[:200]})", file=sys.stderr)
         return 1
 
@@ -150,5 +150,7 @@ if __name__ == "__main__":
     try:
         sys.exit(main())
     except KeyboardInterrupt:  # while it loads, or the second time
-        print("train: stopped at once; start again to go on from the last checkpoint, if there is one", file=sys.stderr)
+        print(
+            "train: stopped at once; start again to resume from the last checkpoint, if there is one", file=sys.stderr
+        )
         sys.exit(130)

@@ -98,5 +98,5 @@ def test_ctrl_c_in_dvc_repro_train_ends_in_seconds_with_one_line_and_is_not_done
     words = (room / "said.txt").read_text()
     assert time.monotonic() - pressed < 15, words
     assert process.returncode and "Traceback" not in words and "UserWarning" not in words, words
-    assert words.count("stopped by signal SIGINT; start again to go on") == 1, words
+    assert words.count("stopped by signal SIGINT; start again to resume") == 1, words
     assert list((room / "student/checkpoints").glob("*/step-*")) and not (room / "dvc.lock").exists()

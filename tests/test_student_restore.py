@@ -119,7 +119,7 @@ def test_explain_names_prompts_and_nearest_captions(model, tmp_path, capsys):
     assert "outputs exist (--overwrite" in last_line(capsys), "explained already"
     (tmp_path / "o2.png.explain.json").unlink()
     assert run(model, tmp_path / "in.png", tmp_path / "o2.png", "--explain") == 0
-    assert "outputs exist, 1 without an explanation (--overwrite makes them anew)" in last_line(capsys)
+    assert "outputs exist, 1 without an explanation (--overwrite recreates them)" in last_line(capsys)
 
 
 def test_prompts_are_told_as_tasks_by_who_uses_them(model, tmp_path):

@@ -55,7 +55,7 @@ def caption_folder(args: argparse.Namespace) -> str:
         try:
             done = subprocess.run([*command, *asked.get(stage, [])], env=environment)
         except KeyboardInterrupt:
-            raise SystemExit("caption: stopped; what is finished is kept, the same command goes on") from None
+            raise SystemExit("caption: stopped; what is finished is kept, the same command resumes") from None
         if done.returncode:
             raise SystemExit(done.returncode)
     if args.plan:

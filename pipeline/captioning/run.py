@@ -171,7 +171,7 @@ def run(
     except Stopped:
         done = captioning.report.images if captioning else 0
         raise CaptionError(
-            f"stopped by {stop.signal.name}: {done} of {n_jobs} images done and kept; run again to go on"
+            f"stopped by {stop.signal.name}: {done} of {n_jobs} images done and kept; run again to resume"
         ) from None
     finally:
         stop.restore()

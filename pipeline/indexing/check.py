@@ -121,7 +121,7 @@ class Check:
             for pair in leaks[:NAMED]:
                 console.print(f"  {'; '.join(pair)}")
         if alike := self.look_alikes():
-            what = "the same picture saved anew, or a part of it, in train and in val or test"
+            what = "the same picture saved again, or a part of it, in train and in val or test"
             console.print(f"{len(alike)} alike (warning: {what})", style="bold")
             for pair in alike[:NAMED]:
                 console.print(f"  {'; '.join(pair)}")

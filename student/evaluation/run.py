@@ -30,7 +30,7 @@ from student.progress import progress
 
 
 class EvalError(ValueError):
-    """The evaluation cannot go on; the message is one line and names the remedy."""
+    """The evaluation cannot continue; the message is one line and names the remedy."""
 
 
 class Model(NamedTuple):

@@ -40,7 +40,7 @@ class Run:
             with ImageWorkers(1, READ_SECONDS) as self.worker:  # before torch: a fork server takes what is loaded along
                 code = self._load_and_restore()
         except KeyboardInterrupt:
-            print("restore: stopped; the outputs above are whole, the same command goes on", file=sys.stderr)
+            print("restore: stopped; the outputs above are whole, the same command resumes", file=sys.stderr)
             code = 130
         self._summary(time.perf_counter() - started)
         return code or (1 if self.failed else 0)
@@ -159,7 +159,7 @@ class Run:
 
     def _summary(self, seconds: float) -> None:
         kept = len(self.plan.jobs) - len(self.pending)
-        without = f" ({n} without an explanation: --overwrite makes them anew)" if (n := self.unexplained()) else ""
+        without = f" ({n} without an explanation: --overwrite recreates them)" if (n := self.unexplained()) else ""
         parts = [f"restored {self.done} of {len(self.pending)} images"]
         parts += [f"kept {kept} that exist{without}"] if kept else []
         parts += [f"{len(self.failed)} failed"] if self.failed else []

@@ -101,7 +101,7 @@ def read_meta(path: Path) -> Values:
     try:
         return json.loads((path / META).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path / META}: {error}; delete {path} to go on from an older checkpoint") from None
+        raise CheckpointError(f"{path / META}: {error}; delete {path} to resume from an older checkpoint") from None
 
 
 def check_files(folder: Path, digests: dict[str, str]) -> None:
@@ -109,7 +109,7 @@ def check_files(folder: Path, digests: dict[str, str]) -> None:
     for name, sha256 in digests.items():
         if not (folder / name).is_file() or sha256_of(folder / name) != sha256:
             raise CheckpointError(
-                f"{folder / name}: damaged or gone (its sha256 is not the one in {META}); delete {folder} to go on "
+                f"{folder / name}: damaged or gone (its sha256 is not the one in {META}); delete {folder} to resume "
                 "from an older checkpoint"
             )
 

@@ -79,7 +79,7 @@ class TrainConfig(Section):
 
     # How it is carried out, from here to the end: free to change between interruptions.
     stop_at_step: PositiveInt | None = None
-    """End early, with a checkpoint, after this step; a later start goes on."""
+    """End early, with a checkpoint, after this step; a later start resumes."""
     max_minutes: PositiveFloat | None = None
     """End early, with a checkpoint, after so many minutes of this start, set-up included."""
     channels_last: bool = True

@@ -207,7 +207,9 @@ class Run:
         self.accelerator.end_training()
         scores = self.log.newest_scores() if self.log else {}
         gain = f", validation {np.mean([s['psnr_gain'] for s in scores.values()]):+.2f} dB" if scores else ""
-        why = f" (stopped by {self.stop.reason}; start again to go on)" if self.stop.reason and step < self.last else ""
+        why = (
+            f" (stopped by {self.stop.reason}; start again to resume)" if self.stop.reason and step < self.last else ""
+        )
         bad = f", {self.bad_steps} bad steps skipped" if self.bad_steps else ""
         minutes = (time.monotonic() - begun) / 60
         self.say(f"step {step} of {self.config.max_steps}{gain}{bad} in {minutes:.1f} min → {self.out}{why}")

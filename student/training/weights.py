@@ -58,7 +58,7 @@ class TrainedWeights:
                 f"FSDP2 over {n} processes" if n else "whole weights, no FSDP2" for n in (shards, self.shards)
             )
             raise CheckpointError(
-                f"{folder}: it was written by {there}, and this start is {here}; start as before, or begin anew "
+                f"{folder}: it was written by {there}, and this start is {here}; start as before, or begin again "
                 "elsewhere (paths.student) from the student that it wrote (--init-from)"
             )
         self._accelerator.load_state(str(folder))
