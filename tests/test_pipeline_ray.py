@@ -122,8 +122,23 @@ def test_a_killed_node_loses_and_repeats_nothing(tmp_path, whole):
         ray.shutdown()
 
 
+def move_to(bucket: str, index: Path, files: s3fs.S3FileSystem) -> None:
+    """The index, and the images that it names, into `bucket`; on the disk they are gone."""
+    table = pq.read_table(index)
+    paths = [Path(index.parent, path) for path in table["gt_path"].to_pylist()]
+    files.put(list(map(str, paths)), [f"lab/images/{path.name}" for path in paths])
+    for path in paths:
+        path.unlink()
+    there = pa.array([f"{bucket}/images/{path.name}" for path in paths])
+    table = table.set_column(table.schema.names.index("gt_path"), "gt_path", there)
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink)
+    write_whole(f"{bucket}/index.parquet", sink.getvalue().to_pybytes())
+    index.unlink()
+
+
 @pytest.mark.slow
-def test_store_index_cache_at_s3_with_a_killed_actor_equal_the_local_run(tmp_path, monkeypatch):
+def test_images_index_and_store_at_s3_with_a_killed_actor_equal_the_local_run(tmp_path, monkeypatch):
     """1,500 images: captions and vectors made by Ray into an object store, against one process on a disk."""
     quick = [
         "--set",
@@ -138,10 +153,10 @@ def test_store_index_cache_at_s3_with_a_killed_actor_equal_the_local_run(tmp_pat
     stage.main(quick)
     embed.main(quick)
     with s3_server() as bucket:
-        write_whole(f"{bucket}/index.parquet", (remote.root / "index.parquet").read_bytes())
+        files = s3fs.S3FileSystem(skip_instance_cache=True, use_listings_cache=False)
+        move_to(bucket, remote.root / "index.parquet", files)
         places = [f"paths.index={bucket}/index.parquet", f"paths.caption_store={bucket}/store"]
         there = [*quick, *(word for place in places for word in ("--set", place))]
-        files = s3fs.S3FileSystem(skip_instance_cache=True, use_listings_cache=False)
         process = remote.start("caption", "--ray", *there)
         wait_for(lambda: len(files.glob("lab/store/*/part-*")) >= 6, process)
         next(actors(process)).kill()
