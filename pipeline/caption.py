@@ -16,7 +16,7 @@ from pipeline.captioning.plan import Lacking, Plan, earlier_rate
 from pipeline.captioning.release import take_from_release
 from pipeline.captioning.run import CaptionActor, CaptionError, run
 from pipeline.captioning.run_report import RunReport, speed_line
-from pipeline.captioning.store import StoreError, open_stores
+from pipeline.captioning.store import StoreError, alone, open_stores
 from pipeline.cluster import LEAST, add_ray_argument, over_ranges, refuse_ranks
 from pipeline.indexing.table import BLOCK, Index, IndexUnusable
 from pipeline.params import Params, load_all
@@ -74,11 +74,12 @@ def caption(args: argparse.Namespace) -> str:
     if plan.ranges:
         for name in (name for name, missing in plan.missing.items() if missing):
             stores[name].prepare()  # a folder that cannot be written shows before the model is loaded
-        if args.ray:
-            report, detail = caption_on_ray(args, params, plan)
-        else:
-            report, summary = run(config, store_root, stores, lacking.jobs(plan.ranges), plan.to_do)
-            detail = speed_line(summary)
+        with alone(store_root):
+            if args.ray:
+                report, detail = caption_on_ray(args, params, plan)
+            else:
+                report, summary = run(config, store_root, stores, lacking.jobs(plan.ranges), plan.to_do)
+                detail = speed_line(summary)
     errors, named = plan.errors + report.errors, [*report.failed_paths, *plan.error_paths]
     if errors > config.max_error_fraction * plan.n_images:
         raise CaptionError(

@@ -58,6 +58,17 @@ def test_sigkill_loses_at_most_the_unflushed_part_and_repeats_nothing(project, c
     assert all(part.read_bytes() == content for part, content in kept.items()), "a finished part was touched"
 
 
+def test_a_second_captioner_of_a_store_is_refused_until_the_first_is_gone(project, capsys):
+    process = project.start("caption", *OFTEN)
+    wait_for_parts(project, process, 1)
+    process.send_signal(signal.SIGSTOP)
+    with pytest.raises(SystemExit, match="store: another process captions into it; wait for it"):
+        stage.main(OFTEN)
+    kill(process)
+    stage.main(OFTEN)
+    assert "new of" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_polite_signal_flushes_everything_finished(project, number):
     process = project.start(

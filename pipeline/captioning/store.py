@@ -10,13 +10,15 @@ carries the hash of its bytes: what is truncated or flipped is known when it is 
 never deleted, and its images are redone. The store may be an address (`student.places`).
 """
 
+import fcntl
 import hashlib
 import io
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import repeat
@@ -212,6 +214,26 @@ def open_stores(root: str | Path, identities: Mapping[str, Mapping]) -> dict[str
         raise StoreError(
             f"{error.filename or root}: the caption store cannot be used: {error.strerror or error}"
         ) from error
+
+
+@contextmanager
+def alone(root: str | Path) -> Iterator[None]:
+    """Inside, no other process captions into a store on this machine's disks: it would do all the work again.
+
+    The kernel ends it with the process, however that ends. A disk that knows no locks gives none. Raises `StoreError`.
+    """
+    with ExitStack() as held:
+        if not is_remote(root):
+            with suppress(OSError):
+                os.makedirs(root, exist_ok=True)
+                folder = os.open(root, os.O_RDONLY)
+                held.callback(os.close, folder)
+                try:
+                    fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    remedy = "wait for it; several GPUs share one run with --ray"
+                    raise StoreError(f"{root}: another process captions into it; {remedy}") from None
+        yield
 
 
 _EMPTY = SCHEMA.empty_table()
