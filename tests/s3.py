@@ -24,7 +24,10 @@ def upload(folder: Path, address: str) -> None:
 
 def forget() -> None:
     """Forget an earlier server; also what forks image workers, which keeps the environment that it began in."""
+    import s3fs
+
     places._files.cache_clear()
+    s3fs.S3FileSystem.clear_instance_cache()
     forkserver._forkserver._stop()
 
 

@@ -95,7 +95,8 @@ def test_a_file_that_takes_for_ever_to_decode_costs_only_itself(model, tmp_path,
     write_photos(photos, 1)
     Image.new("L", (20_000, 20_000)).save(photos / "huge.png")  # half a megabyte, seconds of decoding
     monkeypatch.setattr(restore_run, "READ_SECONDS", 0.5)
-    restore_run.ImageWorkers(1, 60).call(str)  # the fork server is up, so that only the decoding counts
+    with restore_run.ImageWorkers(1, 60) as worker:
+        worker.call(str)  # the fork server is up, so that only the decoding counts
     assert run(model, photos, tmp_path / "out") == 1
     said = capsys.readouterr().err
     assert "huge.png: took longer than 0.5 s to read and decode" in said and "restored 1 of 2 images" in said
