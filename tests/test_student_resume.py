@@ -124,7 +124,7 @@ def test_a_damaged_checkpoint_is_named_with_the_remedy(room, name):
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
     with pytest.raises(
-        CheckpointError, match=f"step-00000002/{name}: damaged or gone .*; delete .*step-00000002 to go"
+        CheckpointError, match=f"step-00000002/{name}: damaged or gone .*; delete .*step-00000002 to resume"
     ):
         toy.run_here(room, max_steps=4, val_every=0, ema_decay=0.9)
 
