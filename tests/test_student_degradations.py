@@ -5,7 +5,14 @@ import math
 import numpy as np
 import pytest
 
-from student.data.degradations import KINDS, DegradationSpec, bicubic_resize, degrade, resize_integers
+from student.data.degradations import (
+    KINDS,
+    DegradationSpec,
+    bicubic_resize,
+    degrade,
+    resize_as_8_bit,
+    resize_integers,
+)
 from student.params import ParamsError, load_section
 
 
@@ -85,6 +92,8 @@ def test_integers_are_rounded_as_matlab_rounds_uint8():
         rows = np.array([line(image[:, x, 0].tolist(), height) for x in range(8)]).T
         expected = np.array([line(row.tolist(), width) for row in rows])
         assert np.array_equal(resize_integers(image, height, width)[..., 0], expected), (height, width)
+        as_floats = resize_as_8_bit(image.astype(np.float32) / 255, height, width)
+        assert np.array_equal(np.rint(as_floats[..., 0] * 255), expected), "on the fly, it is the same image"
 
 
 def test_antialiasing_removes_what_the_small_image_cannot_hold():

@@ -86,14 +86,14 @@ def degrade(gt: np.ndarray, spec: DegradationSpec, rng: np.random.Generator) -> 
     return np.clip(lq, 0, 1).astype(np.float32, copy=False)
 
 
-def bicubic_resize(image: np.ndarray, height: int, width: int, levels: int | None = None) -> np.ndarray:
-    """MATLAB's `imresize(image, [height width], "bicubic")`: a = -0.5, antialiased when shrinking, mirrored borders.
+def bicubic_resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """MATLAB's `imresize(image, [height width], "bicubic")` of floats [H, W, C], not rounded and not clipped, float32.
 
-    `levels`: 255 for what MATLAB makes of uint8: it rounds after the rows, and again after the columns.
+    a = -0.5, antialiased when shrinking, mirrored borders.
     """
-    rows, columns = _bicubic_weights(image.shape[0], height), _bicubic_weights(image.shape[1], width)
-    half = _rounded(np.tensordot(rows, image, axes=(1, 0)), levels)  # [height, W, C]
-    return _rounded(np.tensordot(half, columns, axes=(1, 1)).transpose(0, 2, 1), levels).astype(np.float32)
+    for axis, size in enumerate((height, width)):
+        image = _bicubic_pass(image, axis, size)
+    return image.astype(np.float32)
 
 
 def enlarge(image: np.ndarray, scale: int) -> np.ndarray:
@@ -107,14 +107,19 @@ def enlarge(image: np.ndarray, scale: int) -> np.ndarray:
 def resize_integers(image: np.ndarray, height: int, width: int) -> np.ndarray:
     """`bicubic_resize` of unsigned integers [H, W, C], rounded as MATLAB does: halves up, after the rows and again."""
     kind, top = image.dtype, np.iinfo(image.dtype).max
-    for across in (image.shape[1], width):
-        image = bicubic_resize(image, height, across).clip(0, top)
-        image = np.floor(image + 0.5001)  # a half may have become a hair less
+    for axis, size in enumerate((height, width)):
+        # 1e-9: a half may have become a hair less; the nearest fraction that is none is farther away
+        image = np.floor(_bicubic_pass(image, axis, size).clip(0, top) + (0.5 + 1e-9))
     return image.astype(kind)
 
 
-def _rounded(image: np.ndarray, levels: int | None) -> np.ndarray:
-    return image if levels is None else np.floor(np.clip(image, 0, 1) * levels + 0.5) / levels
+def resize_as_8_bit(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """`resize_integers` of the 8-bit picture nearest to floats [H, W, C] in [0, 1]; float32 in [0, 1]."""
+    return resize_integers(np.rint(image * 255).astype(np.uint8), height, width).astype(np.float32) / 255
+
+
+def _bicubic_pass(image: np.ndarray, axis: int, size: int) -> np.ndarray:
+    return np.moveaxis(np.tensordot(_bicubic_weights(image.shape[axis], size), image, axes=(1, axis)), 0, axis)
 
 
 def _bicubic_weights(size_in: int, size_out: int) -> np.ndarray:
@@ -143,7 +148,7 @@ def _identity(gt: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 def _bicubic(gt: np.ndarray, rng: np.random.Generator, scale: int) -> np.ndarray:
     height, width = gt.shape[:2]
-    return bicubic_resize(bicubic_resize(gt, -(-height // scale), -(-width // scale), levels=255), height, width)
+    return bicubic_resize(resize_as_8_bit(gt, -(-height // scale), -(-width // scale)), height, width)
 
 
 def _jpeg(gt: np.ndarray, rng: np.random.Generator, quality: float) -> np.ndarray:

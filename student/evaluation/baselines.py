@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from student.data.degradations import DegradationSpec, bicubic_resize
+from student.data.degradations import DegradationSpec, bicubic_resize, resize_as_8_bit
 
 BACK_PROJECTIONS = 10
 
@@ -55,7 +55,7 @@ def bm3d(lq: np.ndarray, gt: np.ndarray, spec: DegradationSpec | None) -> np.nda
 def _small(gt: np.ndarray, scale: int) -> np.ndarray:
     """The low-resolution image that the input was enlarged from."""
     height, width = gt.shape[1:]
-    return bicubic_resize(_channels_last(gt), -(-height // scale), -(-width // scale), levels=255)
+    return resize_as_8_bit(_channels_last(gt), -(-height // scale), -(-width // scale))
 
 
 def lanczos(lq: np.ndarray, gt: np.ndarray, spec: DegradationSpec) -> np.ndarray:
