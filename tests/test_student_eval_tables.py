@@ -62,6 +62,16 @@ def test_the_papers_numbers_stand_in_every_table():
     assert results["notes"] == []
 
 
+def test_a_clean_input_is_no_part_of_the_mean_over_tasks():
+    clean = {"psnr_input": float("inf"), "ssim_input": 1.0, "psnr": 50.0}
+    records = [record("a_rain"), record("b_haze", 1, psnr=25.0), record("c_clean", 2, **clean)]
+    results, rows, table, _ = tables(records)
+    assert rows["**mean over tasks**"][2:5] == ["2", "20.00 / 0.5000", "29.00 / 0.9000"]
+    assert "without clean" in table and results["tasks"]["clean"]["psnr"] == 50
+    results, rows, table, _ = tables(records[2:])
+    assert rows["**mean over tasks**"][4].startswith("50.00") and "without" not in table
+
+
 def test_another_variant_leaves_the_difference_blank_and_says_why():
     results, rows, table, lines = tables([record(name) for name in NATURAL_3T], paper=natural_3t())
     assert rows["rain100l_deraining"][-2:] == ["39.62 / 0.9860", ""]

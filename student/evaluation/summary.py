@@ -50,14 +50,14 @@ def _beside(results: dict) -> list[str]:
 def summary(metrics: dict, split: str, interval: tuple[float, float] | None, seconds: float, where: str) -> str:
     """The one line at the end."""
     overall, tasks = metrics["overall"], metrics["tasks"]
-    plural = "s" * (len(tasks) > 1)
+    images, plural = sum(task["n"] for task in tasks.values()), "s" * (len(tasks) > 1)
     gained = {name: values["psnr_gain"] for name, values in tasks.items() if values["psnr_gain"] is not None}
     worst = min(gained, key=gained.get, default=None)
     least = f"; least: {worst} {gained[worst]:+.2f} dB" if worst else ""
     gain = f", mean gain {overall['psnr_gain']:+.2f} dB [{interval[0]:+.2f}, {interval[1]:+.2f}]" if interval else ""
     ssim = "" if overall["ssim"] is None else f" / {overall['ssim']:.4f}"
     return (
-        f"evaluated {overall['n']} images of {len(tasks)} task{plural} ({split}, {metrics['variant']}): "
+        f"evaluated {images} images of {len(tasks)} task{plural} ({split}, {metrics['variant']}): "
         f"{overall['psnr']:.2f} dB{ssim}{gain}{least}; "
         f"{seconds:.0f} s → {where}"
     )

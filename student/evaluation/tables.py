@@ -24,11 +24,15 @@ OVERALL = ("psnr", "ssim", "psnr_input", "ssim_input", "psnr_gain")
 
 
 def metrics_json(rows: list[dict], variant: str) -> dict[str, Any]:
-    """Means over images per task and dataset; `overall` is the unweighted mean over tasks."""
+    """Means over images per task and dataset; `overall` is the unweighted mean over tasks.
+
+    Tasks whose inputs are all clean are left out of it: the 100 dB of such an input can only be lost.
+    """
     tasks = {name: _means(group) for name, group in grouped(rows, "task").items()}
     datasets = {name: _means(group) for name, group in grouped(rows, "dataset").items()}
-    overall = {key: _mean(task[key] for task in tasks.values()) for key in OVERALL}
-    overall["n"] = len(rows)
+    restored = [tasks[name] for name in _to_restore(tasks)]
+    overall = {key: _mean(task[key] for task in restored) for key in OVERALL}
+    overall["n"] = sum(task["n"] for task in restored)
     return {"variant": variant, "tasks": tasks, "datasets": datasets, "overall": overall}
 
 
@@ -46,13 +50,16 @@ def results_json(rows: list[dict], metrics: dict, config: EvalConfig, model: dic
         for baseline in config.baselines:
             values[f"psnr_{baseline}"] = _mean(row[f"psnr_{baseline}"] for row in group)
         sets[name] = values
-    gains = [gains for group in grouped(rows, "task").values() if (gains := _gains(group))]
+    by_task = grouped(rows, "task")
+    gains = [gains for group in by_task.values() if (gains := _gains(group))]
     overall = metrics["overall"] | {"psnr_gain_ci95": bootstrap_interval(*gains) if gains else None}
-    tasks = [_extra_means(group, config.extra_metrics) for group in grouped(rows, "task").values()]
+    tasks = [_extra_means(by_task[name], config.extra_metrics) for name in _to_restore(metrics["tasks"])]
     for extra in config.extra_metrics:
         overall |= {key: _mean(task[key] for task in tasks) for key in (extra, f"{extra}_input")}
         overall[f"{extra}_n"] = sum(task[f"{extra}_n"] for task in tasks)
     rows_of_paper, mean, notes = beside_paper(config, metrics["datasets"])
+    if kept := sorted(metrics["tasks"].keys() - _to_restore(metrics["tasks"])):
+        notes.append(f"The mean over tasks is without {', '.join(kept)}: a clean input can only be kept.")
     for values, beside in [(sets[name], row) for name, row in rows_of_paper.items()] + [(overall, mean)]:
         if beside:  # under another name, so that nobody who reads `paper` takes numbers of another kind for comparable
             values["paper" if "psnr_difference" in beside else "paper_not_compared"] = beside
@@ -143,6 +150,11 @@ def to_json(values: dict) -> str:
 def grouped(rows: list[dict], key: str) -> dict[str, list[dict]]:
     """Rows by one column, in sorted order."""
     return {name: [row for row in rows if row[key] == name] for name in sorted({row[key] for row in rows})}
+
+
+def _to_restore(tasks: dict[str, dict]) -> list[str]:
+    """The tasks of the overall mean: those with a degraded input, or all where there is none."""
+    return [name for name, task in tasks.items() if task["psnr_gain"] is not None] or list(tasks)
 
 
 def _means(rows: list[dict]) -> dict[str, float | int | None]:
