@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from s3 import s3_server, upload
+from s3 import upload
 
 from pipeline.captioning.decode import decode as decode_for_captions
 from pipeline.index import index_rows, listed
@@ -27,17 +27,6 @@ from student.params import ParamsError
 from student.places.tars import member, members
 
 ROOT = Path(__file__).parents[1]
-
-
-@pytest.fixture(scope="module")
-def log(tmp_path_factory):
-    return tmp_path_factory.mktemp("log") / "requests"
-
-
-@pytest.fixture(scope="module")
-def bucket(log):
-    with s3_server(log) as address:
-        yield address
 
 
 @pytest.fixture(scope="module")

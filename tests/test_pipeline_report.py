@@ -213,14 +213,8 @@ def test_help_teaches_and_needs_nothing_heavy():
 
 
 @pytest.mark.slow
-def test_the_page_in_a_browser_is_short_and_as_wide_as_the_window(run):
-    from playwright.sync_api import sync_playwright
-
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    assert chromium, "this test needs a browser: apt-get install chromium"
-    with sync_playwright() as playwright:
-        page = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"]).new_page()
-        page.set_viewport_size({"width": 1280, "height": 800})
-        page.goto((run[0] / "artifacts/report/index.html").as_uri())
-        width, height = page.evaluate("[document.documentElement.scrollWidth, document.documentElement.scrollHeight]")
+def test_the_page_in_a_browser_is_short_and_as_wide_as_the_window(browser, run):
+    page = browser.new_page(viewport={"width": 1280, "height": 800})
+    page.goto((run[0] / "artifacts/report/index.html").as_uri())
+    width, height = page.evaluate("[document.documentElement.scrollWidth, document.documentElement.scrollHeight]")
     assert width == 1280 and height < 9000

@@ -5,16 +5,9 @@ import subprocess
 import sys
 
 import pytest
-from s3 import s3_server
 
 from student import places
 from student.files import NotWritten
-
-
-@pytest.fixture(scope="module")
-def bucket():
-    with s3_server() as address:
-        yield address
 
 
 @pytest.fixture(params=["disk", "s3"])

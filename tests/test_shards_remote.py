@@ -14,7 +14,7 @@ import fsspec
 import numpy as np
 import pytest
 import torch
-from s3 import s3_server, upload
+from s3 import upload
 from shards_maker import make_release, sha_of
 
 from shards import DamagedRelease, ReleaseError, copy_release, open_release
@@ -23,17 +23,6 @@ from shards.combine import diff
 from shards.verify import verify
 from student import places
 from student.data.pairs import TrainDataError, read_release
-
-
-@pytest.fixture(scope="module")
-def log(tmp_path_factory):
-    return tmp_path_factory.mktemp("log") / "requests"
-
-
-@pytest.fixture(scope="module")
-def bucket(log):
-    with s3_server(log) as address:
-        yield address
 
 
 @pytest.fixture(scope="module")

@@ -19,11 +19,6 @@ from student.restoration import paths as restore_paths
 from student.restoration import run as restore_run
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return restore_project.save_student(tmp_path_factory.mktemp("model"))
-
-
 @pytest.mark.parametrize(
     ("source", "target", "message"),
     [

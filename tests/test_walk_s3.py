@@ -11,18 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from s3 import s3_server, upload
+from s3 import upload
 
 from shards import open_release
 from student import places
 
 ROOT = Path(__file__).parents[1]
-
-
-@pytest.fixture(scope="module")
-def bucket():
-    with s3_server() as address:
-        yield address
 
 
 def run(where: Path, module: str, *arguments: str) -> str:
