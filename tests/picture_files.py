@@ -24,6 +24,14 @@ def tiff_of(samples, **options) -> bytes:
     return out.getvalue()
 
 
+def opened(data: bytes) -> Image.Image:
+    return Image.open(io.BytesIO(data))
+
+
+def pixels_of(tiff: bytes) -> np.ndarray:
+    return tifffile.imread(io.BytesIO(tiff))
+
+
 def tags_of(data: bytes):
     with tifffile.TiffFile(io.BytesIO(data)) as file:
         return file.pages.first.tags
