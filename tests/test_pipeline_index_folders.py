@@ -5,7 +5,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from test_pipeline_index import picture
+from picture_files import picture
 
 from pipeline.indexing.config import DatasetSpec, IndexConfig, SplitSpec
 from pipeline.indexing.folders import places, walk
