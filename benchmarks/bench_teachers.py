@@ -84,7 +84,7 @@ def save_model(folder: Path) -> dict[str, str]:
 def measured(options: argparse.Namespace) -> Iterator[dict[str, object]]:
     """A row of the table for each teacher; fails if one says something else than the first."""
     sys.path.append(str(HERE.parent / "tests"))
-    from servers import free_port, transformers_serve
+    from processes import free_port, transformers_serve
 
     job = {key: getattr(options, key) for key in ("images", "new_tokens", "repeats")}
     expected = base = None

@@ -8,7 +8,7 @@ from multiprocessing import forkserver
 from pathlib import Path
 
 import pytest
-from servers import free_port, serving
+from processes import free_port, serving
 
 from student import places
 

@@ -1,11 +1,11 @@
 """The caption stage, in process: only what is missing is done, every image ends with one row a perspective."""
 
 import json
-import subprocess
 import sys
 
 import pyarrow.parquet as pq
 import pytest
+from processes import printed
 from toy_project import Project
 
 from pipeline import caption as stage
@@ -200,9 +200,7 @@ def test_an_unused_model_needs_no_torch(project, caption):
         "import sys; from pipeline.caption import main; main([]); "
         "heavy = {'torch', 'transformers', 'sentence_transformers'} & set(sys.modules); assert not heavy, heavy"
     )
-    done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0, done.stderr
-    assert "no model loaded" in done.stdout
+    assert "no model loaded" in printed(project.root, "-c", probe)
 
 
 @pytest.mark.parametrize(

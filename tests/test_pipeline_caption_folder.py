@@ -2,26 +2,21 @@
 
 import csv
 import json
-import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
+import processes
 import pytest
 from PIL import Image
 
 from pipeline.captioning.gallery import NEAREST, neighbours
 from shards import open_release
 
-ROOT = Path(__file__).parents[1]
-
 
 def run(where: Path, *arguments: str) -> subprocess.CompletedProcess:
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-P", "-m", "pipeline.caption", *arguments]
-    return subprocess.run(command, cwd=where, env=environment, capture_output=True, text=True, timeout=300)
+    return processes.run(where, "-P", "-m", "pipeline.caption", *arguments)
 
 
 @pytest.fixture(scope="module")

@@ -2,14 +2,13 @@
 
 import hashlib
 import os
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 from picture_files import picture
+from processes import run
 
 from pipeline import index
 from pipeline.indexing.probe_cache import ProbeCache, probe_all, stamp_of
@@ -107,21 +106,15 @@ def test_wrong_parameters_answer_in_one_line(project, capsys, override, message)
     assert message in capsys.readouterr().err
 
 
-def run(override: str, **environment: str) -> subprocess.CompletedProcess:
-    """The stage as a process of its own."""
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])} | environment
-    command = [sys.executable, "-m", "pipeline.index", "--set", override]
-    return subprocess.run(command, capture_output=True, text=True, env=environment)
-
-
 def test_the_command_ends_without_a_traceback(project):
-    done = run("index.root=nowhere")
+    done = run(project, "-m", "pipeline.index", "--set", "index.root=nowhere")
     assert done.returncode == 1 and done.stderr.startswith("index: index.root = nowhere: no such folder")
     assert len(done.stderr.splitlines()) == 1
 
 
 def test_a_terminal_that_lacks_the_letters_ends_no_stage(project):
-    done = run("paths.index=caf\u00e9.parquet", PYTHONIOENCODING="ascii")
+    override = "paths.index=caf\u00e9.parquet"
+    done = run(project, "-m", "pipeline.index", "--set", override, PYTHONIOENCODING="ascii")
     assert done.returncode == 0 and r"\u2192 caf\xe9.parquet" in done.stdout, done.stderr
 
 

@@ -2,10 +2,7 @@
 
 import io
 import json
-import os
 import shutil
-import subprocess
-import sys
 import tarfile
 from pathlib import Path
 
@@ -13,6 +10,7 @@ import numpy as np
 import pytest
 from picture_files import picture
 from PIL import Image
+from processes import run
 from s3 import upload
 
 from pipeline.captioning.decode import decode as decode_for_captions
@@ -26,9 +24,6 @@ from student.data.cache import decode, open_images
 from student.data.pairs import TrainDataError, data_fingerprint, read_pairs
 from student.params import ParamsError
 from student.places.tars import member, members
-
-ROOT = Path(__file__).parents[1]
-
 
 NAMES = ["a.png", "b.png", "z.png", "deep/er/c.png", "deep/été #1+2.png", "x y.png"]
 CLEAN = {"degradation": {"kind": "identity"}}
@@ -225,16 +220,16 @@ SILENT = (  # environment, then roots and folders below them with what is said o
 
 
 @pytest.mark.parametrize(("environment", "asked"), SILENT, ids=["store", "key", "address"])
-def test_a_store_that_does_not_answer_is_one_line(data, bucket, tmp_path, environment, asked):
+def test_a_store_that_does_not_answer_is_one_line(data, bucket, tmp_path, monkeypatch, environment, asked):
     for number, (root, gt, _) in enumerate(asked):
         params = {"index": section(root, {"gt": gt, **CLEAN})}
         (tmp_path / f"{number}.yaml").write_text(json.dumps(params))
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "HOME": str(tmp_path)} | environment
-    if not environment["AWS_ACCESS_KEY_ID"]:
-        del environment["AWS_ACCESS_KEY_ID"], environment["AWS_SECRET_ACCESS_KEY"]
+    if not environment.get("AWS_ACCESS_KEY_ID", "me"):
+        monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+        monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+        environment = {}
     code = f"from pipeline.index import main; print(*[main(['--params', f'{{n}}.yaml']) for n in range({len(asked)})])"
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    done = run(tmp_path, "-c", code, HOME=str(tmp_path), **environment)
     assert done.stdout.split() == ["1"] * len(asked) and "Traceback" not in done.stderr, done.stderr
     for (*_, message), said in zip(asked, done.stderr.split("index: ")[1:], strict=True):
         assert message in said and said.count("\n") <= 2, done.stderr

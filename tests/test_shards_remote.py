@@ -14,6 +14,7 @@ import fsspec
 import numpy as np
 import pytest
 import torch
+from processes import ROOT, printed
 from s3 import upload
 from shards_maker import make_release, sha_of
 
@@ -224,5 +225,4 @@ def test_it_needs_nothing_but_pyarrow(both):
     """As strangers install it: without fsspec."""
     script = "import sys; sys.modules['fsspec'] = sys.modules['s3fs'] = None\n"
     script += f"import json, shards; print(json.dumps(shards.open_release({both[1]!r}).captions({sha_of(3)!r})))"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert json.loads(done.stdout) == open_release(both[0]).captions(sha_of(3))
+    assert json.loads(printed(ROOT, "-c", script)) == open_release(both[0]).captions(sha_of(3))

@@ -10,7 +10,7 @@ import pytest
 import tifffile
 import toy_training
 from PIL import Image, ImageOps
-from servers import free_port, serving
+from processes import free_port, serving
 from skimage import data as photographs
 
 from student import demo

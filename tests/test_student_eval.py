@@ -12,7 +12,7 @@ import pytest
 import torch
 import toy_training
 from PIL import Image
-from servers import free_port
+from processes import free_port
 
 from student import eval as evaluation
 from student.data.dataset import PairDataset

@@ -4,8 +4,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 
 import pytest
+from processes import free_port, transformers_serve
 from random_llava import random_pictures
-from servers import free_port, transformers_serve
 from toy_project import Project, toy_checkpoint
 
 from pipeline import caption as stage

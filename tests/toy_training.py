@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as parquet
 from PIL import Image
-from servers import free_port
+from processes import free_port
 
 from shards import write_release
 from student.training.config import LossWeights

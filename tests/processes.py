@@ -1,4 +1,4 @@
-"""Servers on the loopback, for tests and benchmarks: each a process that answers as its block begins, and is ended."""
+"""Processes for tests and benchmarks: a python that runs to its end, and servers that last as long as a block."""
 
 import os
 import socket
@@ -9,6 +9,22 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from urllib.request import urlopen
+
+ROOT = Path(__file__).parents[1]
+
+
+def run(folder: Path, *command: str | Path, **environment: str) -> subprocess.CompletedProcess:
+    """`python COMMAND` in `folder`, on the code of this checkout, with its output as text."""
+    given = os.environ | {"PYTHONPATH": str(ROOT)} | environment
+    options = {"capture_output": True, "text": True, "timeout": 1200}
+    return subprocess.run([sys.executable, *map(str, command)], cwd=folder, env=given, **options)
+
+
+def printed(folder: Path, *command: str | Path, **environment: str) -> str:
+    """What `run` prints where nothing fails."""
+    done = run(folder, *command, **environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
 
 
 def free_port() -> int:
