@@ -17,12 +17,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from pkgutil import resolve_name
-from socket import create_server
-from urllib.request import urlopen
 
 import numpy as np
 from PIL import Image
@@ -35,30 +32,6 @@ def pictures(number: int) -> list[Image.Image]:
     """Smooth random RGB pictures of 640 x 480."""
     rng = np.random.default_rng(0)
     return [Image.fromarray(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8)).resize((640, 480)) for _ in range(number)]
-
-
-@contextmanager
-def serving(model: Path, threads: int) -> Iterator[tuple[str, int]]:
-    """(URL, process id) of a `transformers serve` of `model`."""
-    with create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "transformers.cli.transformers", "serve", str(model)]
-    command += ["--device", "cpu", "--dtype", "float32", "--port", str(port)]
-    server = subprocess.Popen(command, env=environment(threads), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        deadline = time.monotonic() + 180
-        while True:
-            try:
-                urlopen(f"http://127.0.0.1:{port}/health").close()
-                break
-            except OSError:
-                if server.poll() is not None or time.monotonic() > deadline:
-                    sys.exit("bench_teachers: transformers serve does not start")
-                time.sleep(0.3)
-        yield f"http://127.0.0.1:{port}/v1", server.pid
-    finally:
-        server.kill()
-        server.wait()
 
 
 def environment(threads: int) -> dict[str, str]:
@@ -110,6 +83,9 @@ def save_model(folder: Path) -> dict[str, str]:
 
 def measured(options: argparse.Namespace) -> Iterator[dict[str, object]]:
     """A row of the table for each teacher; fails if one says something else than the first."""
+    sys.path.append(str(HERE.parent / "tests"))
+    from processes import free_port, transformers_serve
+
     job = {key: getattr(options, key) for key in ("images", "new_tokens", "repeats")}
     expected = base = None
     with tempfile.TemporaryDirectory() as folder:
@@ -118,8 +94,10 @@ def measured(options: argparse.Namespace) -> Iterator[dict[str, object]]:
         for kind in KINDS if options.vllm_python else KINDS[:2]:
             python = options.vllm_python if kind == "vllm" else sys.executable
             if kind == "server":
-                with serving(model, options.threads) as (url, pid):
-                    done = run(python, {**job, "kind": kind, "options": {"server": url}, "pids": [pid]}, options)
+                port = free_port()
+                with transformers_serve(model, port, environment(options.threads)) as server:
+                    address = {"server": f"http://127.0.0.1:{port}/v1"}
+                    done = run(python, {**job, "kind": kind, "options": address, "pids": [server.pid]}, options)
             else:
                 done = run(python, {**job, "kind": kind, "options": {}, "pids": []}, options)
             expected = expected or done["captions"]

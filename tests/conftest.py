@@ -2,10 +2,13 @@
 
 import os
 import random
+import shutil
 import tempfile
 
 import pytest
 from hypothesis import settings
+
+pytest_plugins = ["s3"]
 
 # Two cores, and often two test processes: more threads only wait for each other. The second is what the trainer keeps
 # (student/machine.py). OMP_THREAD_LIMIT is no way to say so: a backward pass planned for two threads waits for ever.
@@ -67,3 +70,30 @@ def room(toy_data, tmp_path):
     import toy_training
 
     return toy_training.beside(toy_data, tmp_path)
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory):
+    """The folder of restore_project.py's student, to be read only."""
+    import restore_project
+
+    return restore_project.save_student(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="session")
+def checkpoint():
+    """The folder of toy_project.py's LLaVA, to be read only."""
+    import toy_project
+
+    return toy_project.toy_checkpoint()
+
+
+@pytest.fixture
+def browser():
+    """A headless Chromium."""
+    from playwright.sync_api import sync_playwright
+
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    assert chromium, "this test needs a browser: apt-get install chromium"
+    with sync_playwright() as playwright:
+        yield playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])

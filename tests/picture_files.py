@@ -1,6 +1,7 @@
-"""Picture files as bytes, for the tests of what comes back from them."""
+"""Picture files, on disk and as bytes, for the tests of what comes back from them."""
 
 import io
+from pathlib import Path
 
 import numpy as np
 import tifffile
@@ -24,6 +25,14 @@ def tiff_of(samples, **options) -> bytes:
     return out.getvalue()
 
 
+def opened(data: bytes) -> Image.Image:
+    return Image.open(io.BytesIO(data))
+
+
+def pixels_of(tiff: bytes) -> np.ndarray:
+    return tifffile.imread(io.BytesIO(tiff))
+
+
 def tags_of(data: bytes):
     with tifffile.TiffFile(io.BytesIO(data)) as file:
         return file.pages.first.tags
@@ -38,3 +47,11 @@ def again(data, name="", suffix=""):
 
 def samples(*shape, dtype=np.uint8):
     return RNG.integers(np.iinfo(dtype).min, np.iinfo(dtype).max, shape, dtype=dtype, endpoint=True)
+
+
+def picture(path: Path, seed: int, size: tuple[int, int] = (12, 10)) -> Path:
+    """Write random RGB pixels of `size`, (width, height), to `path`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 255, (size[1], size[0], 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+    return path

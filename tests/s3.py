@@ -1,16 +1,14 @@
-"""A real S3 server on the loopback, for tests: moto's, in a process of its own."""
+"""A real S3 server on the loopback, for tests: moto's, in a process of its own. Its fixtures are every test's."""
 
 import os
-import socket
-import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing import forkserver
 from pathlib import Path
-from urllib.error import URLError
-from urllib.request import urlopen
+
+import pytest
+from processes import free_port, serving
 
 from student import places
 
@@ -36,34 +34,32 @@ def s3_server(log: str | Path = os.devnull) -> Iterator[str]:
     """Serve an empty `s3://lab`, which this process and those that it starts reach; yields that address.
 
     `log`: gets a line a request, `"GET /lab/a.png HTTP/1.1" 200`."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     address = f"http://127.0.0.1:{port}"
     asked = {"AWS_ENDPOINT_URL": address, "AWS_ACCESS_KEY_ID": "me", "AWS_SECRET_ACCESS_KEY": "secret"}
     asked |= {"AWS_DEFAULT_REGION": "us-east-1", "AWS_EC2_METADATA_DISABLED": "true"}
-    before = {name: os.environ.get(name) for name in asked}
     command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    with open(log, "wb") as lines:
-        server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=lines)
-    try:
-        os.environ.update(asked)
-        deadline = time.monotonic() + 120
-        while True:
-            try:
-                urlopen(f"{address}/moto-api/", timeout=5).close()
-                break
-            except (URLError, OSError):
-                assert server.poll() is None and time.monotonic() < deadline, "the S3 server does not start"
-                time.sleep(0.2)
+    with serving(command, f"{address}/moto-api/", log), pytest.MonkeyPatch.context() as patch:
+        for name, value in asked.items():
+            patch.setenv(name, value)
         import s3fs
 
         forget()
-        s3fs.S3FileSystem(skip_instance_cache=True).mkdir("lab")
-        yield "s3://lab"
-    finally:
-        server.kill()
-        server.wait()
-        forget()
-        for name, value in before.items():
-            os.environ.pop(name, None) if value is None else os.environ.update({name: value})
+        try:
+            s3fs.S3FileSystem(skip_instance_cache=True).mkdir("lab")
+            yield "s3://lab"
+        finally:
+            forget()
+
+
+@pytest.fixture(scope="module")
+def log(tmp_path_factory) -> Path:
+    """The requests to `bucket`, a line each."""
+    return tmp_path_factory.mktemp("log") / "requests"
+
+
+@pytest.fixture(scope="module")
+def bucket(log) -> Iterator[str]:
+    """An empty `s3://lab`."""
+    with s3_server(log) as address:
+        yield address

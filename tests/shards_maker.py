@@ -1,10 +1,16 @@
 """Small releases for the tests of the shards room: deterministic rows, and a handful of sources."""
 
 import hashlib
+import json
+from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 
-from shards import write_release
+from shards import ReleaseError, open_release, write_release
+from shards.manifest import dump
+from shards.verify import verify
+from shards.writer import vector_offsets
 
 PERSPECTIVES = ("brightness", "content")
 DOMAINS = {"natural": "forest", "remote_sensing": "building", "medical": "brain"}
@@ -63,3 +69,47 @@ def make_release(folder, start: int = 0, stop: int = 60, dim: int = 16, **change
 def expected(i: int, dim: int = 16) -> np.ndarray:
     vector = make_rows(i, i + 1, dim)[0]["embedding"].astype(np.float64)
     return vector / np.linalg.norm(vector)
+
+
+def judge(folder: Path) -> list[str]:
+    """What verify finds. Opening and every way of reading may raise ReleaseError alone, and give no odd number."""
+    problems = verify(folder)
+    assert all(isinstance(problem, str) and problem for problem in problems)
+    try:
+        release = open_release(folder)
+    except ReleaseError:
+        return problems
+    images = [sha_of(i) for i in range(60)]
+    for read in (
+        lambda: [release.lookup([image])[0] for image in images],
+        lambda: [release.lookup(images)[0]],
+        lambda: [release.captions(image) for image in images] and [],
+        lambda: [batch for batch in release.iter_batches()] and [],
+        lambda: release.aliases().to_pylist() and [],
+        lambda: release.subset(domain="medical") and [],
+    ):
+        try:
+            assert all(np.isfinite(vectors).all() for vectors in read())
+        except ReleaseError:
+            pass
+    return problems
+
+
+def reseal(folder: Path, manifest: dict | None = None) -> None:
+    """Make the sums right again, as an attacker or a faulty writer would."""
+    manifest = manifest or json.loads((folder / "manifest.json").read_text())
+    for entry in [*manifest["parts"], *manifest["files"]]:
+        content = (folder / entry["file"]).read_bytes()
+        entry["bytes"], entry["sha256"] = len(content), hashlib.sha256(content).hexdigest()
+    (folder / "manifest.json").write_bytes(dump(manifest))
+
+
+def rewrite(folder: Path, change) -> None:
+    """The second part with `change(table)`, laid out as the format says where it can be, and the sums made right."""
+    path = folder / "features-00001.parquet"
+    plain = {"embedding.list.element": "none", "image_sha256": "zstd"}
+    options = dict(compression=plain, use_dictionary=False, write_page_checksum=True, data_page_size=1 << 30)
+    pq.write_table(change(pq.ParquetFile(path).read()), path, row_group_size=7, **options)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["parts"][1]["vectors"] = vector_offsets(path) or manifest["parts"][1]["vectors"]
+    reseal(folder, manifest)

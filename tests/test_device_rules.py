@@ -1,11 +1,9 @@
 """What a GPU asks of the code, on one that is not there (fake_gpu.py): no mixed devices, no idle wait or copy."""
 
 import json
-import subprocess
-import sys
 
 import pytest
-from toy_training import ROOT
+from processes import ROOT, printed
 
 SENT, SENT_WAITING, FETCHED = "to the GPU", "to the GPU, waiting", "from the GPU, waiting"
 EXPECTED = {
@@ -26,10 +24,8 @@ FAULTS = {"waits": "_local_scalar_dense", "misplaced": "two devices, gpu:0 and c
 
 @pytest.fixture(scope="module")
 def facts(tmp_path_factory):
-    command = [sys.executable, str(ROOT / "tests" / "fake_gpu.py"), str(tmp_path_factory.mktemp("gpu"))]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return json.loads(done.stdout.splitlines()[-1])
+    said = printed(ROOT, "tests/fake_gpu.py", str(tmp_path_factory.mktemp("gpu")))
+    return json.loads(said.splitlines()[-1])
 
 
 @pytest.mark.parametrize("task", EXPECTED)

@@ -1,15 +1,12 @@
 """docs/extending.md, done as it says: each section's toy is added to a copy of the project and tried."""
 
-import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from processes import ROOT, printed, run
 
-ROOT = Path(__file__).parents[1]
 SECTIONS = dict(
     re.findall(r"^## (An? .+?)\n(.*?)(?=^## |\Z)", (ROOT / "docs/extending.md").read_text("utf-8"), re.M | re.S)
 )
@@ -54,10 +51,5 @@ def test_the_toy_works_as_the_page_says(seam, tmp_path, tmp_path_factory):
         else:
             trial = text
     assert touched == set(re.findall(r"`(.+?)`", PROMISED[seam])), "more files than the table promises"
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
-    run = [sys.executable, "-c", trial]
-    done = subprocess.run(run, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    environment, elsewhere = {**os.environ, "PYTHONPATH": str(ROOT)}, tmp_path_factory.mktemp("bare")
-    bare = subprocess.run(run, cwd=elsewhere, env=environment, capture_output=True, timeout=120)
-    assert bare.returncode != 0, "the trial passes without the toy"
+    printed(tmp_path, "-c", trial, PYTHONPATH=str(tmp_path))
+    assert run(tmp_path_factory.mktemp("bare"), "-c", trial).returncode, "the trial passes without the toy"

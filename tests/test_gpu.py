@@ -1,14 +1,14 @@
 """What a GPU asks of the training code, tested without one."""
 
 import json
-import subprocess
 import sys
 from unittest.mock import MagicMock
 
 import pytest
 import torch
+from processes import ROOT, printed
 from tape import Tape
-from toy_training import ROOT, losses, make_data, run_here, same, weights
+from toy_training import losses, make_data, run_here, same, weights
 
 from student.network import gpu_blocks
 from student.params import ParamsError
@@ -48,10 +48,9 @@ def test_a_graph_is_refused_where_it_cannot_be(tmp_path):
 
 def measure(folder, *arguments):
     """What benchmarks/gpu.py leaves and prints."""
-    command = [sys.executable, str(ROOT / "benchmarks/gpu.py"), "--toy", "--device", "cpu", "--out", str(folder)]
-    done = subprocess.run([*command, *arguments], capture_output=True, text=True, cwd=folder)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return json.loads((folder / "gpu.json").read_text()), done.stdout
+    command = [str(ROOT / "benchmarks/gpu.py"), "--toy", "--device", "cpu", "--out", str(folder)]
+    said = printed(folder, *command, *arguments)
+    return json.loads((folder / "gpu.json").read_text()), said
 
 
 def test_the_gpu_command_runs_every_part_at_toy_size(tmp_path):

@@ -10,8 +10,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from processes import ROOT as REPOSITORY
+from processes import printed
 
-REPOSITORY = Path(__file__).parents[1]
 ROOMS = ("shards", "teacher", "student", "pipeline")
 TORCH_FREE = (
     "params sections progress files places images data.pairs data.degradations network.config training.config "
@@ -91,8 +92,7 @@ def test_folders_and_files_stay_small():
     assert tracked
     in_folder = Counter(path.parent for path in tracked if path.parent != Path("tests"))
     assert {str(folder): n for folder, n in in_folder.items() if n > 16} == {}
-    product = [path for path in tracked if path.suffix == ".py" and path.parts[0] != "tests"]
-    lines = {str(path): (REPOSITORY / path).read_text("utf-8").count("\n") for path in product}
+    lines = {str(path): (REPOSITORY / path).read_text("utf-8").count("\n") for path in tracked if path.suffix == ".py"}
     assert {path: n for path, n in lines.items() if n > 260} == {}
 
 
@@ -169,7 +169,5 @@ def test_no_file_of_student_hides_a_module_that_anybody_imports():
 )
 def test_light_modules_stay_light(module, heavy):
     probe = f"import sys, {module}; print(*{{name.split('.')[0] for name in sys.modules}})"
-    done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, cwd=REPOSITORY, timeout=60)
-    assert done.returncode == 0, done.stderr
-    loaded = set(done.stdout.split())
+    loaded = set(printed(REPOSITORY, "-c", probe).split())
     assert module.split(".")[0] in loaded and not loaded & heavy

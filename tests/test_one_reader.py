@@ -7,7 +7,7 @@ from pathlib import Path
 import imagecodecs
 import numpy as np
 import pytest
-from hostile_images import encode, make_hostile_images, png_claiming
+from hostile_images import make_hostile_images, png_claiming
 from picture_files import file_of, samples, tiff_of
 from PIL import Image
 
@@ -37,18 +37,18 @@ def odd_files() -> dict[str, bytes]:
     rgba = np.dstack([np.asarray(PHOTO), gray])
     nan = np.where(gray > 99, gray / 255, np.nan).astype(np.float32)
     return {
-        "one.ppm": encode(PHOTO, "PPM"),
-        "gray.pgm": encode(PHOTO.convert("L"), "PPM"),
+        "one.ppm": file_of(PHOTO, "PPM"),
+        "gray.pgm": file_of(PHOTO.convert("L"), "PPM"),
         "deep.pgm": b"P5 # a comment\n72 48 4095\n" + (deep >> 4).astype(">u2").tobytes(),
         "deep.ppm": b"P6 72 48 65535\n" + np.repeat(deep[..., None], 3, -1).astype(">u2").tobytes(),
-        "pages.tif": encode(PHOTO, "TIFF", **frames),
+        "pages.tif": file_of(PHOTO, "TIFF", **frames),
         "pages_deep.tif": tiff_of(np.stack([deep, deep[::-1]]), photometric="minisblack"),
-        "animated.webp": encode(PHOTO, "WEBP", lossless=True, **frames),
-        "animated.png": encode(PHOTO, "PNG", **frames),
-        "animated.gif": encode(PHOTO.quantize(64), "GIF", **frames),
-        "stereo.jpg": encode(PHOTO, "MPO", **frames),
-        "photo.avif": encode(PHOTO, "AVIF"),
-        "photo.jp2": encode(PHOTO, "JPEG2000"),
+        "animated.webp": file_of(PHOTO, "WEBP", lossless=True, **frames),
+        "animated.png": file_of(PHOTO, "PNG", **frames),
+        "animated.gif": file_of(PHOTO.quantize(64), "GIF", **frames),
+        "stereo.jpg": file_of(PHOTO, "MPO", **frames),
+        "photo.avif": file_of(PHOTO, "AVIF"),
+        "photo.jp2": file_of(PHOTO, "JPEG2000"),
         "deep.jp2": imagecodecs.jpeg2k_encode(np.asarray(PHOTO).astype(np.uint16) * 16, level=0, bitspersample=12),
         "deep.avif": imagecodecs.avif_encode(np.asarray(PHOTO).astype(np.uint16) * 4, level=100, bitspersample=10),
         "letters.ppm": b"P3 72 48 510 " + b" ".join(b"%d" % (2 * x) for x in np.asarray(PHOTO, int).ravel()),
@@ -56,12 +56,12 @@ def odd_files() -> dict[str, bytes]:
         "scaled.tif": tiff_of(gray.astype(np.int16) * 39, extratags=[(42112, 2, 0, SCALE, True)], metadata=None),
         "opaque_255.tif": tiff_of(rgba.astype(np.uint16), photometric="rgb", extrasamples=[2]),
         "filled.tif": tiff_of(np.where(gray > 200, 65535, gray * 9).astype(np.uint16)),
-        "a_jp2_too.png": encode(PHOTO, "JPEG2000"),
-        "photo.jfif": encode(PHOTO, "JPEG", exif=turned),
-        "turned.tif": encode(PHOTO, "TIFF", exif=turned),
+        "a_jp2_too.png": file_of(PHOTO, "JPEG2000"),
+        "photo.jfif": file_of(PHOTO, "JPEG", exif=turned),
+        "turned.tif": file_of(PHOTO, "TIFF", exif=turned),
         "turned_deep.tif": tiff_of(deep, extratags=[(274, 3, 1, 6, True)]),
-        "turned.png": encode(PHOTO, "PNG", exif=turned),
-        "cmyk.jpg": encode(PHOTO.convert("CMYK"), "JPEG"),
+        "turned.png": file_of(PHOTO, "PNG", exif=turned),
+        "cmyk.jpg": file_of(PHOTO.convert("CMYK"), "JPEG"),
         "clear.png": file_of(rgba, "PNG"),
         "clear_deep.tif": tiff_of(rgba.astype(np.uint16) * 257, photometric="rgb", extrasamples=[2]),
         "clear.bmp": file_of(rgba, "BMP"),
@@ -74,7 +74,7 @@ def odd_files() -> dict[str, bytes]:
         "fill.tif": tiff_of(np.where(gray > 200, -9999, gray * 0.1).astype(np.float32)),
         "bad_nan.tif": tiff_of(nan),
         "bad_pages.gif": b"GIF89a" + bytes(40),
-        "bad_eps.png": encode(PHOTO, "EPS"),
+        "bad_eps.png": file_of(PHOTO, "EPS"),
         "bad_bands.tif": tiff_of(samples(7, 9, 13), photometric="minisblack", planarconfig="contig"),
     }
 
@@ -157,7 +157,7 @@ def test_a_turned_gt_lies_on_its_upright_lq(tmp_path, orientation):
     exif[274] = orientation
     seen = PHOTO.rotate(180) if orientation == 3 else PHOTO.rotate(-90, expand=True)
     save_pair(
-        tmp_path, "a.jpg", encode(PHOTO, "JPEG", quality=100, subsampling=0, exif=exif), encode(seen, "PNG"), "a.png"
+        tmp_path, "a.jpg", file_of(PHOTO, "JPEG", quality=100, subsampling=0, exif=exif), file_of(seen, "PNG"), "a.png"
     )
     lq, gt = indexed(tmp_path).whole_image(0)
     assert np.abs(lq - gt).mean() < 0.02

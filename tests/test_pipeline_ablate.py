@@ -1,4 +1,4 @@
-"""The ablation: its arithmetic, its names, and real experiments in a real DVC queue."""
+"""The ablation: its arithmetic, names and controls, and real experiments in a real DVC queue."""
 
 import os
 import subprocess
@@ -7,13 +7,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from toy_run import write_run
 
 from pipeline import ablate
 from pipeline.ablation.config import AblateConfig
 from pipeline.ablation.statistics import Interval, differences, markdown, verdict
 from pipeline.params import load_all
+from student.data.dataset import PairDataset
+from student.data.pairs import exchanged, read_pairs, read_release
+from student.data.sampler import Draw
+from student.machine import use_all_cores
 from student.params import ParamsError, Paths, load_section, read_params
 
 REPOSITORY = Path(__file__).parents[1]
@@ -103,6 +109,41 @@ def test_copies_that_are_too_large_are_refused(tmp_path, monkeypatch):
     assert ablate.copies(config(), paths) == ["store"]
     with pytest.raises(ParamsError, match="index.root as an absolute path"):
         ablate.copies(AblateConfig(max_copy_gb=1e-6), paths)
+
+
+@given(st.sets(st.text("0123456789abcdef", min_size=4, max_size=4), min_size=2), st.integers(0, 5))
+def test_exchanged_is_a_permutation_without_fixed_points(names, seed):
+    partner = exchanged([*names, *names], seed)
+    assert set(partner) == set(partner.values()) == names
+    assert all(one != other for one, other in partner.items())
+    assert partner == exchanged(sorted(names), seed), "it must not depend on the order of the rows"
+
+
+def test_shuffled_priors_are_other_images_priors(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_run(tmp_path)
+    pairs, release = read_pairs("artifacts/index.parquet", "train"), read_release("artifacts/caption_shards")
+    plain, shuffled = (PairDataset(pairs, release, 16, 0, shuffle_priors=flag) for flag in (False, True))
+    draws = [Draw(row, 0) for row in range(len(pairs))]
+    one, other = plain.__getitems__(draws), shuffled.__getitems__(draws)
+    assert other["has_prior"].all() and (one["lq"] == other["lq"]).all(), "only the priors may differ"
+    assert not (one["prior"] == other["prior"]).all(1).any(), "an image kept its own prior"
+    order = [np.lexsort(batch["prior"].numpy().T) for batch in (one, other)]
+    assert np.array_equal(one["prior"].numpy()[order[0]], other["prior"].numpy()[order[1]]), "the set must stay"
+
+
+def test_experiments_side_by_side_keep_their_share_of_the_cores(monkeypatch):
+    before = torch.get_num_threads()
+    try:
+        monkeypatch.setenv("MKL_NUM_THREADS", "3")
+        monkeypatch.setenv("OMP_NUM_THREADS", "1")  # as `accelerate launch` leaves it
+        use_all_cores()
+        assert torch.get_num_threads() == 3
+        monkeypatch.delenv("MKL_NUM_THREADS")
+        use_all_cores()
+        assert torch.get_num_threads() == len(os.sched_getaffinity(0))
+    finally:
+        torch.set_num_threads(before)
 
 
 STAGES = """

@@ -2,26 +2,21 @@
 
 import csv
 import json
-import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
+import processes
 import pytest
 from PIL import Image
 
 from pipeline.captioning.gallery import NEAREST, neighbours
 from shards import open_release
 
-ROOT = Path(__file__).parents[1]
-
 
 def run(where: Path, *arguments: str) -> subprocess.CompletedProcess:
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-P", "-m", "pipeline.caption", *arguments]
-    return subprocess.run(command, cwd=where, env=environment, capture_output=True, text=True, timeout=300)
+    return processes.run(where, "-P", "-m", "pipeline.caption", *arguments)
 
 
 @pytest.fixture(scope="module")
@@ -75,26 +70,18 @@ def test_the_same_command_goes_on_and_other_questions_add_captions(captioned):
     assert "no model loaded" in run(where, "my photos", "captions").stdout, "the first questions' captions are kept"
 
 
-def test_the_page_shows_finds_and_compares(captioned):
-    from playwright.sync_api import sync_playwright
-
-    where, _ = captioned
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    assert chromium, "this test needs a browser: apt-get install chromium"
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        page, errors = browser.new_page(), []
-        page.on("pageerror", lambda error: errors.append(str(error)))
-        page.on("dialog", lambda dialog: errors.append(dialog.message))
-        page.goto((where / "captions/index.html").as_uri())
-        page.wait_for_function("document.querySelectorAll('article').length >= 5")
-        page.wait_for_function("[...document.images].every(image => image.complete && image.naturalWidth > 0)")
-        page.fill("input", "b.jpg")
-        page.wait_for_function("document.querySelectorAll('article').length == 1")
-        page.click("article button")
-        page.wait_for_function("document.querySelectorAll('article').length >= 5")
-        assert "nearest to été/b.jpg" in page.inner_text("#told") and errors == []
-        browser.close()
+def test_the_page_shows_finds_and_compares(browser, captioned):
+    page, errors = browser.new_page(), []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.on("dialog", lambda dialog: errors.append(dialog.message))
+    page.goto((captioned[0] / "captions/index.html").as_uri())
+    page.wait_for_function("document.querySelectorAll('article').length >= 5")
+    page.wait_for_function("[...document.images].every(image => image.complete && image.naturalWidth > 0)")
+    page.fill("input", "b.jpg")
+    page.wait_for_function("document.querySelectorAll('article').length == 1")
+    page.click("article button")
+    page.wait_for_function("document.querySelectorAll('article').length >= 5")
+    assert "nearest to été/b.jpg" in page.inner_text("#told") and errors == []
 
 
 def test_neighbours_are_those_of_all_pairs():

@@ -2,22 +2,18 @@
 
 import hashlib
 import os
-import subprocess
-import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
+from picture_files import picture
+from processes import run
 
 from pipeline import index
-from pipeline.indexing.config import IndexConfig, PairRule
 from pipeline.indexing.probe_cache import ProbeCache, probe_all, stamp_of
 from pipeline.indexing.table import SCHEMA
 from student.images.workers import ImageWorkers
-from student.params import ParamsError, load_section
 
 PARAMS = """
 paths: {{index: index.parquet, hash_cache: cache.parquet}}
@@ -27,13 +23,6 @@ index:
   datasets:
     - {{name: toy, domain: natural, task: toy, splits: {{train: {{gt: gt, lq: lq}}}}}}
 {more}"""
-
-
-def picture(path: Path, seed: int, size: tuple[int, int] = (12, 10)) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = np.random.default_rng(seed).integers(0, 255, (size[1], size[0], 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(path)
-    return path
 
 
 @pytest.fixture
@@ -61,41 +50,36 @@ def test_a_good_tree_gives_one_ok_row_per_pair(project, capsys):
     assert "4 pairs, 4 distinct clean images, 0 bad" in capsys.readouterr().out
 
 
-def spoil_truncated(data: Path):
-    file = data / "lq/1.png"
-    file.write_bytes(file.read_bytes()[:-60])
+def change(name: str, content) -> object:
+    """Makes a function that changes a file of the folder `data`: by what `content` makes of its bytes."""
+    return lambda data: (data / name).write_bytes(content((data / name).read_bytes()))
 
 
-def spoil_size(data: Path):
-    picture(data / "lq/1.png", 5, (6, 5))
+def make_pipe(data: Path) -> None:
+    (data / "gt/1.png").unlink()
+    os.mkfifo(data / "gt/1.png")
 
 
 FAULTS = {
-    "truncated": (spoil_truncated, "unreadable", "data/lq/1.png: cannot be decoded"),
-    "empty": (lambda data: (data / "gt/1.png").write_bytes(b""), "unreadable", "data/gt/1.png: 0 bytes"),
-    "alien": (
-        lambda data: (data / "gt/1.png").write_bytes(b"hello" * 99),
-        "unreadable",
-        "not an image that can be read",
-    ),
+    "truncated": (change("lq/1.png", lambda whole: whole[:-60]), "unreadable", "data/lq/1.png: cannot be decoded"),
+    "empty": (change("gt/1.png", lambda _: b""), "unreadable", "data/gt/1.png: 0 bytes"),
+    "alien": (change("gt/1.png", lambda _: b"hello" * 99), "unreadable", "not an image that can be read"),
+    "pipe": (make_pipe, "unreadable", "data/gt/1.png: no file but a pipe or device"),
     "lq alone": (
-        lambda data: (data / "gt/1.png").unlink(),
-        "unpaired",
-        "data/lq/1.png: no gt with this id '1'; the nearest",
+        lambda data: (data / "gt/1.png").unlink(), "unpaired", "data/lq/1.png: no gt with this id '1'; the nearest"
     ),
     "gt alone": (
-        lambda data: (data / "lq/1.png").unlink(),
-        "unpaired",
-        "data/gt/1.png: no lq with this id '1'; the nearest",
+        lambda data: (data / "lq/1.png").unlink(), "unpaired", "data/gt/1.png: no lq with this id '1'; the nearest"
     ),
-    "size": (spoil_size, "size_mismatch", "data/lq/1.png: 6x5, its gt has 12x10"),
+    "size": (
+        lambda data: picture(data / "lq/1.png", 5, (6, 5)), "size_mismatch", "data/lq/1.png: 6x5, its gt has 12x10"
+    ),
     "twice": (lambda data: picture(data / "gt/1.bmp", 7), "ambiguous", "data/gt/1.png has the same id"),
-}
+}  # fmt: skip
 
 
-@pytest.mark.parametrize("fault", FAULTS)
-def test_each_fault_has_its_status_and_names_its_file(project, capsys, fault):
-    spoil, status, message = FAULTS[fault]
+@pytest.mark.parametrize(("spoil", "status", "message"), FAULTS.values(), ids=FAULTS)
+def test_each_fault_has_its_status_and_names_its_file(project, capsys, spoil, status, message):
     spoil(project / "data")
     assert index.main([]) == 1
     said = capsys.readouterr().err
@@ -104,20 +88,14 @@ def test_each_fault_has_its_status_and_names_its_file(project, capsys, fault):
     assert index.main(["--set", "index.max_bad_fraction=0.25"]) == 0
     assert [row["status"] for row in rows()].count("ok") == 3
     assert [row["error"] for row in rows() if row["status"] == status and message in row["error"]]
-
-
-def test_a_failed_run_keeps_the_earlier_index(project):
-    assert index.main([]) == 0
     before = Path("index.parquet").read_bytes()
-    spoil_truncated(project / "data")
     assert index.main([]) == 1
-    assert Path("index.parquet").read_bytes() == before
+    assert Path("index.parquet").read_bytes() == before, "a failed stage keeps the earlier index"
 
 
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("index.root=nowhere", "index.root = nowhere: no such folder"),
         ("index.datasets.0.name=x", "--set"),
         ("index.max_bad_fracton=1", "did you mean 'max_bad_fraction'"),
         ("index.datasets=[]", "index.datasets"),
@@ -129,18 +107,14 @@ def test_wrong_parameters_answer_in_one_line(project, capsys, override, message)
 
 
 def test_the_command_ends_without_a_traceback(project):
-    done = subprocess.run(
-        [sys.executable, "-m", "pipeline.index", "--set", "index.root=nowhere"],
-        capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
-    )  # fmt: skip
+    done = run(project, "-m", "pipeline.index", "--set", "index.root=nowhere")
     assert done.returncode == 1 and done.stderr.startswith("index: index.root = nowhere: no such folder")
     assert len(done.stderr.splitlines()) == 1
 
 
 def test_a_terminal_that_lacks_the_letters_ends_no_stage(project):
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "PYTHONIOENCODING": "ascii"}
-    command = [sys.executable, "-m", "pipeline.index", "--set", "paths.index=caf\u00e9.parquet"]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    override = "paths.index=caf\u00e9.parquet"
+    done = run(project, "-m", "pipeline.index", "--set", override, PYTHONIOENCODING="ascii")
     assert done.returncode == 0 and r"\u2192 caf\xe9.parquet" in done.stdout, done.stderr
 
 
@@ -235,59 +209,8 @@ def test_a_file_that_hangs_costs_only_itself(tmp_path, monkeypatch):
 
         monkeypatch.setattr(workers, "call", hang)
         found = list(probe_all(paths, ProbeCache(tmp_path / "c"), workers, 10**6))
-    assert [probe.error for probe in found] == [
-        None,
-        None,
-        f"{paths[2]}: took longer than 1 s to read and decode",
-        None,
-        None,
-    ]
-
-
-def test_a_pipe_that_is_called_like_a_picture_is_a_row(project, capsys):
-    (project / "data/gt/1.png").unlink()
-    os.mkfifo(project / "data/gt/1.png")
-    assert index.main([]) == 1
-    assert "data/gt/1.png: no file but a pipe or device" in capsys.readouterr().err
-
-
-def config(**split) -> IndexConfig:
-    entry = {"name": "x", "domain": "d", "task": "t", "splits": {"train": split}}
-    return load_section(IndexConfig, "index", {"index": {"root": "data", "datasets": [entry]}})
-
-
-@pytest.mark.parametrize(
-    "split",
-    [{"gt": "a"}, {"gt": "a", "lq": "b", "csv": "c"}, {"lq": "b"}, {"csv": "c", "degradation": {"kind": "snow"}},
-     {"gt": "a", "lq": "b", "degradation": {"kind": "rain"}},
-     {"csv": "c", "lq": "b"}, {"hf": {"path": "p"}}, {"gt": "a", "lq": "b", "pair": {"lq": "{x}"}},
-     {"gt": "a", "lq": "b", "pair": {"lq": "{id}{id}"}}],
-)  # fmt: skip
-def test_contradictions_are_refused(split):
-    with pytest.raises(ParamsError, match="index.datasets.0.splits.train"):
-        config(**split)
-
-
-@pytest.mark.parametrize(
-    ("rule", "lq", "gt", "agree"),
-    [
-        ({}, "7", "7", True),
-        ({}, "a/7", "b/7", False),
-        ({"lq": "rain-{id}", "gt": "norain-{id}"}, "rain-12", "norain-12", True),
-        ({"lq": "rain-{id}", "gt": "norain-{id}"}, "rain-12", "norain-2", False),
-        ({"lq": "{id}_{beta}_{light}"}, "0025_0.8_0.1", "0025", True),
-        ({"lq": "{id}_{beta}_{light}"}, "a_b_0.8_0.1", "a_b", True),
-        ({"lq": "{id}x4"}, "0801x4", "0801", True),
-        ({"lq": ["rain-{id}", "{id}"], "gt": ["norain-{id}", "{id}"]}, "rain-12", "norain-12", True),
-        ({"lq": ["rain-{id}", "{id}"], "gt": ["norain-{id}", "{id}"]}, "12", "12", True),
-        ({"lq": "{scene}/blur/{id}", "gt": "{scene}/sharp/{id}"}, "train/G1/blur/7", "train/G1/sharp/7", True),
-        ({"lq": "{scene}/blur/{id}", "gt": "{scene}/sharp/{id}"}, "G1/blur/7", "G2/sharp/7", False),
-    ],
-)
-def test_templates_pair_names(rule, lq, gt, agree):
-    rule = PairRule(**rule)
-    assert (rule.key("lq", lq) == rule.key("gt", gt)) is agree
-    assert rule.key("lq", lq) is not None
+    hung = f"{paths[2]}: took longer than 1 s to read and decode"
+    assert [probe.error for probe in found] == [None, None, hung, None, None]
 
 
 def test_an_unpaired_file_tells_both_ids_that_were_compared(project, capsys):

@@ -5,7 +5,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from test_pipeline_index import picture
+from picture_files import picture
 
 from pipeline.indexing.config import DatasetSpec, IndexConfig, SplitSpec
 from pipeline.indexing.folders import places, walk
@@ -16,6 +16,11 @@ from student.restoration.paths import plan_jobs
 
 def below(folder: Path) -> list[str]:
     return [os.path.relpath(os.path.join(place, name), folder) for place, names in walk(str(folder)) for name in names]
+
+
+def found(root: Path, **split) -> list:
+    dataset = DatasetSpec(name="x", domain="d", task="t", splits={"train": SplitSpec(**split)})
+    return list(candidates(IndexConfig(root=str(root), datasets=[dataset]), dataset, "train"))
 
 
 @pytest.mark.parametrize("target", [".", "..", "../.."])
@@ -40,10 +45,8 @@ def test_thumbnails_of_a_disk_are_no_pictures_and_what_is_not_read_is_counted(tm
         picture(tmp_path / name, 0)
     for name in ("scan.dcm", "head.nii.gz", "a.heic", "b.HEIC", "notes.txt"):
         (tmp_path / "gt" / name).write_bytes(b"?")
-    spec = SplitSpec(gt="gt", degradation={"kind": "gaussian_noise", "sigma": 25})
-    data = DatasetSpec(name="d", domain="a", task="b", splits={"train": spec})
-    found = candidates(IndexConfig(root=str(tmp_path), datasets=[data]), data, "train")
-    assert [row.gt for row in found] == [str(tmp_path / "gt/0.png")]
+    degradation = {"kind": "gaussian_noise", "sigma": 25}
+    assert [row.gt for row in found(tmp_path, gt="gt", degradation=degradation)] == [str(tmp_path / "gt/0.png")]
     said = capsys.readouterr().err
     assert "passed over: 1 .dcm, 1 .gz, 2 .heic; python -m pipeline.prepare slices reads DICOM and NIfTI" in said
     plan = plan_jobs(str(tmp_path / "gt"), str(tmp_path / "out"))
@@ -92,13 +95,6 @@ def test_brackets_in_names_are_names(tmp_path):
     assert places(str(tmp_path), "[lab] data/part[12]/*.png") == [f"{root}/part1/0.png", f"{root}/part2/1.png"]
     assert places(str(tmp_path), f"{root}/part1") == [f"{root}/part1"]
     assert places(str(tmp_path), "**/*.png")[0] == f"{root}/part1/0.png" and places(str(tmp_path), "gone*") == []
-
-
-def found(root: Path, **split):
-    from pipeline.indexing.config import DatasetSpec, IndexConfig
-
-    dataset = DatasetSpec(name="x", domain="d", task="t", splits={"train": SplitSpec(**split)})
-    return list(candidates(IndexConfig(root=str(root), datasets=[dataset]), dataset, "train"))
 
 
 @pytest.mark.parametrize(

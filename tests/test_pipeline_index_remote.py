@@ -2,17 +2,16 @@
 
 import io
 import json
-import os
 import shutil
-import subprocess
-import sys
 import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+from picture_files import picture
 from PIL import Image
-from s3 import s3_server, upload
+from processes import run
+from s3 import upload
 
 from pipeline.captioning.decode import decode as decode_for_captions
 from pipeline.index import index_rows, listed
@@ -26,37 +25,17 @@ from student.data.pairs import TrainDataError, data_fingerprint, read_pairs
 from student.params import ParamsError
 from student.places.tars import member, members
 
-ROOT = Path(__file__).parents[1]
-
-
-@pytest.fixture(scope="module")
-def log(tmp_path_factory):
-    return tmp_path_factory.mktemp("log") / "requests"
-
-
-@pytest.fixture(scope="module")
-def bucket(log):
-    with s3_server(log) as address:
-        yield address
+NAMES = ["a.png", "b.png", "z.png", "deep/er/c.png", "deep/été #1+2.png", "x y.png"]
+CLEAN = {"degradation": {"kind": "identity"}}
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory, bucket):
     """A folder of pairs with what lies about in folders, and the same at `s3://lab/data`; gt and lq as tars too."""
-    folder, rng = tmp_path_factory.mktemp("data"), np.random.default_rng(0)
-    for name in (
-        "a.png",
-        "b.png",
-        "z.png",
-        "deep/er/c.png",
-        "deep/été #1+2.png",
-        ".hidden.png",
-        "@eaDir/a.png",
-        "x y.png",
-    ):
+    folder = tmp_path_factory.mktemp("data")
+    for number, name in enumerate([*NAMES, ".hidden.png", "@eaDir/a.png"]):
         for side in ("gt", "lq"):
-            (folder / side / name).parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(rng.integers(0, 256, (24, 30, 3), np.uint8)).save(folder / side / name)
+            picture(folder / side / name, 2 * number + (side == "lq"), (30, 24))
     (folder / "gt/broken.png").write_bytes(b"no image")
     (folder / "lq/broken.png").write_bytes(b"no image")
     (folder / "gt/notes.txt").write_text("x")
@@ -69,9 +48,13 @@ def data(tmp_path_factory, bucket):
     return folder
 
 
-def index(root: str, cache: Path, split: dict, **more) -> list[dict]:
+def section(root, split: dict, **more) -> dict:
     dataset = {"name": "d", "domain": "natural", "task": "denoising", "splits": {"train": split}}
-    config, _, faults = listed(IndexConfig(root=str(root), datasets=[dataset], workers=2, **more))
+    return {"root": str(root), "datasets": [dataset], **more}
+
+
+def index(root: str, cache: Path, split: dict, **more) -> list[dict]:
+    config, _, faults = listed(IndexConfig(**section(root, split, workers=2, **more)))
     assert not faults, faults
     held = ProbeCache(cache)
     rows = [row for row, _ in index_rows(config, held)]
@@ -114,9 +97,7 @@ def test_a_tar_gives_the_rows_of_its_folder(data, bucket, tmp_path):
             name = member(row["gt_path"]).name
             assert np.array_equal(decode(row["gt_path"]), decode(str(data / "gt" / name)))
             assert decode_for_captions(row["gt_sha256"], [row["gt_path"]], 10**8, np.asarray)[1] == "ok"
-        assert {member(row["gt_path"]).name for row in good} == {
-            "a.png", "b.png", "z.png", "deep/er/c.png", "deep/été #1+2.png", "x y.png",
-        }  # fmt: skip
+        assert {member(row["gt_path"]).name for row in good} == set(NAMES)
 
 
 def reads(log: Path) -> list[str]:
@@ -130,7 +111,7 @@ def reads(log: Path) -> list[str]:
 def test_an_unchanged_object_is_read_once(data, bucket, tmp_path, log):
     place = f"{bucket}/{tmp_path.name}"
     upload(data / "gt", f"{place}/gt")
-    split = {"gt": "gt", "degradation": {"kind": "identity"}}
+    split = {"gt": "gt", **CLEAN}
     reads(log)
     first = index(place, tmp_path / "cache", split)
     assert len(reads(log)) == 8 == len(first)
@@ -192,9 +173,7 @@ def test_archives_that_cannot_be_read_in_parts_are_refused(bucket, tmp_path, nam
 
 
 def index_rows_of(root, gt: str):
-    split = {"gt": gt, "degradation": {"kind": "identity"}}
-    dataset = {"name": "d", "domain": "natural", "task": "denoising", "splits": {"train": split}}
-    return index_rows(IndexConfig(root=str(root), datasets=[dataset], workers=1), ProbeCache(Path("/nowhere")))
+    return index_rows(IndexConfig(**section(root, {"gt": gt, **CLEAN}, workers=1)), ProbeCache(Path("/nowhere")))
 
 
 def test_a_folder_of_tars_says_how_they_are_named(data, tmp_path, capsys):
@@ -213,7 +192,7 @@ def test_a_saved_hugging_face_data_set_lies_in_a_bucket(data, bucket, tmp_path):
     rows = {"image": [{"bytes": file.read_bytes(), "path": None} for file in files]}
     Dataset.from_dict(rows, features=Features({"image": Column()})).save_to_disk(tmp_path / "saved/hf")
     upload(tmp_path / "saved", f"{bucket}/saved")
-    split = {"hf": {"path": "hf"}, "degradation": {"kind": "identity"}}
+    split = {"hf": {"path": "hf"}, **CLEAN}
     found = index(f"{bucket}/saved", tmp_path / "cache", split, extracted=str(tmp_path / "extracted"))
     assert [Path(row["gt_path"]).read_bytes() for row in found] == [file.read_bytes() for file in files]
 
@@ -227,32 +206,33 @@ def test_an_object_that_vanished_is_one_line_everywhere(bucket, tmp_path):
     assert "s3://nobodys/a.png: The specified bucket does not exist" in probe("s3://nobodys/a.png", 10**8).error
 
 
-@pytest.mark.parametrize(
-    ("root", "environment", "message"),
-    [
-        ("s3://nobodys/data", {}, "s3://nobodys/data: no such folder"),
-        ("s3://lab/data/none", {}, "no such folder; point it at your data"),
-        (
-            "s3://lab/data",
-            {"gt": "nothing"},
-            "s3://lab/data/nothing does not exist; s3://lab/data holds gt, gt.tar, lq",
-        ),
-        ("s3://lab/data", {"AWS_ACCESS_KEY_ID": ""}, "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"),
-        ("s3://lab/data", {"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}, "is AWS_ENDPOINT_URL right, and the store up"),
-        ("gs://lab/data", {}, "gs:// needs fsspec"),
-    ],
-)
-def test_a_store_that_does_not_answer_is_one_line(data, bucket, tmp_path, root, environment, message):
-    split = {"gt": environment.get("gt", "gt"), "degradation": {"kind": "identity"}}
-    dataset = {"name": "d", "domain": "natural", "task": "denoising", "splits": {"train": split}}
-    (tmp_path / "params.yaml").write_text(json.dumps({"index": {"root": root, "datasets": [dataset]}}))
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "HOME": str(tmp_path)} | environment
-    if not environment["AWS_ACCESS_KEY_ID"]:
-        del environment["AWS_ACCESS_KEY_ID"], environment["AWS_SECRET_ACCESS_KEY"]
-    command = [sys.executable, "-m", "pipeline.index"]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 1 and message in done.stderr and "Traceback" not in done.stderr
-    assert done.stderr.count("\n") <= 2, done.stderr
+SILENT = (  # environment, then roots and folders below them with what is said of each
+    ({}, [
+        ("s3://nobodys/data", "gt", "s3://nobodys/data: no such folder"),
+        ("s3://lab/data/none", "gt", "no such folder; point it at your data"),
+        ("s3://lab/data", "nothing", "s3://lab/data/nothing does not exist; s3://lab/data holds gt, gt.tar, lq"),
+        ("gs://lab/data", "gt", "gs:// needs fsspec"),
+    ]),
+    ({"AWS_ACCESS_KEY_ID": ""}, [("s3://lab/data", "gt", "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")]),
+    ({"AWS_ENDPOINT_URL": "http://127.0.0.1:9"},
+     [("s3://lab/data", "gt", "is AWS_ENDPOINT_URL right, and the store up")]),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(("environment", "asked"), SILENT, ids=["store", "key", "address"])
+def test_a_store_that_does_not_answer_is_one_line(data, bucket, tmp_path, monkeypatch, environment, asked):
+    for number, (root, gt, _) in enumerate(asked):
+        params = {"index": section(root, {"gt": gt, **CLEAN})}
+        (tmp_path / f"{number}.yaml").write_text(json.dumps(params))
+    if not environment.get("AWS_ACCESS_KEY_ID", "me"):
+        monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+        monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+        environment = {}
+    code = f"from pipeline.index import main; print(*[main(['--params', f'{{n}}.yaml']) for n in range({len(asked)})])"
+    done = run(tmp_path, "-c", code, HOME=str(tmp_path), **environment)
+    assert done.stdout.split() == ["1"] * len(asked) and "Traceback" not in done.stderr, done.stderr
+    for (*_, message), said in zip(asked, done.stderr.split("index: ")[1:], strict=True):
+        assert message in said and said.count("\n") <= 2, done.stderr
 
 
 def test_training_reads_what_it_reads_from_a_folder(data, bucket, tmp_path):
@@ -264,13 +244,10 @@ def test_training_reads_what_it_reads_from_a_folder(data, bucket, tmp_path):
     here, there = pairs
     for mode in ("none", "memory", "memmap", "memmap"):
         images = [open_images(mode, one, str(tmp_path / "cached")) for one in pairs]
-        by_name = [
-            {
-                sha256: (one[gt], one[lq])
-                for sha256, gt, lq in zip(pair.gt_sha256, pair.gt_path, pair.lq_path, strict=True)
-            }
-            for one, pair in zip(images, pairs, strict=True)
-        ]
+        by_name = []
+        for one, pair in zip(images, pairs, strict=True):
+            paths = zip(pair.gt_path, pair.lq_path, strict=True)
+            by_name.append(dict(zip(pair.gt_sha256, [(one[gt], one[lq]) for gt, lq in paths], strict=True)))
         assert by_name[0].keys() == by_name[1].keys() and len(by_name[0]) == 6
         for sha256, both in by_name[0].items():
             assert all(np.array_equal(*two) for two in zip(both, by_name[1][sha256], strict=True))

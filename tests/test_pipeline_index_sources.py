@@ -11,9 +11,9 @@ import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
+from picture_files import picture
 from PIL import Image
 from ruamel.yaml import YAML
-from test_pipeline_index import picture
 
 from pipeline import index
 from pipeline.indexing.probe import probe

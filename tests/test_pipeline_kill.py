@@ -45,9 +45,12 @@ def project(tmp_path, monkeypatch):
     return Project(tmp_path, 120)
 
 
-def test_sigkill_loses_at_most_the_unflushed_part_and_repeats_nothing(project, capsys):
+def test_a_second_captioner_is_refused_and_sigkill_loses_at_most_the_unflushed_part(project, capsys):
     process = project.start("caption", *OFTEN)
     wait_for_parts(project, process, 6)
+    process.send_signal(signal.SIGSTOP)
+    with pytest.raises(SystemExit, match="store: another process captions into it; wait for it"):
+        stage.main(OFTEN)
     kill(process)
     kept = {part: part.read_bytes() for part in parts(project)}
     done = whole(project)
@@ -56,17 +59,6 @@ def test_sigkill_loses_at_most_the_unflushed_part_and_repeats_nothing(project, c
     assert f"{120 - done} new of 120 images × 2 perspectives" in capsys.readouterr().out
     assert len(project.captions()) == 240  # fails on a doubled row
     assert all(part.read_bytes() == content for part, content in kept.items()), "a finished part was touched"
-
-
-def test_a_second_captioner_of_a_store_is_refused_until_the_first_is_gone(project, capsys):
-    process = project.start("caption", *OFTEN)
-    wait_for_parts(project, process, 1)
-    process.send_signal(signal.SIGSTOP)
-    with pytest.raises(SystemExit, match="store: another process captions into it; wait for it"):
-        stage.main(OFTEN)
-    kill(process)
-    stage.main(OFTEN)
-    assert "new of" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])

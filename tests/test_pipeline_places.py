@@ -6,7 +6,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from s3 import s3_server
 from toy_project import INDEX_SCHEMA, Project
 
 from pipeline import caption as stage
@@ -17,12 +16,6 @@ from pipeline.indexing.table import Index, IndexUnusable
 from pipeline.indexing.writer import write_index
 from student.data.pairs import read_pairs
 from student.places import join, listed, read, remove, write_whole
-
-
-@pytest.fixture(scope="module")
-def bucket():
-    with s3_server() as address:
-        yield address
 
 
 def images(place: str) -> list[str]:

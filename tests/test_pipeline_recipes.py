@@ -2,10 +2,7 @@
 
 import inspect
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from lookalike import TREES, make_tree
 from PIL import Image
+from processes import printed
 from ruamel.yaml import YAML
 
 from pipeline import index
@@ -181,12 +179,6 @@ def test_check_finds_a_fault_of_each_kind_in_every_layout(recipe, tmp_path, monk
         assert finding in said, finding
 
 
-def run(folder: Path, *command: str) -> None:
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "HF_HUB_OFFLINE": "1", "ACCELERATE_USE_CPU": "1"}
-    done = subprocess.run([sys.executable, *command], cwd=folder, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}"
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_the_whole_pipeline_runs(recipe, tmp_path):
@@ -202,11 +194,11 @@ def test_the_whole_pipeline_runs(recipe, tmp_path):
     params = ["--params", str(recipe_file(recipe))]
     for key, value in small.items():
         params += ["--set", f"{key}={value}"]
-    run(tmp_path, "-m", "pipeline.index", *params)
-    run(tmp_path, "-m", "pipeline.caption", *params)
-    run(tmp_path, "-m", "pipeline.embed", *params)
-    run(tmp_path, "-m", "accelerate.commands.launch", "--quiet", str(REPOSITORY / "student/train.py"), *params)
-    run(tmp_path, "-m", "student.eval", *params)
+    printed(tmp_path, "-m", "pipeline.index", *params)
+    printed(tmp_path, "-m", "pipeline.caption", *params)
+    printed(tmp_path, "-m", "pipeline.embed", *params)
+    printed(tmp_path, "-m", "accelerate.commands.launch", "--quiet", str(REPOSITORY / "student/train.py"), *params)
+    printed(tmp_path, "-m", "student.eval", *params)
     metrics = json.loads((tmp_path / "artifacts/metrics.json").read_text())
     assert set(metrics["tasks"]) == {dataset.task for dataset in config_of(recipe).datasets}
     assert metrics["variant"] == ("basicsr" if recipe.startswith("md") else "promptir")

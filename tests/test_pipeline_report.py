@@ -4,12 +4,11 @@ import base64
 import json
 import re
 import shutil
-import subprocess
-import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
+import processes
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -66,8 +65,7 @@ def run(tmp_path_factory):
     """A whole run and the line that its report ends with; copy it before changing anything."""
     root = tmp_path_factory.mktemp("run")
     write_run(root)
-    command = [sys.executable, "-m", "pipeline.report"]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=400)
+    done = processes.run(root, "-m", "pipeline.report")
     assert (done.returncode, done.stderr) == (0, "")
     return root, done.stdout
 
@@ -207,20 +205,12 @@ def test_help_teaches_and_needs_nothing_heavy():
     probe = "import sys; sys.argv = ['report', '--help']; from pipeline.report import main\n"
     probe += "try: main()\nexcept SystemExit: pass\n"
     probe += "assert not {'matplotlib', 'torch', 'sklearn'} & set(sys.modules), 'heavy'"
-    done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0, done.stderr
-    assert "opens from disk" in done.stdout
+    assert "opens from disk" in processes.printed(Path(), "-c", probe)
 
 
 @pytest.mark.slow
-def test_the_page_in_a_browser_is_short_and_as_wide_as_the_window(run):
-    from playwright.sync_api import sync_playwright
-
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    assert chromium, "this test needs a browser: apt-get install chromium"
-    with sync_playwright() as playwright:
-        page = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"]).new_page()
-        page.set_viewport_size({"width": 1280, "height": 800})
-        page.goto((run[0] / "artifacts/report/index.html").as_uri())
-        width, height = page.evaluate("[document.documentElement.scrollWidth, document.documentElement.scrollHeight]")
+def test_the_page_in_a_browser_is_short_and_as_wide_as_the_window(browser, run):
+    page = browser.new_page(viewport={"width": 1280, "height": 800})
+    page.goto((run[0] / "artifacts/report/index.html").as_uri())
+    width, height = page.evaluate("[document.documentElement.scrollWidth, document.documentElement.scrollHeight]")
     assert width == 1280 and height < 9000

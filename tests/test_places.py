@@ -1,20 +1,10 @@
 """A path of this machine and an address of an object store answer alike."""
 
-import os
-import subprocess
-import sys
-
 import pytest
-from s3 import s3_server
+from processes import ROOT, printed
 
 from student import places
 from student.files import NotWritten
-
-
-@pytest.fixture(scope="module")
-def bucket():
-    with s3_server() as address:
-        yield address
 
 
 @pytest.fixture(params=["disk", "s3"])
@@ -60,5 +50,5 @@ def test_an_unknown_scheme_is_named_with_the_remedy():
 def test_two_processes_see_what_the_other_has_written(bucket):
     assert places.listed(f"{bucket}/shared") == []
     script = "from student import places; places.write_whole('s3://lab/shared/a', b'a')"
-    subprocess.run([sys.executable, "-c", script], check=True, env=os.environ)
+    printed(ROOT, "-c", script)
     assert places.listed(f"{bucket}/shared") == ["a"] and places.exists(f"{bucket}/shared/a")

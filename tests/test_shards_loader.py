@@ -2,12 +2,11 @@
 
 import os
 import pickle
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from processes import ROOT, printed
 from shards_maker import expected, make_release, sha_of
 from torch.utils.data import DataLoader, Dataset
 
@@ -58,8 +57,7 @@ def test_a_pickled_release_is_that_release_or_an_error(tmp_path, monkeypatch):
 
 def imported(statement: str) -> set[str]:
     code = f"import sys\n{statement}\nprint(*[name for name in {HEAVY!r} if name in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    return set(done.stdout.split())
+    return set(printed(ROOT, "-c", code).split())
 
 
 def test_importing_shards_loads_nothing_heavy():
@@ -78,9 +76,8 @@ def test_numpy_and_pyarrow_are_enough(tmp_path):
         "print(len(release), release.lookup([sys.argv[3]])[1].all(), release.captions(sys.argv[3])['content'])\n"
         "try:\n    import torch\nexcept ImportError:\n    print('alone')"
     )
-    command = [sys.executable, "-I", "-S", "-c", code, str(world), str(tmp_path / "r"), sha_of(5)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert done.stdout.split("\n")[:2] == ["60 True A brain, number 5.", "alone"]
+    said = printed(tmp_path, "-I", "-S", "-c", code, world, "r", sha_of(5))
+    assert said.split("\n")[:2] == ["60 True A brain, number 5.", "alone"]
 
 
 def light_world(folder: Path) -> Path:
@@ -117,5 +114,4 @@ def test_reading_costs_no_memory_of_its_own(tmp_path):
         "for i in range(0, len(images), 64): assert release.lookup(images[i : i + 64])[1].all()\n"
         "print(private() - before)"
     )
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "r")], capture_output=True, text=True, check=True)
-    assert int(done.stdout) < 8 << 10  # KiB
+    assert int(printed(tmp_path, "-c", code, "r")) < 8 << 10  # KiB

@@ -1,12 +1,10 @@
 """The five recipes of docs/reuse.md run as they are written."""
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from processes import printed
 from shards_maker import image_bytes, make_release
 
 PAGE = (Path(__file__).parents[1] / "docs" / "reuse.md").read_text(encoding="utf-8")
@@ -32,9 +30,7 @@ def test_recipe(tmp_path, number, code):
     for i in range(8):
         (tmp_path / "IMAGES" / f"{i}.png").write_bytes(image_bytes(i))
     (tmp_path / "recipe.py").write_text(code)
-    environment = {**os.environ, "MPLBACKEND": "agg", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "recipe.py"], cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert re.search(SAYS[number], done.stdout, re.S), done.stdout
+    said = printed(tmp_path, "recipe.py", MPLBACKEND="agg")
+    assert re.search(SAYS[number], said, re.S), said
     made = {"2": "buildings.csv", "4": "tsne.png"}.get(number)
     assert made is None or (tmp_path / made).stat().st_size > 100

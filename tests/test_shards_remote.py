@@ -14,7 +14,8 @@ import fsspec
 import numpy as np
 import pytest
 import torch
-from s3 import s3_server, upload
+from processes import ROOT, printed
+from s3 import upload
 from shards_maker import make_release, sha_of
 
 from shards import DamagedRelease, ReleaseError, copy_release, open_release
@@ -23,17 +24,6 @@ from shards.combine import diff
 from shards.verify import verify
 from student import places
 from student.data.pairs import TrainDataError, read_release
-
-
-@pytest.fixture(scope="module")
-def log(tmp_path_factory):
-    return tmp_path_factory.mktemp("log") / "requests"
-
-
-@pytest.fixture(scope="module")
-def bucket(log):
-    with s3_server(log) as address:
-        yield address
 
 
 @pytest.fixture(scope="module")
@@ -235,5 +225,4 @@ def test_it_needs_nothing_but_pyarrow(both):
     """As strangers install it: without fsspec."""
     script = "import sys; sys.modules['fsspec'] = sys.modules['s3fs'] = None\n"
     script += f"import json, shards; print(json.dumps(shards.open_release({both[1]!r}).captions({sha_of(3)!r})))"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert json.loads(done.stdout) == open_release(both[0]).captions(sha_of(3))
+    assert json.loads(printed(ROOT, "-c", script)) == open_release(both[0]).captions(sha_of(3))

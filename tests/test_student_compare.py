@@ -4,7 +4,6 @@ import csv
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -80,25 +79,18 @@ def test_a_page_of_runs_without_curves_and_pictures_shows_what_there_is(tmp_path
 
 
 @pytest.mark.slow
-def test_the_page_in_a_browser(two_runs, tmp_path):
-    from playwright.sync_api import sync_playwright
-
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    assert chromium, "this test needs a browser: apt-get install chromium"
+def test_the_page_in_a_browser(browser, two_runs, tmp_path):
     assert compare.main([*two_runs, "--page", str(tmp_path / "page.html")]) == 0
-    with sync_playwright() as playwright:
-        page = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"]).new_page()
-        page.set_viewport_size({"width": 1000, "height": 800})
-        wrong = []
-        page.on("console", lambda message: wrong.append(message.text))
-        page.on("request", lambda request: wrong.extend([request.url] * request.url.startswith("http")))
-        page.goto((tmp_path / "page.html").as_uri())
-        assert [head.inner_text() for head in page.locator("h2").all()] == ["Overall", "By task", "Curves", "Pictures"]
-        widths = "[document.documentElement.scrollWidth, ...[...document.images].map(i => i.naturalWidth)]"
-        assert page.evaluate(widths) == [1000, 60, 60] and page.locator("svg").count() == 3 and not wrong
-        inside = "[...document.querySelectorAll('svg')].every(s => { const b = s.getBBox(), v = s.viewBox.baseVal; "
-        inside += "return b.x >= -1 && b.x + b.width <= v.width + 1 && b.y + b.height <= v.height + 1 })"
-        assert page.evaluate(inside), "nothing is drawn outside of its chart"
+    page, wrong = browser.new_page(viewport={"width": 1000, "height": 800}), []
+    page.on("console", lambda message: wrong.append(message.text))
+    page.on("request", lambda request: wrong.extend([request.url] * request.url.startswith("http")))
+    page.goto((tmp_path / "page.html").as_uri())
+    assert [head.inner_text() for head in page.locator("h2").all()] == ["Overall", "By task", "Curves", "Pictures"]
+    widths = "[document.documentElement.scrollWidth, ...[...document.images].map(i => i.naturalWidth)]"
+    assert page.evaluate(widths) == [1000, 60, 60] and page.locator("svg").count() == 3 and not wrong
+    inside = "[...document.querySelectorAll('svg')].every(s => { const b = s.getBBox(), v = s.viewBox.baseVal; "
+    inside += "return b.x >= -1 && b.x + b.width <= v.width + 1 && b.y + b.height <= v.height + 1 })"
+    assert page.evaluate(inside), "nothing is drawn outside of its chart"
 
 
 @pytest.mark.parametrize(
@@ -141,12 +133,7 @@ def test_dvc_plots_diff_shows_the_curves_of_two_runs_each_data_set_by_its_name(t
     (tmp_path / "dvc.yaml").write_text(json.dumps({"stages": {"train": train}, "plots": plots}))
     (tmp_path / "train.py").write_text(TRAIN)
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    identity = {
-        "GIT_AUTHOR_NAME": "a",
-        "GIT_AUTHOR_EMAIL": "a@b",
-        "GIT_COMMITTER_NAME": "a",
-        "GIT_COMMITTER_EMAIL": "a@b",
-    }
+    identity = {f"GIT_{who}_{what}": "a@b" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
     environment = {**os.environ, **identity, "PATH": path, "PYTHONPATH": str(root)}
 
     def run(*command: str) -> str:

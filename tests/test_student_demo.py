@@ -1,20 +1,16 @@
 """The browser page, in headless Chromium: drop a file, see before and after, prompts and timing."""
 
 import os
-import shutil
 import socket
-import subprocess
 import sys
-import time
-import urllib.request
 from pathlib import Path
 
 import numpy as np
 import pytest
-import restore_project
 import tifffile
 import toy_training
 from PIL import Image, ImageOps
+from processes import free_port, serving
 from skimage import data as photographs
 
 from student import demo
@@ -22,11 +18,6 @@ from student.images.files import read_picture
 from student.images.picture import upright
 
 ROOT = Path(__file__).resolve().parents[1]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return restore_project.save_student(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")
@@ -100,58 +91,30 @@ def test_a_page_without_a_model_is_one_line(tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_the_page_in_a_browser(model, release, tmp_path):
-    from playwright.sync_api import sync_playwright
-
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    assert chromium, "this test needs a browser: apt-get install chromium"
+def test_the_page_in_a_browser(browser, model, release, tmp_path):
     Image.fromarray(photographs.astronaut()[:256, 100:400]).save(tmp_path / "in.png")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port, said = free_port(), tmp_path / "said.txt"
     command = [sys.executable, "-m", "student.demo", "--model", str(model), "--release", str(release)]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
     command += ["--port", str(port), "--device", "cpu"]
-    said = open(tmp_path / "said.txt", "w+")
-    server = subprocess.Popen(command, env=environment, cwd=tmp_path, stdout=said, stderr=said)
-    try:
-        _wait_for(f"http://127.0.0.1:{port}", server)
-        with sync_playwright() as playwright:
-            browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-            page = browser.new_page(viewport={"width": 1200, "height": 860})
-            page.goto(f"http://127.0.0.1:{port}", timeout=120_000)
-            page.set_input_files("input[type=file]", str(tmp_path / "in.png"), timeout=120_000)
-            page.get_by_text("Task prompts").wait_for(timeout=120_000)
-            assert page.get_by_text("300 × 256").count() == 1
-            assert page.get_by_text("Nearest training captions").count() == 1
-            pictures = page.locator("[data-testid=imageslider] img, .slider-wrap img, .image-container img, img")
-            pictures.nth(1).wait_for(timeout=60_000)
-            page.wait_for_function("[...document.images].filter(i => i.naturalWidth == 300).length >= 2")
-            with page.expect_download() as download:
-                page.get_by_text("Download, as the kind of file it was").click()
-            assert Image.open(download.value.path()).size == (300, 256)
-            page.screenshot(path=os.environ.get("DEMO_SCREENSHOT", tmp_path / "page.png"))
-            (tmp_path / "no.png").write_bytes(b"no image")
-            page.goto(f"http://127.0.0.1:{port}", timeout=120_000)
-            page.set_input_files("input[type=file]", str(tmp_path / "no.png"), timeout=120_000)
-            page.get_by_text("Not restored:").wait_for(timeout=60_000)
-            page.wait_for_timeout(8000)
-            assert page.get_by_text("Not restored:").is_visible(), "an error stays"
-            assert page.evaluate("document.querySelector('.gradio-container main').offsetWidth") > 1100, "full width"
-            browser.close()
-        said.seek(0)
-        assert "Traceback" not in said.read()
-    finally:
-        server.terminate()
-        server.wait(timeout=60)
-
-
-def _wait_for(url: str, server: subprocess.Popen, seconds: float = 180) -> None:
-    deadline = time.monotonic() + seconds
-    while True:
-        assert server.poll() is None and time.monotonic() < deadline
-        try:
-            urllib.request.urlopen(url, timeout=5).read()
-            return
-        except OSError:
-            time.sleep(0.3)
+    with serving(command, url := f"http://127.0.0.1:{port}", said, env=os.environ | {"PYTHONPATH": str(ROOT)}):
+        page = browser.new_page(viewport={"width": 1200, "height": 860})
+        page.goto(url, timeout=120_000)
+        page.set_input_files("input[type=file]", str(tmp_path / "in.png"), timeout=120_000)
+        page.get_by_text("Task prompts").wait_for(timeout=120_000)
+        assert page.get_by_text("300 × 256").count() == 1
+        assert page.get_by_text("Nearest training captions").count() == 1
+        pictures = page.locator("[data-testid=imageslider] img, .slider-wrap img, .image-container img, img")
+        pictures.nth(1).wait_for(timeout=60_000)
+        page.wait_for_function("[...document.images].filter(i => i.naturalWidth == 300).length >= 2")
+        with page.expect_download() as download:
+            page.get_by_text("Download, as the kind of file it was").click()
+        assert Image.open(download.value.path()).size == (300, 256)
+        page.screenshot(path=os.environ.get("DEMO_SCREENSHOT", tmp_path / "page.png"))
+        (tmp_path / "no.png").write_bytes(b"no image")
+        page.goto(url, timeout=120_000)
+        page.set_input_files("input[type=file]", str(tmp_path / "no.png"), timeout=120_000)
+        page.get_by_text("Not restored:").wait_for(timeout=60_000)
+        page.wait_for_timeout(8000)
+        assert page.get_by_text("Not restored:").is_visible(), "an error stays"
+        assert page.evaluate("document.querySelector('.gradio-container main').offsetWidth") > 1100, "full width"
+    assert "Traceback" not in said.read_text()

@@ -13,22 +13,30 @@ from student.images.files import read_picture
 from student.images.medical import own_suffix
 from student.images.picture import ImageFileError
 
-ROOT = Path(__file__).resolve().parents[1]
+
+def stored(name: str) -> bytes:
+    """A file that pydicom ships."""
+    return Path(get_testdata_file(name)).read_bytes()
+
+
+def scan_of(data: bytes) -> pydicom.Dataset:
+    return pydicom.dcmread(io.BytesIO(data))
+
+
+def saved(scan: pydicom.Dataset, **options) -> bytes:
+    scan.save_as(out := io.BytesIO(), **options)
+    return out.getvalue()
 
 
 def test_dicom_keeps_depth_window_and_what_lies_outside_it():
-    with open(get_testdata_file("CT_small.dcm"), "rb") as file:
-        data = file.read()
-    before = pydicom.dcmread(io.BytesIO(data))
+    before = scan_of(stored("CT_small.dcm"))
     before.WindowCenter, before.WindowWidth = 40, 400
     low = (40 - 200 - before.RescaleIntercept) / before.RescaleSlope
-    out = io.BytesIO()
-    before.save_as(out)
-    picture = read_picture(out.getvalue(), "scan.dcm")
+    picture = read_picture(saved(before), "scan.dcm")
     assert picture.rgb.shape == (1, 128, 128, 3)
-    same = pydicom.dcmread(io.BytesIO(picture.encode(picture.rgb)))
+    same = scan_of(picture.encode(picture.rgb))
     assert np.array_equal(same.pixel_array, before.pixel_array)
-    brighter = pydicom.dcmread(io.BytesIO(picture.encode(picture.rgb + np.float32(0.1))))
+    brighter = scan_of(picture.encode(picture.rgb + np.float32(0.1)))
     changed = brighter.pixel_array.astype(int) - before.pixel_array
     inside = (before.pixel_array >= low) & (before.pixel_array <= low + 400)
     assert inside.any() and not inside.all()
@@ -38,7 +46,7 @@ def test_dicom_keeps_depth_window_and_what_lies_outside_it():
     assert brighter.SOPInstanceUID != before.SOPInstanceUID and brighter.ImageType[0] == "DERIVED"
     assert brighter.PatientID == before.PatientID
     assert same.SeriesInstanceUID == brighter.SeriesInstanceUID != before.SeriesInstanceUID, "a series of its own"
-    again = pydicom.dcmread(io.BytesIO(picture.encode(picture.rgb + np.float32(0.1))))
+    again = scan_of(picture.encode(picture.rgb + np.float32(0.1)))
     assert (
         again.SOPInstanceUID != same.SOPInstanceUID
         and again.SOPInstanceUID == again.file_meta.MediaStorageSOPInstanceUID
@@ -47,11 +55,8 @@ def test_dicom_keeps_depth_window_and_what_lies_outside_it():
 
 @pytest.mark.parametrize("name", ["MR_small_bigendian.dcm", "MR_small.dcm", "MR_small_RLE.dcm"])
 def test_dicom_of_either_byte_order_comes_back(name):
-    with open(get_testdata_file(name), "rb") as file:
-        data = file.read()
-    before = pydicom.dcmread(io.BytesIO(data))
-    picture = read_picture(data, name)
-    after = pydicom.dcmread(io.BytesIO(picture.encode(picture.rgb)))
+    before, picture = scan_of(stored(name)), read_picture(stored(name), name)
+    after = scan_of(picture.encode(picture.rgb))
     assert np.array_equal(after.pixel_array, before.pixel_array) and after.PatientID == before.PatientID
     assert after.file_meta.TransferSyntaxUID.is_little_endian == before.file_meta.TransferSyntaxUID.is_little_endian
 
@@ -72,21 +77,15 @@ def test_what_archives_compress_without_loss_comes_back(tmp_path, syntax):
     writer.SetFileName(str(tmp_path / "packed.dcm"))
     assert writer.Write()
     data = (tmp_path / "packed.dcm").read_bytes()
-    assert pydicom.dcmread(io.BytesIO(data)).file_meta.TransferSyntaxUID.is_compressed
+    assert scan_of(data).file_meta.TransferSyntaxUID.is_compressed
     picture, plain = read_picture(data, "packed.dcm"), read_picture(Path(source).read_bytes(), "plain.dcm")
     assert np.array_equal(picture.rgb, plain.rgb)
-    back = pydicom.dcmread(io.BytesIO(picture.encode(picture.rgb)))
+    back = scan_of(picture.encode(picture.rgb))
     assert np.array_equal(back.pixel_array, pydicom.dcmread(source).pixel_array)
 
 
-def test_dose_grids_are_no_pictures():
-    with open(get_testdata_file("rtdose.dcm"), "rb") as file, pytest.raises(ImageFileError, match="radiation doses"):
-        read_picture(file.read(), "rtdose.dcm")
-
-
 def test_a_medical_output_is_known_by_the_content_of_its_input():
-    with open(get_testdata_file("CT_small.dcm"), "rb") as file:
-        data = file.read()
+    data = stored("CT_small.dcm")
     for name, suffix in (("standard input", ".dcm"), ("IM0001", ".dicom"), ("scan.dcm", "")):
         assert own_suffix(data, name, suffix) == ""
     with pytest.raises(ImageFileError, match=r"DICOM file keeps its own format; name the output \*.dcm"):
@@ -98,7 +97,7 @@ def test_a_medical_output_is_known_by_the_content_of_its_input():
 
 def slice_of(samples: np.ndarray, **changes) -> bytes:
     """A CT slice with these samples, written with tags that are changed, or empty (None)."""
-    scan, out = pydicom.dcmread(get_testdata_file("CT_small.dcm")), io.BytesIO()
+    scan = scan_of(stored("CT_small.dcm"))
     scan.Rows, scan.Columns = samples.shape[-2:]
     scan.NumberOfFrames = len(samples) if samples.ndim == 3 else 1
     scan.PixelRepresentation, scan.PixelData = int(samples.dtype.kind == "i"), samples.tobytes()
@@ -107,8 +106,7 @@ def slice_of(samples: np.ndarray, **changes) -> bytes:
         setattr(scan, name, value)
         if name == "PixelPaddingRangeLimit":
             scan[name].VR = "SS"
-    scan.save_as(out)
-    return out.getvalue()
+    return saved(scan)
 
 
 TISSUE = np.random.default_rng(0).integers(-200, 300, (40, 50), dtype=np.int16)
@@ -117,8 +115,21 @@ TISSUE = np.random.default_rng(0).integers(-200, 300, (40, 50), dtype=np.int16)
 def changed(data: bytes) -> np.ndarray:
     """What a network adds that brightens by a tenth of the window."""
     picture = read_picture(data, "scan.dcm")
-    after, before = (pydicom.dcmread(io.BytesIO(x)) for x in (picture.encode(picture.rgb + np.float32(0.1)), data))
+    after, before = (scan_of(x) for x in (picture.encode(picture.rgb + np.float32(0.1)), data))
     return after.pixel_array.astype(int) - before.pixel_array
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (stored("rtdose.dcm"), "radiation doses"),
+        (slice_of(TISSUE, PhotometricInterpretation="PALETTE COLOR"), "a colour DICOM file .PALETTE COLOR."),
+        (slice_of(TISSUE, BitsAllocated=1), "not an image but a mask"),
+    ],
+)
+def test_what_is_no_gray_picture_is_told(data, message):
+    with pytest.raises(ImageFileError, match=message):
+        read_picture(data, "scan.dcm")
 
 
 @pytest.mark.parametrize("tags", [{"PixelPaddingValue": -2000}, {"PixelPaddingValue": -1999}, {}])
@@ -157,12 +168,9 @@ def test_windows_of_enhanced_files_and_files_without_meta():
     spiked[:, 0, 0] = 30000
     change = changed(slice_of(spiked, SharedFunctionalGroupsSequence=pydicom.Sequence([holder])))
     assert change[1, 0, 0] == 0 and np.median(change) == 60
-    scan, out = pydicom.dcmread(io.BytesIO(slice_of(TISSUE))), io.BytesIO()
-    bare = pydicom.Dataset({key: value for key, value in scan.items()})
-    bare.save_as(out, implicit_vr=True, little_endian=True)
-    picture = read_picture(out.getvalue(), "scan.dcm")
-    after = pydicom.dcmread(io.BytesIO(picture.encode(picture.rgb)))
-    assert np.array_equal(after.pixel_array, TISSUE)
+    bare = pydicom.Dataset({key: value for key, value in scan_of(slice_of(TISSUE)).items()})
+    picture = read_picture(saved(bare, implicit_vr=True, little_endian=True), "scan.dcm")
+    assert np.array_equal(scan_of(picture.encode(picture.rgb)).pixel_array, TISSUE)
 
 
 def enhanced(frames: np.ndarray, *scales: float, shared: bool) -> bytes:
@@ -189,19 +197,16 @@ def test_frames_are_scaled_as_their_groups_say():
 def test_padding_that_a_program_wrote_without_its_sign():
     padded = TISSUE.copy()
     padded[:9] = -2000
-    scan = pydicom.dcmread(io.BytesIO(slice_of(padded, WindowCenter=50, WindowWidth=10000)))
+    scan = scan_of(slice_of(padded, WindowCenter=50, WindowWidth=10000))
     scan["PixelPaddingValue"].VR, scan["PixelPaddingValue"].value = "US", 63536
-    out = io.BytesIO()
-    scan.save_as(out)
-    seen = read_picture(out.getvalue(), "scan.dcm").rgb[0]
+    seen = read_picture(saved(scan), "scan.dcm").rgb[0]
     assert np.allclose(seen[:9], seen[9:].mean(), atol=1e-3)
 
 
 def test_a_deflated_file_is_read_unless_it_is_a_bomb():
-    scan, out = pydicom.dcmread(io.BytesIO(slice_of(TISSUE))), io.BytesIO()
+    scan = scan_of(slice_of(TISSUE))
     scan.file_meta.TransferSyntaxUID = pydicom.uid.DeflatedExplicitVRLittleEndian
-    scan.save_as(out)
-    data = out.getvalue()
+    data = saved(scan)
     assert set(changed(data).ravel()) <= set(range(51))
     begin = 144 + int.from_bytes(data[140:144], "little")
     pack = zlib.compressobj(9, zlib.DEFLATED, -15)

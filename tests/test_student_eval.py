@@ -3,7 +3,6 @@
 import csv
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +12,7 @@ import pytest
 import torch
 import toy_training
 from PIL import Image
+from processes import free_port
 
 from student import eval as evaluation
 from student.data.dataset import PairDataset
@@ -194,9 +194,7 @@ def test_two_processes_equal_one(project, tmp_path):
     alone = {name: (tmp_path / name).read_text() for name in ("metrics.json", "evaluation/per_image.csv")}
     two = tmp_path / "two"
     two.mkdir()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        rendezvous = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
+    rendezvous = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
     environment = os.environ | rendezvous | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "student.eval", "--params", str(write_params(project, two)), "--device", "cpu"]
     processes = [  # what torchrun starts, without its own seconds

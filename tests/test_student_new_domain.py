@@ -2,10 +2,7 @@
 
 import copy
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +10,7 @@ import pyarrow.parquet as parquet
 import pytest
 import toy_training as toy
 from PIL import Image
+from processes import printed
 from skimage import data as photographs
 
 from shards import open_release
@@ -92,12 +90,7 @@ PARAMS = {
 
 def run(root: Path, params: dict, *command: str) -> str:
     (root / "params.yaml").write_text(json.dumps(params))
-    environment = os.environ | {"PYTHONPATH": str(toy.ROOT)}
-    done = subprocess.run(
-        [sys.executable, *command], cwd=root, env=environment, capture_output=True, text=True, timeout=1200
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    return printed(root, *command)
 
 
 def reproduce(root: Path, params: dict) -> tuple[str, dict[str, float]]:

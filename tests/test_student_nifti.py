@@ -2,19 +2,16 @@
 
 import gzip
 import resource
-import subprocess
-import sys
 from pathlib import Path
 
 import nibabel
 import nilearn
 import numpy as np
 import pytest
+from processes import run
 
 from student.images.files import read_picture
 from student.images.picture import ImageFileError
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
@@ -71,9 +68,7 @@ def test_a_damaged_nifti_is_one_reason_and_nothing_on_standard_error(tmp_path):
         except ImageFileError as error:
             print(error)
     """
-    done = subprocess.run(  # another process: pytest takes what is logged away
-        [sys.executable, "-c", script, tmp_path / "scan.nii"], capture_output=True, text=True, cwd=ROOT
-    )
+    done = run(tmp_path, "-c", script, "scan.nii")  # another process: pytest takes what is logged away
     assert "cannot be decoded by nibabel: data code 0" in done.stdout and done.stderr == ""
 
 

@@ -11,7 +11,6 @@ import nibabel
 import numpy as np
 import pydicom
 import pytest
-import restore_project
 import torch
 import toy_training
 from PIL import Image
@@ -24,11 +23,6 @@ from student.images.files import read_picture
 from student.model import Student
 from student.restoration.explain import Explainer, alike
 from student.restoration.restorer import Restorer, load_student
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return restore_project.save_student(tmp_path_factory.mktemp("model"))
 
 
 def last_line(capsys) -> str:

@@ -19,11 +19,6 @@ from student.restoration import paths as restore_paths
 from student.restoration import run as restore_run
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return restore_project.save_student(tmp_path_factory.mktemp("model"))
-
-
 @pytest.mark.parametrize(
     ("source", "target", "message"),
     [
@@ -211,7 +206,7 @@ def caught(status: Path, number: int) -> bool:
 
 def test_ctrl_c_leaves_whole_files_and_the_same_command_goes_on(model, tmp_path):
     images = 100  # a few seconds of work, so that the signal comes in the middle on a loaded machine too
-    write_photos(tmp_path / "in", images, side=160)
+    write_photos(tmp_path / "in", images, side=112)
     out = tmp_path / "out"
     process = start(model, tmp_path / "in", out)
     deadline = time.monotonic() + 200

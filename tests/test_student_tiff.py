@@ -8,7 +8,7 @@ import zlib
 import numpy as np
 import pytest
 import tifffile
-from picture_files import RNG, SRGB, again, file_of, samples, tags_of, tiff_of
+from picture_files import RNG, SRGB, again, file_of, opened, pixels_of, samples, tags_of, tiff_of
 from PIL import Image
 
 from student.images import png16 as deep_png
@@ -18,17 +18,13 @@ from student.images.picture import ImageFileError
 TYPES = [np.uint8, np.uint16, np.int8, np.int16, np.uint32, np.int32, np.float16, np.float32, np.float64]
 
 
-def pixels_of(data: bytes) -> np.ndarray:
-    return tifffile.imread(io.BytesIO(data))
-
-
 @pytest.mark.parametrize("shape", [(5, 7), (5, 7, 3), (5, 7, 4)])
 @pytest.mark.parametrize("compression", [None, "zlib"])
 def test_16_bit_tiff_keeps_every_bit(shape, compression):
     pixels = samples(*shape, dtype=np.uint16)
     options = {"photometric": "minisblack" if len(shape) == 2 else "rgb", "compression": compression}
     out = again(tiff_of(pixels, iccprofile=SRGB, **options))
-    assert np.array_equal(tifffile.imread(io.BytesIO(out)), pixels)
+    assert np.array_equal(pixels_of(out), pixels)
     assert tags_of(out)[34675].value == SRGB
 
 
@@ -40,7 +36,7 @@ def test_a_geotiff_stays_where_it_is(dtype):
     extra += [(42113, 2, 5, "-9999", True)]
     data = tiff_of(pixels, photometric="rgb", extratags=extra, description="Landsat", metadata=None)
     tags = tags_of(again(data))
-    assert np.array_equal(tifffile.imread(io.BytesIO(again(data))), pixels)
+    assert np.array_equal(pixels_of(again(data)), pixels)
     assert tags[33922].value == point and tags[34735].value == keys and tags[42113].value == "-9999"
     assert tags[33550].value == (10.0, 10.0, 0.0) and tags[270].value == "Landsat"
     with pytest.raises(ImageFileError, match="holds no georeference; name the output .tif"):
@@ -51,7 +47,7 @@ def test_a_turned_tiff_is_upright_again():
     pixels = samples(4, 7, 3, dtype=np.uint16)
     turned = tiff_of(pixels, photometric="rgb", extratags=[(274, 3, 1, 6, True)])
     out = again(turned)
-    assert tags_of(out)[274].value == 6 and np.array_equal(tifffile.imread(io.BytesIO(out)), pixels)
+    assert tags_of(out)[274].value == 6 and np.array_equal(pixels_of(out), pixels)
     out = Image.open(
         io.BytesIO(again(tiff_of((pixels >> 8).astype(np.uint8), photometric="rgb", extratags=[(274, 3, 1, 6, True)])))
     )
@@ -60,7 +56,7 @@ def test_a_turned_tiff_is_upright_again():
 
 def test_a_float_tiff_keeps_its_range():
     pixels = RNG.normal(1000, 300, (9, 12)).astype(np.float32)
-    out = tifffile.imread(io.BytesIO(again(tiff_of(pixels))))
+    out = pixels_of(again(tiff_of(pixels)))
     assert out.dtype == np.float32 and np.allclose(out, pixels, atol=1e-3)
 
 
@@ -164,8 +160,8 @@ def test_a_photograph_becomes_a_tiff_without_pointers_into_what_is_not_there():
             and tags[34675].value == SRGB
         )
         assert 34665 not in tags and 34853 not in tags
-        assert tags_of(again(data))[315].value == "Zoë" and Image.open(io.BytesIO(data)).size == (16, 24), "turned"
-    assert Image.open(io.BytesIO(again(file_of(samples(4, 4), "TIFF", dpi=(300, 300))))).info["dpi"] == (300, 300)
+        assert tags_of(again(data))[315].value == "Zoë" and opened(data).size == (16, 24), "turned"
+    assert opened(again(file_of(samples(4, 4), "TIFF", dpi=(300, 300)))).info["dpi"] == (300, 300)
 
 
 def test_a_turned_16_bit_tiff_is_upright_as_a_png_too():
@@ -173,8 +169,8 @@ def test_a_turned_16_bit_tiff_is_upright_as_a_png_too():
     options = {"resolution": (118, 118), "resolutionunit": "centimeter", "iccprofile": SRGB}
     turned = tiff_of(pixels, photometric="rgb", extratags=[(274, 3, 1, 6, True)], **options)
     png = again(turned, "x.tif", ".png")
-    info = Image.open(io.BytesIO(png)).info
-    assert np.array_equal(deep_png.read(png), pixels) and Image.open(io.BytesIO(png)).getexif()[274] == 6
+    info = opened(png).info
+    assert np.array_equal(deep_png.read(png), pixels) and opened(png).getexif()[274] == 6
     assert info["icc_profile"] == SRGB and info["dpi"] == pytest.approx((299.7, 299.7), abs=0.1)
 
 

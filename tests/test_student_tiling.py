@@ -70,8 +70,8 @@ def test_a_small_mosaic_has_fewer_pieces_within_the_image(size, side):
 
 
 @pytest.fixture(scope="module")
-def student(tmp_path_factory):
-    return Student.from_pretrained(restore_project.save_student(tmp_path_factory.mktemp("model")))
+def student(model):
+    return Student.from_pretrained(model)
 
 
 def smooth(height, width):

@@ -10,6 +10,7 @@ import sys
 import pytest
 import torch
 import toy_training as toy
+from processes import printed
 
 from student.model import Student
 from student.network.config import ModelConfig
@@ -88,7 +89,7 @@ def test_what_cannot_work_is_refused_in_one_line(room, capsys, overrides, words)
 
 def test_help_teaches_without_loading_torch():
     code = "import sys, student.train as t\ntry: t.main(['--help'])\nexcept SystemExit: print('torch' in sys.modules)"
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    out = printed(toy.ROOT, "-c", code)
     assert "accelerate launch student/train.py --dry-run" in out and out.strip().endswith("False")
 
 

@@ -1,21 +1,13 @@
 """What a number in a file means: fill values, outliers, 12 bits, bands and transparency spoil no valid sample."""
 
-import io
-
 import numpy as np
 import pytest
-import tifffile
-from picture_files import RNG, again, samples, tags_of, tiff_of
+from picture_files import RNG, again, pixels_of, samples, tags_of, tiff_of
 
 from student.images import netpbm
 from student.images.files import read_8_bit, read_picture
 from student.images.picture import ImageFileError
 from student.images.sample_values import given_range
-
-
-def pixels_of(data: bytes) -> np.ndarray:
-    return tifffile.imread(io.BytesIO(data))
-
 
 SCENE = RNG.uniform(5, 45, (40, 60)).astype(np.float32)
 

@@ -17,11 +17,6 @@ from teacher.teacher import CaptionFailure
 MID_SIZE = {"vision_width": 128, "vision_layers": 2, "text_width": 256, "text_layers": 4, "text_mlp": 512, "heads": 8}
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    return save_random_llava(tmp_path_factory.mktemp("llava"))
-
-
 def captioner_of(checkpoint, perspectives=QUESTIONS, quantization="none", max_new_tokens=10, **options):
     options = {"dtype": "float32", "device": "cpu", "batch_size": 3, **options}
     return Captioner(

@@ -14,8 +14,8 @@ LINEAR = {"nf4": "Linear4bit", "int8": "Linear8bitLt", "none": "Linear", "nf4-de
 
 
 @pytest.fixture(scope="module")
-def source(tmp_path_factory):
-    return resolve_model(save_random_llava(tmp_path_factory.mktemp("llava")))
+def source(checkpoint):
+    return resolve_model(checkpoint)
 
 
 @pytest.mark.parametrize("mode", LINEAR)

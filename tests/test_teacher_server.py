@@ -1,16 +1,10 @@
 """A real server (`transformers serve`) as teacher: the same captions, and nothing lost or made up when it goes away."""
 
-import os
-import socket
-import subprocess
-import sys
-import time
-from contextlib import closing
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
-from urllib.request import urlopen
 
 import pytest
+from processes import free_port, transformers_serve
 from random_llava import random_pictures
 from toy_project import Project, toy_checkpoint
 
@@ -22,37 +16,15 @@ from teacher.square import Square
 from teacher.teacher import CaptionFailure
 
 
-class Server:
-    def __init__(self, port: int):
-        command = [sys.executable, "-m", "transformers.cli.transformers", "serve", str(toy_checkpoint())]
-        command += ["--device", "cpu", "--dtype", "float32", "--port", str(port)]
-        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-        self.process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        deadline = time.monotonic() + 120
-        while True:
-            try:
-                urlopen(f"http://127.0.0.1:{port}/health").close()
-                return
-            except OSError:
-                assert time.monotonic() < deadline and self.process.poll() is None, "the server does not start"
-                time.sleep(0.3)
-
-    def kill(self) -> None:
-        self.process.kill()
-        self.process.wait()
-
-
 @pytest.fixture(scope="module")
 def port() -> int:
-    with closing(socket.create_server(("127.0.0.1", 0))) as free:
-        return free.getsockname()[1]
+    return free_port()
 
 
 @pytest.fixture(scope="module")
 def server(port):
-    server = Server(port)
-    yield server
-    server.kill()
+    with transformers_serve(toy_checkpoint(), port) as server:
+        yield server
 
 
 @pytest.fixture
@@ -85,6 +57,16 @@ def test_the_same_captions_and_another_fingerprint(server, project, asked, capsy
     assert '"server"' in manifest and str(toy_checkpoint().parent) not in manifest, "paths stay here"
 
 
+def test_what_cannot_work_is_said_before_anything_is_asked(server, project, asked):
+    with pytest.raises(SystemExit, match="does not serve 'nobody' but .*toy-llava"):
+        stage.main([*asked, "--set", "caption.model=nobody"])
+    with pytest.raises(SystemExit, match=r"teacher server needs its address: caption\.server"):
+        stage.main(["--set", "caption.teacher=server"])
+    with pytest.raises(SystemExit, match="go with caption.teacher: server"):
+        stage.main(["--set", "caption.server=http://127.0.0.1:1/v1"])
+    assert not project.store_rows()
+
+
 def test_a_server_that_is_killed_leaves_what_is_finished_and_no_error_rows(server, port, project, asked, monkeypatch):
     load = caption_run.load_captioner
 
@@ -111,20 +93,10 @@ def test_a_server_that_is_killed_leaves_what_is_finished_and_no_error_rows(serve
     monkeypatch.chdir(project.root)
     with pytest.raises(SystemExit, match="lists no models: APIConnectionError"):
         stage.main(asked)
-    again = Server(port)
-    server.process = again.process
-    stage.main(asked)
+    server.wait()
+    with transformers_serve(toy_checkpoint(), port):
+        stage.main(asked)
     assert len(project.captions()) == 10 * 2 and project.captions().items() >= finished.items()
-
-
-def test_what_cannot_work_is_said_before_anything_is_asked(server, project, asked):
-    with pytest.raises(SystemExit, match="does not serve 'nobody' but .*toy-llava"):
-        stage.main([*asked, "--set", "caption.model=nobody"])
-    with pytest.raises(SystemExit, match=r"teacher server needs its address: caption\.server"):
-        stage.main(["--set", "caption.teacher=server"])
-    with pytest.raises(SystemExit, match="go with caption.teacher: server"):
-        stage.main(["--set", "caption.server=http://127.0.0.1:1/v1"])
-    assert not project.store_rows()
 
 
 class Refusing(BaseHTTPRequestHandler):

@@ -4,18 +4,13 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from random_llava import QUESTIONS, random_pictures, save_random_llava, separate_call
+from random_llava import QUESTIONS, random_pictures, separate_call
 from tape import Tape
 
 from teacher.llava import static_decode
 from teacher.llava.captioner import Captioner
 
 LONG = 28
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    return save_random_llava(tmp_path_factory.mktemp("llava"))
 
 
 @pytest.fixture(params=["ordinary steps", "recorded steps"])

@@ -1,37 +1,22 @@
 """Images in an object store from the index to a trained student: the commands, rows and captions of a local run."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
-from s3 import s3_server, upload
+from processes import printed, run
+from s3 import upload
 
 from shards import open_release
 from student import places
 
-ROOT = Path(__file__).parents[1]
 
-
-@pytest.fixture(scope="module")
-def bucket():
-    with s3_server() as address:
-        yield address
-
-
-def run(where: Path, module: str, *arguments: str) -> str:
-    where.mkdir(exist_ok=True)
-    command = [sys.executable, "-m", module, *arguments]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(where / "cache")}
-    done = subprocess.run(command, cwd=where, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+def call(where: Path, module: str, *arguments: str) -> str:
+    return printed(where, "-m", module, *arguments, XDG_CACHE_HOME=str(where / "cache"))
 
 
 def pictures(folder: Path, *names: str) -> None:
@@ -68,16 +53,17 @@ def test_a_data_set_in_a_bucket_gives_the_release_of_a_folder(bucket, tmp_path):
         where = tmp_path / name
         where.mkdir()
         (where / "params.yaml").write_text(json.dumps(params))
-        run(where, "pipeline.index")
-        run(where, "pipeline.caption")
-        assert "verified" in run(where, "pipeline.embed")
+        call(where, "pipeline.index")
+        call(where, "pipeline.caption")
+        assert "verified" in call(where, "pipeline.embed")
         found[name] = content(open_release(release if places.is_remote(release) else where / release))
         if name == "s3":
-            run(where, "shards", "verify", release)
-            run(where, "student.train")
+            call(where, "shards", "verify", release)
+            call(where, "student.train")
             assert (where / "artifacts/student/model.safetensors").exists()
             shutil.rmtree(where / "artifacts/caption_store")
-            assert "take their captions from s3://" in run(where, "pipeline.caption"), "a release is not paid for twice"
+            said = call(where, "pipeline.caption")
+            assert "take their captions from s3://" in said, "a release is not paid for twice"
     assert found["s3"] == found["local"] == found["tar"]
     assert [row["path"] for row in found["s3"][2] if "c.jpg" in row["path"]] == ["gt/b/c.jpg"]
 
@@ -88,7 +74,7 @@ def test_captions_of_a_folder_in_a_bucket(bucket, tmp_path):
     Image.fromarray(np.full((30, 30), 60000, np.uint16)).save(tmp_path / "photos/scan.tif")
     upload(tmp_path / "photos", f"{bucket}/photos")
     for place, out in ((str(tmp_path / "photos"), "here"), (f"{bucket}/photos", "there")):
-        run(tmp_path, "pipeline.caption", place, out)
+        call(tmp_path, "pipeline.caption", place, out)
     assert (tmp_path / "here/captions.csv").read_bytes() == (tmp_path / "there/captions.csv").read_bytes()
     assert content(open_release(tmp_path / "here/release")) == content(open_release(tmp_path / "there/release"))
     page = (tmp_path / "there/page/part-00000.js").read_text()
@@ -96,8 +82,5 @@ def test_captions_of_a_folder_in_a_bucket(bucket, tmp_path):
     assert [image["path"] for image in images] == ["a.png", "scan.tif", "été/b 1.jpg"]
     for image in images:
         assert Image.open(tmp_path / "there" / image["src"]).format == "JPEG"
-    command = [sys.executable, "-m", "pipeline.caption", f"{bucket}/none", "out"]
-    done = subprocess.run(
-        command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True
-    )
+    done = run(tmp_path, "-m", "pipeline.caption", f"{bucket}/none", "out")
     assert done.returncode and "s3://lab/none: no such folder" in done.stderr and "Traceback" not in done.stderr

@@ -4,7 +4,6 @@ import hashlib
 import json
 import multiprocessing
 import os
-import socket
 import sys
 import time
 from collections.abc import Iterable
@@ -15,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as parquet
 from PIL import Image
+from processes import free_port
 
 from shards import write_release
 from student.training.config import LossWeights
@@ -131,10 +131,7 @@ def start(
         forkserver._forkserver._stop()  # one that has imported other things may run
         context.set_forkserver_preload(preload)
     file = write_params(folder, f"{name}.yaml", model, **train)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    group = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    group = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     started = []
     for rank in range(processes):
         env = group | {"RANK": str(rank), "LOCAL_RANK": str(rank)} if processes > 1 else {}
