@@ -52,12 +52,14 @@ def caption_folder(args: argparse.Namespace) -> str:
     asked = {"caption": ["--retry-errors"] * args.retry_errors + ["--plan"] * args.plan}
     for stage in ("index", "caption") if args.plan else ("index", "caption", "embed"):
         command = [sys.executable, "-P", "-m", f"pipeline.{stage}", "--params", str(parameters), *given]
+        process = subprocess.Popen([*command, *asked.get(stage, [])], env=environment)
         try:
-            done = subprocess.run([*command, *asked.get(stage, [])], env=environment)
-        except KeyboardInterrupt:
+            process.wait()
+        except KeyboardInterrupt:  # the stage has got it, too, and saves: `subprocess.run` would kill it
+            process.wait()
             raise SystemExit("caption: stopped; what is finished is kept, the same command resumes") from None
-        if done.returncode:
-            raise SystemExit(done.returncode)
+        if process.returncode:
+            raise SystemExit(process.returncode)
     if args.plan:
         return "caption: nothing was captioned; without --plan it is"
     release = open_release(out / "release")

@@ -79,12 +79,13 @@ def caption_jobs(
         try:
             with stop.interruptible():
                 results = captioner.caption([decoded.image for decoded in batch], batch[0].job.perspectives)
-        except RuntimeError as error:
-            if "memory" not in str(error):
+        except (MemoryError, RuntimeError) as error:  # of the teacher, and of torch
+            if isinstance(error, RuntimeError) and "out of memory" not in str(error):
                 raise
+            told = str(error).partition("\n")[0]
             raise CaptionError(
                 "out of memory even with one image at a time: free the device, or choose caption.quantization = nf4 or "
-                f"a smaller model; everything finished is kept ({str(error).splitlines()[0]})"
+                f"a smaller model; everything finished is kept ({told})"
             ) from error
         for image, result in zip(batch, results, strict=True):
             if isinstance(result, dict):
