@@ -134,7 +134,7 @@ def prepare(command: str, source: Path, target: Path, config: PrepareConfig) -> 
             marker = target / ".done" / relative.with_name(relative.name + ".txt")
             wanted = f"{command} {config.model_dump_json()} {stat.st_size} {stat.st_mtime_ns}"
             if (other := named.setdefault(_base(relative, command), file)) != file:
-                faults.append(f"{file}: its outputs would be named as those of {other}; rename it, or move it elsewhere")
+                faults.append(f"{file}: its outputs would be named as those of {other}; rename it")
             elif marker.is_file() and marker.read_text(encoding="utf-8") == wanted:
                 found += 1
             else:
