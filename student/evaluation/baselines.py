@@ -76,7 +76,6 @@ def back_projection(lq: np.ndarray, gt: np.ndarray, spec: DegradationSpec) -> np
     return restored.transpose(2, 0, 1)
 
 
-Baseline = Callable[[np.ndarray, np.ndarray, DegradationSpec | None], np.ndarray]
 BASELINES: dict[str, Callable[[np.ndarray, np.ndarray, Any], np.ndarray]] = {
     "tv": total_variation,
     "nlm": non_local_means,

@@ -167,9 +167,8 @@ def _write(
         for task in ("overview", *earlier):
             (folder / "panels" / f"{file_name(task)}.png").unlink(missing_ok=True)
         shutil.rmtree(folder / "curves", ignore_errors=True)
-    if (
-        model.weights_sha256 and (curves := Path(model.name, "curves")).is_dir()
-    ):  # of the training, for `student.compare`
+    curves = Path(model.name, "curves")  # of the training, for `student.compare`
+    if model.weights_sha256 and curves.is_dir():
         shutil.copytree(curves, folder / "curves", dirs_exist_ok=True)
     if config.panels:
         kind = config.variant + f", without {config.crop_border} pixels at the border" * bool(config.crop_border)
