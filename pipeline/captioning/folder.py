@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pyarrow as pa
 from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
 from pipeline.captioning.gallery import write_gallery
 from shards import open_release
@@ -121,7 +122,7 @@ def _parameters(folder: str, out: Path, stages: Path, args: argparse.Namespace) 
 def _questions(file: Path) -> dict[str, str]:
     try:
         questions = YAML(typ="safe", pure=True).load(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, YAMLError) as error:
         raise ParamsError(f"--questions {file}: {' '.join(str(error).split())}") from error
     if not isinstance(questions, dict) or not all(isinstance(text, str) for text in questions.values()):
         raise ParamsError(f"--questions {file}: must hold lines such as `mood: What is the mood of this image?`")
