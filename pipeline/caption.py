@@ -61,7 +61,8 @@ def caption(args: argparse.Namespace) -> str:
     params = load_all(args.params, args.overrides)
     config, store_root = params.caption, params.paths.caption_store
     index = Index(params.paths.index)
-    stores = open_stores(store_root, caption_identities(**config.identity))
+    identities = caption_identities(**config.identity)
+    stores = open_stores(store_root, identities)
     lacking = Lacking(index, stores, config, args.retry_errors)
     plan = lacking.plan()
     tell_set_aside(path for store in stores.values() for path in store.set_aside)
@@ -76,7 +77,10 @@ def caption(args: argparse.Namespace) -> str:
             stores[name].prepare()  # a folder that cannot be written shows before the model is loaded
         with alone(store_root):
             if args.ray:
-                report, detail = caption_on_ray(args, params, plan)
+                report, detail = caption_on_ray(args, params, plan, lacking)
+                # What an actor wrote and did not live to tell is in the store.
+                if left := Lacking(index, open_stores(store_root, identities), config).plan().to_do:
+                    raise CaptionError(f"{left} images still lack a caption; run again, and look at the store")
             else:
                 report, summary = run(config, store_root, stores, lacking.jobs(plan.ranges), plan.to_do)
                 detail = speed_line(summary)
@@ -104,13 +108,11 @@ def caption(args: argparse.Namespace) -> str:
     return line
 
 
-def caption_on_ray(args: argparse.Namespace, params: Params, plan: Plan) -> tuple[RunReport, str]:
+def caption_on_ray(args: argparse.Namespace, params: Params, plan: Plan, lacking: Lacking) -> tuple[RunReport, str]:
     """Caption the plan's images on a cluster; returns the joint report and how it went."""
-    config, store_root, index = params.caption, params.paths.caption_store, Index(params.paths.index)
     begun, of_actor = time.perf_counter(), {}
-    actor = partial(CaptionActor, config, params.paths.index, store_root, args.retry_errors)
-    fine = Lacking(index, open_stores(store_root, caption_identities(**config.identity)), config, args.retry_errors)
-    tasks = fine.plan(max(LEAST, min(BLOCK, plan.n_images // 1024))).ranges
+    actor = partial(CaptionActor, params.caption, params.paths.index, params.paths.caption_store, args.retry_errors)
+    tasks = lacking.plan(max(LEAST, min(BLOCK, plan.n_images // 1024))).ranges
     with progress("captioning", plan.to_do) as advance:
         for report, set_aside in over_ranges(args.ray, actor, tasks, advance, CaptionError):
             tell_set_aside(set_aside)
@@ -118,10 +120,6 @@ def caption_on_ray(args: argparse.Namespace, params: Params, plan: Plan) -> tupl
     joint = RunReport("")
     for report in of_actor.values():
         joint.include(report)
-    # What an actor wrote and did not live to tell is in the store.
-    after = Lacking(index, open_stores(store_root, caption_identities(**config.identity)), config).plan()
-    if after.to_do:
-        raise CaptionError(f"{after.to_do} images still lack a caption; run again, and see what became of the store")
     rate = plan.to_do / (time.perf_counter() - begun)
     return joint, f"{rate:.1f} images/s by {len(of_actor.keys() - {''})} actors"
 

@@ -25,6 +25,7 @@ from pipeline.preparing.config import PrepareConfig
 from pipeline.preparing.volumes import VOLUMES, VolumeError, slices_of
 from student.data.degradations import DegradationSpec, degrade, resize_integers
 from student.data.degradations import enlarge as large
+from student.files import write_file
 from student.images import png16
 from student.images.files import read_still
 from student.images.formats import STILLS, is_image_name
@@ -74,7 +75,7 @@ def crop(source: Path, target: Path, config: PrepareConfig) -> Iterator[Output]:
 
 def noise(source: Path, target: Path, config: PrepareConfig) -> Iterator[Output]:
     """The same bytes for the same file name, sigma and seed, wherever they are made."""
-    seed = zlib.crc32(source.name.encode()) ^ config.seed
+    seed = zlib.crc32(os.fsencode(source.name)) ^ config.seed
     spec = DegradationSpec(kind="gaussian_noise", sigma=config.sigma)
     yield target.with_suffix(".png"), _png(_degraded(source, spec, seed))
 
@@ -91,7 +92,7 @@ def patches(source: Path, target: Path, config: PrepareConfig) -> Iterator[Outpu
 
 def slices(source: Path, target: Path, config: PrepareConfig) -> Iterator[Output]:
     """16-bit gray slices named NAME_INDEX."""
-    name = target.name.removesuffix(".gz").removesuffix(".nii").removesuffix(".dcm")
+    name = _base(target, "slices").name
     for number, plane in slices_of(source, config):
         yield target.with_name(f"{name}_{number:04}.png"), _png(plane[..., None])
 
@@ -122,27 +123,37 @@ def prepare(command: str, source: Path, target: Path, config: PrepareConfig) -> 
         files = [file for file in files if file.name.lower().endswith(suffixes)]
     if not files:
         raise ParamsError(f"{source}: no file that ends in {' '.join(sorted(suffixes))}")
-    if target.resolve() == source.resolve():
-        raise ParamsError(f"{target}: is where the inputs lie; name another folder")
+    if source.resolve() in (target.resolve(), *target.resolve().parents):
+        raise ParamsError(f"{target}: is where the inputs lie, and would be read as such; name a folder elsewhere")
     done, found, faults = 0, 0, []
+    named: dict[Path, Path] = {}  # what outputs are named after, and whose they are
     with progress(command, len(files)) as advance:
         for file in files:
             relative = file.relative_to(source)
             stat = file.stat()
             marker = target / ".done" / relative.with_name(relative.name + ".txt")
             wanted = f"{command} {config.model_dump_json()} {stat.st_size} {stat.st_mtime_ns}"
-            if marker.is_file() and marker.read_text(encoding="utf-8") == wanted:
+            if (other := named.setdefault(_base(relative, command), file)) != file:
+                faults.append(f"{file}: its outputs would be named as those of {other}; rename it")
+            elif marker.is_file() and marker.read_text(encoding="utf-8") == wanted:
                 found += 1
             else:
                 try:
                     for path, content in COMMANDS[command](file, target / relative, config):
-                        _write(path, content)
-                    _write(marker, wanted.encode())
+                        write_file(path, content)
+                    write_file(marker, wanted)
                     done += 1
                 except (PrepareError, VolumeError) as error:
                     faults.append(str(error))
             advance(1)
     return done, found, faults
+
+
+def _base(path: Path, command: str) -> Path:
+    """`path` without the ending that its outputs do not have."""
+    if command != "slices":
+        return path.with_suffix("")
+    return path.with_name(path.name.removesuffix(".gz").removesuffix(".nii").removesuffix(".dcm"))
 
 
 def _starts(side: int, patch: int, stride: int) -> list[int]:
@@ -188,13 +199,6 @@ def _png(pixels: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else np.ascontiguousarray(pixels)).save(buffer, "PNG")
     return buffer.getvalue()
-
-
-def _write(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
 
 
 def main(argv: list[str] | None = None) -> int:

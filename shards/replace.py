@@ -6,7 +6,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from shards.remote import is_address, staged_remote
@@ -21,32 +21,42 @@ def staged(target: str | Path) -> Iterator[Path]:
 
     Two renames: the old folder to `.NAME.previous`, the new one to its name. Each shows a whole release or none; a
     reader that comes between them waits, and if the process dies there, the next writer puts the old one back. A folder
-    that holds anything but a release is refused rather than replaced.
+    that holds anything but a release is refused rather than replaced. Of several writers the last one stays.
     """
     if is_address(target):
         with staged_remote(str(target)) as folder:
             yield folder
         return
-    import fcntl
-
     target = Path(os.path.realpath(target))
     target.parent.mkdir(parents=True, exist_ok=True)
-    _recover(target)
-    _refuse_foreign(target)
     folder = target.with_name(f".{target.name}.staging-{secrets.token_hex(6)}")
-    folder.mkdir()
-    lock = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # dies with the process: tells a live writer's folder from a dead one's
+    with ExitStack() as held:
+        with _lock(target.parent):
+            _recover(target)
+            _refuse_foreign(target)
+            folder.mkdir()
+            held.callback(shutil.rmtree, folder, ignore_errors=True)  # what was not finished
+            held.enter_context(_lock(folder))  # tells a live writer's folder from a dead one's
         yield folder
         for path in folder.iterdir():
             fsync(path)
         fsync(folder)
-        _refuse_foreign(target)
-        _take_place(folder, target)
+        with _lock(target.parent):
+            _refuse_foreign(target)
+            _take_place(folder, target)
+
+
+@contextmanager
+def _lock(folder: Path, wait: bool = True) -> Iterator[None]:
+    """Hold a folder's lock, which dies with the process; raises BlockingIOError where another has it, unless `wait`."""
+    import fcntl
+
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        yield
     finally:
-        shutil.rmtree(folder, ignore_errors=True)  # what was not finished
-        os.close(lock)
+        os.close(handle)
 
 
 def fsync(path: Path) -> None:
@@ -80,8 +90,6 @@ def previous_of(target: Path) -> Path:
 
 def _recover(target: Path) -> None:
     """Undo what a killed writer left beside the target, unless that writer is alive."""
-    import fcntl
-
     previous = previous_of(target)
     if previous.is_dir():
         if target.exists() and any(target.iterdir()):
@@ -89,15 +97,8 @@ def _recover(target: Path) -> None:
         else:
             os.rename(previous, target)
     for folder in target.parent.glob(f".{target.name}.staging-*"):
-        lock = os.open(folder, os.O_RDONLY)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            continue
-        else:
+        with suppress(BlockingIOError, FileNotFoundError), _lock(folder, wait=False):
             shutil.rmtree(folder, ignore_errors=True)
-        finally:
-            os.close(lock)
 
 
 def _refuse_foreign(target: Path) -> None:

@@ -76,7 +76,7 @@ def main(argv: list[str] | None = None) -> int:
         evaluate(paths, config, model, state, started)
         # The threads of a process group that is left open can abort the process at its very end, after its work.
         state.destroy_process_group()
-    except (EvalError, TrainDataError, MetricError, RestoreError) as error:
+    except (EvalError, TrainDataError, MetricError, RestoreError, OSError) as error:
         print(f"eval: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

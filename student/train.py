@@ -64,8 +64,9 @@ def main(argv: list[str] | None = None) -> int:
         print(f"train: {error}", file=sys.stderr)
         return 1
     except Exception as error:  # torch, safetensors and trackers each have their own for a full disk
-        out = Path(job.paths.student) if job else Path()
-        if getattr(error, "errno", None) not in (errno.ENOSPC, errno.EDQUOT) and shutil.disk_usage(out).free > 2**20:
+        out = Path(job.paths.student if job else "").absolute()
+        there = next(folder for folder in (out, *out.parents) if folder.is_dir())
+        if getattr(error, "errno", None) not in (errno.ENOSPC, errno.EDQUOT) and shutil.disk_usage(there).free > 2**20:
             raise
         remedy = "free some space and start again: it resumes from the last checkpoint"
         print(f"train: {out}: the disk is full; {remedy} ({' '.join(str(error).split())[:200]})", file=sys.stderr)

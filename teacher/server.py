@@ -108,7 +108,11 @@ class ServerCaptioner:
             raise ConnectionError(f"{self.server}: {_reason(error)}") from None
         except openai.OpenAIError as error:
             raise ConnectionError(f"{self.server}: {_reason(error)}") from None
-        choice = answer.choices[0]
+        try:
+            choice = answer.choices[0]
+        except (AttributeError, IndexError, TypeError):  # a proxy's page, or its error with code 200
+            told = " ".join(str(getattr(answer, "error", None) or answer).split())[:300]
+            raise ConnectionError(f"{self.server} answers without a choice: {told}") from None
         ended = choice.finish_reason != "length"
         # Servers count the end token; some count nothing.
         tokens = answer.usage.completion_tokens - ended if answer.usage else 0

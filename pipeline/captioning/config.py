@@ -102,15 +102,6 @@ class CaptionConfig(Section):
     @property
     def identity(self) -> dict[str, Any]:
         """Keyword arguments of `teacher.identity.caption_identities`."""
-        keys = [
-            "teacher",
-            "model",
-            "revision",
-            "quantization",
-            "perspectives",
-            "max_new_tokens",
-            "padding",
-            "image_side",
-        ]
+        keys = "teacher model revision quantization perspectives max_new_tokens padding image_side".split()
         keys += ["server_options"] * (self.teacher == "server")
         return {key: getattr(self, key) for key in keys}

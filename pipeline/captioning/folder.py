@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pyarrow as pa
 from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
 from pipeline.captioning.gallery import write_gallery
 from shards import open_release
@@ -52,12 +53,14 @@ def caption_folder(args: argparse.Namespace) -> str:
     asked = {"caption": ["--retry-errors"] * args.retry_errors + ["--plan"] * args.plan}
     for stage in ("index", "caption") if args.plan else ("index", "caption", "embed"):
         command = [sys.executable, "-P", "-m", f"pipeline.{stage}", "--params", str(parameters), *given]
+        process = subprocess.Popen([*command, *asked.get(stage, [])], env=environment)
         try:
-            done = subprocess.run([*command, *asked.get(stage, [])], env=environment)
-        except KeyboardInterrupt:
+            process.wait()
+        except KeyboardInterrupt:  # the stage has got it, too, and saves: `subprocess.run` would kill it
+            process.wait()
             raise SystemExit("caption: stopped; what is finished is kept, the same command resumes") from None
-        if done.returncode:
-            raise SystemExit(done.returncode)
+        if process.returncode:
+            raise SystemExit(process.returncode)
     if args.plan:
         return "caption: nothing was captioned; without --plan it is"
     release = open_release(out / "release")
@@ -119,7 +122,7 @@ def _parameters(folder: str, out: Path, stages: Path, args: argparse.Namespace) 
 def _questions(file: Path) -> dict[str, str]:
     try:
         questions = YAML(typ="safe", pure=True).load(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, YAMLError) as error:
         raise ParamsError(f"--questions {file}: {' '.join(str(error).split())}") from error
     if not isinstance(questions, dict) or not all(isinstance(text, str) for text in questions.values()):
         raise ParamsError(f"--questions {file}: must hold lines such as `mood: What is the mood of this image?`")

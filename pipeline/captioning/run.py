@@ -79,12 +79,13 @@ def caption_jobs(
         try:
             with stop.interruptible():
                 results = captioner.caption([decoded.image for decoded in batch], batch[0].job.perspectives)
-        except RuntimeError as error:
-            if "memory" not in str(error):
+        except (MemoryError, RuntimeError) as error:  # of the teacher, and of torch
+            if isinstance(error, RuntimeError) and "out of memory" not in str(error):
                 raise
+            told = str(error).partition("\n")[0]
             raise CaptionError(
                 "out of memory even with one image at a time: free the device, or choose caption.quantization = nf4 or "
-                f"a smaller model; everything finished is kept ({str(error).splitlines()[0]})"
+                f"a smaller model; everything finished is kept ({told})"
             ) from error
         for image, result in zip(batch, results, strict=True):
             if isinstance(result, dict):
@@ -185,13 +186,13 @@ class CaptionActor:
 
     def __init__(self, config: CaptionConfig, index: str, store_root: str, retry_errors: bool):
         self.config, self.store_root, self.retry_errors = config, store_root, retry_errors
-        self.index = Index(index)
+        self.index, self.identities = Index(index), caption_identities(**config.identity)  # hashes the model's files
         self.workers = ImageWorkers(config.workers, config.image_timeout_s)
         self.captioning: Captioning | None = None
 
     def __call__(self, ranges: list[tuple[str, str]]) -> tuple[RunReport, list[str]]:
         """The actor's report so far, and the parts found damaged."""
-        stores = open_stores(self.store_root, caption_identities(**self.config.identity))
+        stores = open_stores(self.store_root, self.identities)
         jobs = list(Lacking(self.index, stores, self.config, self.retry_errors).jobs(ranges))
         if jobs and self.captioning is None:
             self.captioning = Captioning(self.config, self.store_root, stores, self.workers, NeverStopped())

@@ -50,14 +50,16 @@ def slices_of(path: Path, config: PrepareConfig) -> Iterator[tuple[int, np.ndarr
 
 
 def _nifti(path: Path) -> np.ndarray:
-    """float32 [x, y, z] in RAS order, whatever order the file has, gaps NaN; the first volume of a series."""
+    """float32 [x, y, z] in RAS order, whatever order the file has, gaps NaN; of a series the first volume, of a plane
+    one slice."""
     import nibabel
 
     volume = np.array(nibabel.as_closest_canonical(open_nifti(path.read_bytes())).dataobj, dtype=np.float32)
     volume[~np.isfinite(volume)] = np.nan
     if (fill := find_fill(volume[np.isfinite(volume)])) is not None:
         volume[volume == fill] = np.nan
-    return volume if volume.ndim == 3 else volume.reshape(*volume.shape[:3], -1)[..., 0]
+    volume = np.atleast_3d(volume)
+    return volume.reshape(*volume.shape[:3], -1)[..., 0]
 
 
 def _dicom(path: Path, needs_window: bool) -> tuple[np.ndarray, bool]:

@@ -5,6 +5,7 @@ import json
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -68,7 +69,7 @@ def clean(row: dict[str, Any]) -> bytes:
 
 
 def pair(row: dict[str, Any]) -> bytes:
-    """The degraded image beside the clean one; a degradation made on the fly is seeded by the file's name."""
+    """The degraded image beside the clean one; a degradation made on the fly is the one that is evaluated."""
     from student.data.degradations import DegradationSpec, degrade, enlarge  # scipy: only where it is needed
 
     gt = pixels(row, row["gt_path"])
@@ -76,7 +77,7 @@ def pair(row: dict[str, Any]) -> bytes:
         lq, scale = pixels(row, row["lq_path"]), row.get("upsample")
         return png(enlarge(lq, scale) if scale else lq, gt)
     spec = DegradationSpec.model_validate_json(row["degradation"])
-    return png(degrade(gt, spec, np.random.default_rng(zlib.crc32(row["gt_path"].encode(errors="replace")))), gt)
+    return png(degrade(gt, spec, np.random.default_rng(zlib.crc32(Path(row["gt_path"]).name.encode()))), gt)
 
 
 def pixels(row: dict[str, Any], path: str) -> np.ndarray:

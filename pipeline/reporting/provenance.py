@@ -16,11 +16,17 @@ PACKAGES = ("teachonce", "torch", "transformers", "accelerate", "numpy", "pillow
 
 def made_of(inputs: Inputs, params: Path) -> Iterator[Block]:
     """Date, commit and versions, and the files that say the rest, as they stand."""
-    versions = "\n".join(f"{name} {metadata.version(name)}" for name in PACKAGES)
+    versions = "\n".join(f"{name} {_version(name)}" for name in PACKAGES)
     yield Listing("Code", f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC, commit {commit() or 'unknown'}\n{versions}")
     for file in (str(params), join(inputs.paths.release, "manifest.json"), join(inputs.paths.student, "config.json")):
-        with suppress(FileNotFoundError):
+        with suppress(OSError):  # a release out of reach is named in the section "Captions"
             yield Listing(file, read(file).decode(errors="replace"))
+
+
+def _version(package: str) -> str:
+    with suppress(metadata.PackageNotFoundError):  # teachonce itself, from a checkout
+        return metadata.version(package)
+    return "not installed"
 
 
 def commit() -> str:

@@ -91,7 +91,10 @@ def read_pairs(index: str | Path, split: str) -> Pairs:
         raise TrainDataError(f"{index}: not a readable index: {' '.join(str(error).split())}") from None
     table = table.filter((pc.field("split") == split) & (pc.field("status") == "ok"))
     table = table.sort_by([(column, "ascending") for column in ("dataset", "gt_path", "lq_path")])
-    return Pairs(**{name: np.array(table[name].to_pylist(), dtype=object) for name in names})
+    pairs = Pairs(**{name: np.array(table[name].to_pylist(), dtype=object) for name in names})
+    if wrong := next((name for name in pairs.by_dataset if "/" in name), None):
+        raise TrainDataError(f"{index}: the data set {wrong!r} has a / in its name, which curves and panels would bear")
+    return pairs
 
 
 def index_files(index: str | Path) -> list[str]:

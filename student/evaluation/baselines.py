@@ -19,10 +19,11 @@ def _channels_last(image: np.ndarray) -> np.ndarray:
 
 
 def _sigma(image: np.ndarray) -> float:
-    """Standard deviation of the noise, by the wavelet estimate of scikit-image."""
+    """Standard deviation of the noise, by the wavelet estimate of scikit-image: mean over the channels, of which it
+    calls one without detail nan."""
     from skimage.restoration import estimate_sigma
 
-    return float(estimate_sigma(image, average_sigmas=True, channel_axis=-1))
+    return float(np.nan_to_num(estimate_sigma(image, channel_axis=-1)).mean())
 
 
 def total_variation(lq: np.ndarray, gt: np.ndarray, spec: DegradationSpec | None) -> np.ndarray:
@@ -75,7 +76,6 @@ def back_projection(lq: np.ndarray, gt: np.ndarray, spec: DegradationSpec) -> np
     return restored.transpose(2, 0, 1)
 
 
-Baseline = Callable[[np.ndarray, np.ndarray, DegradationSpec | None], np.ndarray]
 BASELINES: dict[str, Callable[[np.ndarray, np.ndarray, Any], np.ndarray]] = {
     "tv": total_variation,
     "nlm": non_local_means,

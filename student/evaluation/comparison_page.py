@@ -40,11 +40,9 @@ LEFT, RIGHT = 230, 40
 def page(runs: Sequence[Run]) -> str:
     """The whole page."""
     parts = [_overall(runs), _by_task(runs), _curves(runs), _pictures(runs)]
-    told = (
-        f"PSNR in dB, {runs[0].kind.replace('`', '')}. Changes are to {runs[0].folder}, paired by image; in brackets "
-    )
-    told += "bootstrap 95 % intervals. Green and red: better and worse beyond the interval."
-    keys = "".join(f"<p>{_key(runs, i)}{escape(str(run.folder))}</p>" for i, run in enumerate(runs))
+    told = f"PSNR in dB, {runs[0].kind.replace('`', '')}. Changes are to {runs[0].folder}, paired by image; in "
+    told += "brackets bootstrap 95 % intervals. Green and red: better and worse beyond the interval."
+    keys = "".join(f"<p>{_key(i)}{_name(run)}</p>" for i, run in enumerate(runs))
     head = f"<h1>{len(runs)} runs compared</h1><p>{escape(told)}</p>{keys}"
     return (
         '<!doctype html><html lang="en"><meta charset="utf-8"><title>Runs compared</title>'
@@ -53,7 +51,7 @@ def page(runs: Sequence[Run]) -> str:
     )
 
 
-def _key(runs: Sequence[Run], i: int) -> str:
+def _key(i: int) -> str:
     return f'<span class="key" style="background:{COLOURS[i % len(COLOURS)]}"></span>'
 
 
@@ -89,14 +87,14 @@ HEADS = ("images", "PSNR", "gain over the input", "change to the first run")
 
 def _overall(runs: Sequence[Run]) -> str:
     groups = [*tasks(runs[0]).values()]
-    rows = ([_key(runs, i) + _name(run), *_numbers(cell(runs[0], run, groups), i == 0)] for i, run in enumerate(runs))
+    rows = ([_key(i) + _name(run), *_numbers(cell(runs[0], run, groups), i == 0)] for i, run in enumerate(runs))
     return f"<h2>Overall</h2><p>The unweighted mean over {len(groups)} tasks.</p>" + _table(("run", *HEADS), rows)
 
 
 def _by_task(runs: Sequence[Run]) -> str:
     found = {task: [cell(runs[0], run, [names]) for run in runs] for task, names in tasks(runs[0]).items()}
     rows = (
-        [escape(task) if i == 0 else "", _key(runs, i) + _name(runs[i]), *_numbers(one, i == 0)]
+        [escape(task) if i == 0 else "", _key(i) + _name(runs[i]), *_numbers(one, i == 0)]
         for task, cells in found.items()
         for i, one in enumerate(cells)
     )
@@ -111,7 +109,7 @@ def _chart(found: dict[str, list[Cell | None]]) -> str:
     if not shown:
         return ""
     ticks = _ticks(min(ends), max(ends))
-    low, high = min(ends[0], ticks[0], *ends), max(ticks[-1], *ends)
+    low, high = min(ticks[0], *ends), max(ticks[-1], *ends)
 
     def at(value: float) -> float:
         return LEFT + (value - low) / (high - low) * (1000 - LEFT - RIGHT)
@@ -146,10 +144,8 @@ def _curves(runs: Sequence[Run]) -> str:
         f"<div><h3>{escape(name) or 'Training loss'}</h3>{_plot([one.get(name, []) for one in lines])}</div>"
         for name in names
     )
-    told = (
-        "<p>The training of each run: its weighted loss, and the gain in PSNR over the input on a few held-out images"
-    )
-    return f'<h2>Curves</h2>{told} of each data set (dB), by step.</p><div class="plots">{plots}</div>'
+    told = "<p>The training of each run: its weighted loss, and the gain in PSNR over the input on a few held-out "
+    return f'<h2>Curves</h2>{told}images of each data set (dB), by step.</p><div class="plots">{plots}</div>'
 
 
 def _plot(lines: list[Points]) -> str:

@@ -6,7 +6,6 @@ Of each task the best, the median and the worst image, by gain over the input.
 import math
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -35,57 +34,39 @@ HEAT = np.array(
 """Anchors of an even-lightness scale from black (no error) to yellow."""
 
 
-@dataclass(frozen=True)
-class Row:
-    """One image of a sheet: images `[3, H, W]` float in [0, 1] and its scores."""
-
-    title: str
-    lq: np.ndarray
-    restored: np.ndarray
-    gt: np.ndarray
-    psnr_input: float
-    psnr: float
-    ssim_input: float | None
-    ssim: float | None
-
-
-def draw_sheet(heading: str, rows: list[Row], file: Path, errors: bool = True, across: int = 1) -> None:
-    """Write a PNG with one band an image, `across` bands side by side; `errors` adds two error maps to each.
-
-    Both error maps of a row share one scale: mean absolute error over the channels, from 0 to the 99.5th percentile
-    of the larger one, printed beneath.
-    """
-    columns = COLUMNS if errors else COLUMNS[:3]
-    bands = [_Band(row, errors) for row in rows]
-    band_width = len(columns) * CELL + (len(columns) - 1) * GAP
+def draw_sheet(
+    heading: str, bands: list[tuple[str, "Band"]], file: Path, columns: tuple[str, ...] = COLUMNS, across: int = 1
+) -> None:
+    """Write a PNG with one band an image, each with its title, `across` of them side by side."""
+    band_width = len(columns) * (CELL + GAP) - GAP
     lines = [bands[start : start + across] for start in range(0, len(bands), across)]
+    heights = [max(band.height for _, band in line) for line in lines]
     width = MARGIN + min(across, len(bands)) * (band_width + MARGIN)
-    height = MARGIN + 2 * LINE + sum(max(band.height for band in line) for line in lines) + MARGIN // 2
-    sheet = Image.new("RGB", (width, height), PAPER)
+    sheet = Image.new("RGB", (width, MARGIN + 2 * LINE + sum(heights) + MARGIN // 2), PAPER)
     pen = ImageDraw.Draw(sheet)
     pen.text((MARGIN, MARGIN - 4), heading, INK, font=_font(16))
     top = MARGIN + 2 * LINE - 8
-    for line in lines:
-        for i, band in enumerate(line):
-            band.draw(sheet, pen, MARGIN + i * (band_width + MARGIN), top, columns)
-        top += max(band.height for band in line)
+    for line, height in zip(lines, heights, strict=True):
+        for i, (title, band) in enumerate(line):
+            band.draw(sheet, pen, MARGIN + i * (band_width + MARGIN), top, title, columns)
+        top += height
     sheet.save(file, optimize=True)
 
 
-class _Band:
-    """One row of a sheet, scaled and measured."""
+class Band:
+    """One image of a sheet, scaled and measured, so that its pixels need not be kept: images `[3, H, W]` in [0, 1], and
+    the record with its scores.
 
-    def __init__(self, row: Row, errors: bool):
-        self.row = row
-        images = [row.lq, row.restored, row.gt]
-        height, width = row.gt.shape[1:]
-        self.scale = CELL / max(height, width)
-        self.cells = [self._fit(_bytes(image)) for image in images]
-        self.peak = 0.0
-        if errors:
-            maps = [np.abs(image.clip(0, 1) - row.gt).mean(0) for image in images[:2]]
-            self.peak = max(float(np.quantile(maps, 0.995)), 1 / 255)
-            self.cells += [self._fit(_heat(error / self.peak)) for error in maps]
+    Both error maps share one scale, printed beneath: mean absolute error over the channels, from 0 to the 99.5th
+    percentile of the larger one.
+    """
+
+    def __init__(self, record: dict, lq: np.ndarray, restored: np.ndarray, gt: np.ndarray):
+        self.record, self.scale = record, CELL / max(gt.shape[1:])
+        maps = [np.abs(image.clip(0, 1) - gt).mean(0) for image in (lq, restored)]
+        self.peak = max(float(np.quantile(maps, 0.995)), 1 / 255)
+        pixels = [_bytes(image) for image in (lq, restored, gt)] + [_heat(error / self.peak) for error in maps]
+        self.cells = [self._fit(image) for image in pixels]
         self.height = LINE + self.cells[0].height + 2 * LINE + GAP
 
     def _fit(self, pixels: np.ndarray) -> Image.Image:
@@ -95,21 +76,23 @@ class _Band:
         enlarged = image.resize((image.width * times, image.height * times), Image.Resampling.NEAREST)
         return enlarged.resize(size, Image.Resampling.LANCZOS)
 
-    def draw(self, sheet: Image.Image, pen: ImageDraw.ImageDraw, left: int, top: int, columns: tuple[str, ...]) -> None:
-        row = self.row
-        gain = row.psnr - row.psnr_input
-        pen.text((left, top), row.title, INK, font=_font(13))
+    def draw(
+        self, sheet: Image.Image, pen: ImageDraw.ImageDraw, left: int, top: int, title: str, columns: tuple[str, ...]
+    ) -> None:
+        record = self.record
+        gain = record["psnr"] - record["psnr_input"]
+        pen.text((left, top), title, INK, font=_font(13))
         if np.isfinite(gain):
-            at = left + pen.textlength(row.title + "   ", font=_font(13))
-            pen.text(
-                (at, top), f"{gain:+.2f} dB", GOOD if gain > 0.005 else BAD if gain < -0.005 else SOFT, font=_font(13)
-            )
-        notes = [_scores(row.psnr_input, row.ssim_input), _scores(row.psnr, row.ssim), ""]
+            at, colour = left + pen.textlength(title + "   ", font=_font(13)), SOFT
+            if abs(gain) > 0.005:
+                colour = GOOD if gain > 0 else BAD
+            pen.text((at, top), f"{gain:+.2f} dB", colour, font=_font(13))
+        notes = [_scores(record["psnr_input"], record["ssim_input"]), _scores(record["psnr"], record["ssim"]), ""]
         notes += [f"black: 0, yellow: {self.peak * 255:.0f} of 255"] * 2
         below = top + LINE + self.cells[0].height
-        for i, (cell, label) in enumerate(zip(self.cells, columns, strict=True)):
+        for i, label in enumerate(columns):
             at = left + i * (CELL + GAP)
-            sheet.paste(cell, (at, top + LINE))
+            sheet.paste(self.cells[i], (at, top + LINE))
             pen.text((at, below + 3), label, INK, font=_font(12))
             pen.text((at, below + LINE), notes[i], SOFT, font=_font(12))
 
@@ -153,27 +136,19 @@ def write_panels(
     folder.mkdir(parents=True, exist_ok=True)
     medians = []
     for task, group in grouped(records, "task").items():
-        rows = []
+        bands = []
         for label, record in best_median_worst(group).items():
-            row = _row(record, load, restore, f"{label} of {len(group)}: {_short(record['image'])}")
-            rows.append(row)
-            if label in ("median", "only"):
-                medians.append(replace(row, title=task))
-        draw_sheet(f"{task}   (PSNR / SSIM, variant {variant})", rows, folder / f"{file_name(task)}.png")
-        if len(group) == 2:
-            medians.append(replace(rows[0], title=task))
+            lq, gt = load(record["row"])
+            bands.append((f"{label} of {len(group)}: {_short(record['image'])}", Band(record, lq, restore(lq), gt)))
+        draw_sheet(f"{task}   (PSNR / SSIM, variant {variant})", bands, folder / f"{file_name(task)}.png")
+        medians.append((task, bands[len(bands) // 3][1]))  # of two the best
     heading = f"The median image of every task   (PSNR / SSIM, variant {variant})"
-    draw_sheet(heading, medians, folder / "overview.png", errors=False, across=2)
+    draw_sheet(heading, medians, folder / "overview.png", COLUMNS[:3], across=2)
 
 
 def file_name(task: str) -> str:
     """A task's name as part of a file's: an index may come from a stranger, and its tasks hold slashes."""
     return re.sub(r"[^\w.-]+", "_", task).lstrip(".") or "task"
-
-
-def _row(record: dict, load: Callable, restore: Callable, title: str) -> Row:
-    lq, gt = load(record["row"])
-    return Row(title, lq, restore(lq), gt, *(record[key] for key in ("psnr_input", "psnr", "ssim_input", "ssim")))
 
 
 def _gain(record: dict) -> float:

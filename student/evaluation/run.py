@@ -20,7 +20,7 @@ from student.data.pairs import read_pairs
 from student.evaluation.baselines import BASELINES, applies, missing_package
 from student.evaluation.config import EvalConfig
 from student.evaluation.extra_metrics import check_extra_metrics, extra_metric
-from student.evaluation.metrics import SMALLEST_SSIM, MetricError, centre_crop, psnr, ssim
+from student.evaluation.metrics import IDENTICAL_DB, SMALLEST_SSIM, MetricError, centre_crop, psnr, ssim
 from student.evaluation.panels import file_name, write_panels
 from student.evaluation.summary import markdown, summary
 from student.evaluation.tables import metrics_json, per_image_csv, per_set_csv, results_json, to_json
@@ -121,18 +121,18 @@ def _score(
     restored = restore(lq)
     scores: dict[str, Any] = {"height": gt.shape[1], "width": gt.shape[2]}
     large_enough = min(gt.shape[1:]) - 2 * config.crop_border >= SMALLEST_SSIM[config.variant]
-    for suffix, image in (("", restored), ("_input", lq)):
-        try:
+    try:
+        for suffix, image in (("", restored), ("_input", lq)):
             scores["psnr" + suffix] = psnr(image, gt, config.variant, config.crop_border)
-            found = ssim(image, gt, config.variant, config.crop_border) if large_enough else None
-        except MetricError as error:
-            raise EvalError(f"{name}: {error}") from None
-        scores["ssim" + suffix] = found
-        for extra in config.extra_metrics:
-            scores[extra + suffix] = extra_metric(extra, image, gt, config.crop_border)
-    for baseline in config.baselines:
-        image = BASELINES[baseline](lq, gt, spec) if applies(baseline, spec) else None
-        scores[f"psnr_{baseline}"] = None if image is None else psnr(image, gt, config.variant, config.crop_border)
+            scores["ssim" + suffix] = ssim(image, gt, config.variant, config.crop_border) if large_enough else None
+            for extra in config.extra_metrics:
+                scores[extra + suffix] = extra_metric(extra, image, gt, config.crop_border)
+        for baseline in config.baselines:
+            image = BASELINES[baseline](lq, gt, spec) if applies(baseline, spec) else None
+            found = None if image is None else psnr(image, gt, config.variant, config.crop_border)
+            scores[f"psnr_{baseline}"] = found and min(found, IDENTICAL_DB)  # JSON has no infinity
+    except ValueError as error:  # MetricError, and what scikit-image says of a picture one pixel high
+        raise EvalError(f"{name}: {error}") from None
     return scores
 
 
@@ -167,9 +167,8 @@ def _write(
         for task in ("overview", *earlier):
             (folder / "panels" / f"{file_name(task)}.png").unlink(missing_ok=True)
         shutil.rmtree(folder / "curves", ignore_errors=True)
-    if (
-        model.weights_sha256 and (curves := Path(model.name, "curves")).is_dir()
-    ):  # of the training, for `student.compare`
+    curves = Path(model.name, "curves")  # of the training, for `student.compare`
+    if model.weights_sha256 and curves.is_dir():
         shutil.copytree(curves, folder / "curves", dirs_exist_ok=True)
     if config.panels:
         kind = config.variant + f", without {config.crop_border} pixels at the border" * bool(config.crop_border)

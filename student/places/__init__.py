@@ -10,7 +10,7 @@ import os
 import posixpath
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
@@ -74,6 +74,13 @@ def asking(place: str | Path) -> Iterator[None]:
         raise OSError(errno.EACCES if credentials else errno.EIO, told, str(place)) from error
 
 
+def _asked(place: str | Path, what: str, *arguments: Any) -> Any:
+    """What the file system of an address does; raises `OSError`."""
+    with asking(place):
+        files, path = remote(str(place))
+        return getattr(files, what)(path, *arguments)
+
+
 def join(place: str | Path, *names: str) -> str:
     """`place` and the names below it."""
     return posixpath.join(str(place), *names) if is_remote(place) else os.path.join(place, *names)
@@ -98,16 +105,12 @@ def read(place: str | Path, start: int = 0, end: int | None = None) -> bytes:
 def entries(folder: str | Path) -> tuple[list[str], list[str]]:
     """Names of the folders and of the files in a folder (not below it), sorted; raises `OSError`."""
     if is_remote(folder):
-        with asking(folder):
-            files, path = remote(str(folder))
-            kinds = [
-                (entry["name"].rstrip("/").rpartition("/")[2], entry["type"]) for entry in files.ls(path, detail=True)
-            ]
-            inside = path.rstrip("/").rpartition("/")[2]  # a store may keep an empty object in place of the folder
-            found = [(name, kind == "directory") for name, kind in kinds if name and (kind, name) != ("file", inside)]
+        there = [(entry["name"].rstrip("/").rpartition("/")[2], entry["type"]) for entry in _asked(folder, "ls", True)]
+        inside = str(folder).rstrip("/").rpartition("/")[2]  # a store may keep an empty object in place of the folder
+        found = [(name, kind == "directory") for name, kind in there if name and (kind, name) != ("file", inside)]
     else:
-        with os.scandir(folder) as there:
-            found = [(entry.name, entry.is_dir()) for entry in there]
+        with os.scandir(folder) as inside:
+            found = [(entry.name, entry.is_dir()) for entry in inside]
     return sorted(name for name, is_folder in found if is_folder), sorted(name for name, is_ in found if not is_)
 
 
@@ -134,9 +137,7 @@ def stamp(place: str | Path) -> Stamp | None:
     store does not tell."""
     try:
         if is_remote(place):
-            with asking(place):
-                files, path = remote(str(place))
-                return _stamp(files.info(path))
+            return _stamp(_asked(place, "info"))
         facts = os.stat(place)
     except OSError:
         return None
@@ -155,20 +156,12 @@ def _stamp(facts: dict[str, Any]) -> Stamp | None:
 
 def exists(place: str | Path) -> bool:
     """Whether a file or folder is there."""
-    if is_remote(place):
-        with asking(place):
-            files, path = remote(str(place))
-            return files.exists(path)
-    return os.path.exists(place)
+    return _asked(place, "exists") if is_remote(place) else os.path.exists(place)
 
 
 def is_folder(place: str | Path) -> bool:
     """Whether there is a folder; in an object store, whether anything lies below the address."""
-    if is_remote(place):
-        with asking(place):
-            files, path = remote(str(place))
-            return files.isdir(path)
-    return os.path.isdir(place)
+    return _asked(place, "isdir") if is_remote(place) else os.path.isdir(place)
 
 
 def write_whole(place: str | Path, content: bytes | str) -> None:
@@ -179,21 +172,15 @@ def write_whole(place: str | Path, content: bytes | str) -> None:
     if not is_remote(place):
         return write_file(Path(place), content)
     try:
-        with asking(place):
-            files, path = remote(str(place))
-            files.pipe_file(path, content.encode() if isinstance(content, str) else content)
+        _asked(place, "pipe_file", content.encode() if isinstance(content, str) else content)
     except OSError as error:
         raise NotWritten(error.errno, error.strerror or str(error), str(place)) from error
 
 
 def remove(place: str | Path) -> None:
     """Remove a file; it may be gone already."""
-    try:
+    with suppress(FileNotFoundError):
         if is_remote(place):
-            with asking(place):
-                files, path = remote(str(place))
-                files.rm_file(path)
+            _asked(place, "rm_file")
         else:
             os.unlink(place)
-    except FileNotFoundError:
-        pass

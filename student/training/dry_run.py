@@ -30,10 +30,8 @@ def plan(job: Job) -> str:
     steps = f"steps {read_meta(latest)['step'] if latest else 0} to {config.max_steps}"
     steps += f", stopping at {config.stop_at_step}" if config.stop_at_step else ""
     steps += f", for at most {config.max_minutes:g} min" if config.max_minutes else ""
-    rates = (
-        f"{config.lr:g}, halved at {list(config.halve_lr_at)}"
-        if config.halve_lr_at
-        else f"{config.lr:g} → {config.min_lr:g}"
+    rates = f"{config.lr:g}" + (
+        f", halved at {[*halved]}" if (halved := config.halve_lr_at) else f" → {config.min_lr:g}"
     )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     parameters, activations, cost = rehearse(config, job.model, processes, device)

@@ -3,8 +3,9 @@
     python -m student.training.launch [the options of student/train.py]
 
 What `accelerate config` wrote counts, as it does for the launcher itself. Where nothing was written, every GPU of this
-machine trains, as with the launcher itself; but it is told so, and has no list of defaults to print. After Ctrl-C the
-trainer saves and says so, and this command ends with 130: a stage of DVC that was stopped has not been done.
+machine trains, as with the launcher itself; but it is told so, and has no list of defaults to print. After Ctrl-C or
+SIGTERM the trainer saves and says so, and this command ends with 130 or 143: a stage of DVC that was stopped has not
+been done.
 """
 
 import os
@@ -12,6 +13,8 @@ import signal
 import sys
 from pathlib import Path
 from types import FrameType
+
+import psutil
 
 
 def defaults(gpus: int) -> list[str]:
@@ -26,8 +29,12 @@ def main(argv: list[str] | None = None) -> int:
 
     def note(number: int, _frame: FrameType | None) -> None:
         stopped.append(number)  # the trainer gets the terminal's signal too, and needs a moment to save
+        if number == signal.SIGTERM:  # of a container or a scheduler: to this process alone
+            for trainer in psutil.Process().children():
+                trainer.terminate()
 
     signal.signal(signal.SIGINT, note)
+    signal.signal(signal.SIGTERM, note)
     import torch
     from accelerate.commands.config import default_config_file
     from accelerate.commands.launch import launch_command, launch_command_parser

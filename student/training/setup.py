@@ -202,8 +202,11 @@ def lock(out: Path) -> TextIO:
             ModelConfig.model_validate_json((out / "config.json").read_bytes())
         except (OSError, ValueError):
             raise CheckpointError(f"{theirs} would be replaced, and is no student's: change paths.student") from None
-    out.mkdir(parents=True, exist_ok=True)
-    file = open(out / ".lock", "a+", encoding="utf-8")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        file = open(out / ".lock", "a+", encoding="utf-8")
+    except OSError as error:
+        raise CheckpointError(f"{out}: cannot be written: {error.strerror}; change paths.student") from None
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
