@@ -23,8 +23,9 @@ from pipeline.indexing.folders import walk
 from pipeline.params import load_all
 from pipeline.preparing.config import PrepareConfig
 from pipeline.preparing.volumes import VOLUMES, VolumeError, slices_of
-from student.data.degradations import DegradationSpec, degrade, resize_integers
-from student.data.degradations import enlarge as large
+from student.data.degradations import DegradationSpec, degrade
+from student.data.resize import enlarge as large
+from student.data.resize import resize_integers
 from student.files import write_file
 from student.images import png16
 from student.images.files import read_still

@@ -10,7 +10,8 @@ from PIL import Image
 from pydicom.data import get_testdata_file
 
 from pipeline import prepare
-from student.data.degradations import DegradationSpec, degrade, resize_integers
+from student.data.degradations import DegradationSpec, degrade
+from student.data.resize import resize_integers
 from student.images import png16
 
 

@@ -5,14 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from student.data.degradations import (
-    KINDS,
-    DegradationSpec,
-    bicubic_resize,
-    degrade,
-    resize_as_8_bit,
-    resize_integers,
-)
+from student.data.degradations import KINDS, DegradationSpec, degrade
+from student.data.resize import bicubic_resize, resize_as_8_bit, resize_integers
 from student.params import ParamsError, load_section
 
 

@@ -14,8 +14,8 @@ from pipeline.reporting.data import pair
 from student import eval as evaluation
 from student.data.cache import Enlarged, open_images
 from student.data.dataset import PairDataset
-from student.data.degradations import enlarge
 from student.data.pairs import data_fingerprint, read_pairs
+from student.data.resize import enlarge
 from student.data.sampler import Draw
 
 

@@ -70,7 +70,8 @@ def clean(row: dict[str, Any]) -> bytes:
 
 def pair(row: dict[str, Any]) -> bytes:
     """The degraded image beside the clean one; a degradation made on the fly is the one that is evaluated."""
-    from student.data.degradations import DegradationSpec, degrade, enlarge  # scipy: only where it is needed
+    from student.data.degradations import DegradationSpec, degrade  # scipy: only where it is needed
+    from student.data.resize import enlarge
 
     gt = pixels(row, row["gt_path"])
     if row["lq_path"]:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from student.data.degradations import enlarge
 from student.data.pairs import Pairs, Ranges, TrainDataError
+from student.data.resize import enlarge
 from student.files import publish
 from student.images.files import read_rgb
 from student.images.picture import ImageFileError, read_file

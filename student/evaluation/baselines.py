@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from student.data.degradations import DegradationSpec, bicubic_resize, resize_as_8_bit
+from student.data.degradations import DegradationSpec
+from student.data.resize import bicubic_resize, resize_as_8_bit
 
 BACK_PROJECTIONS = 10
 

@@ -110,7 +110,7 @@ def enlarged(data: bytes, scale: int) -> bytes:
     import numpy as np
     from PIL import Image
 
-    from student.data.degradations import enlarge
+    from student.data.resize import enlarge
     from student.images.files import read_still
     from student.images.picture import ImageFileError, check_size
 
