@@ -92,6 +92,7 @@ class Embedding:
                 self.cache.append(images, [block.digests[image] for image in missing], cut_of, vectors)
                 truncated.update(name for names in cut_of for name in names)
                 n_new += len(missing)
+        pa.default_memory_pool().release_unused()  # the release needs other sizes
         return n_new, truncated
 
     def release_tables(self, advance: Callable[[int], None]) -> Iterator[pa.Table]:
