@@ -84,9 +84,11 @@ class Release:
     def __reduce__(self) -> tuple:
         return _reopen, (self.folder.place, self.manifest["manifest_sha256"], self._selected, self.folder.filesystem)
 
-    def sha256s(self) -> list[str]:
-        """The images' hashes, in the order of the rows."""
-        return hex_of(np.ascontiguousarray(self._index[:, self._rows()].T))
+    def sha256s(self, rows: np.ndarray | slice = slice(None)) -> list[str]:
+        """The images' hashes, in the order of the rows: of all, or of some (their numbers, or a slice)."""
+        if self._selected is not None:
+            rows = self._selected[rows]
+        return hex_of(self._index[:, rows].T)
 
     def lookup(self, sha256s: Sequence[str], column: str = "embedding") -> tuple[np.ndarray, np.ndarray]:
         """Vectors of images: n hashes → (float32 [n, dim] of unit length, found bool [n]).

@@ -21,7 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from itertools import repeat
+from itertools import pairwise, repeat
 from pathlib import Path
 
 import numpy as np
@@ -80,6 +80,7 @@ class PerspectiveStore:
         self.parts: list[Part] = []
         "in the order in which they were written"
         self.set_aside: list[str] = []
+        self._held: dict[tuple[str, ...], pa.Table] = {}  # what reaches into the next range of images
         self._number = 0
         for name in listed(self.directory, ".parquet"):
             if name.startswith("."):  # being written
@@ -126,14 +127,25 @@ class PerspectiveStore:
         Rows of nulls where the store holds none. `status` is among the columns. With `decoding`, today's limits and
         versions, a `bad_image` of a run that had others does not count.
         """
-        tables = [_EMPTY.select(["image_sha256", *columns])]
-        low, high = images[0].as_py()[:8], images[-1].as_py()[:8]
+        low, high, columns = images[0].as_py()[:8], images[-1].as_py()[:8], ["image_sha256", *columns]
         parts = [part for part in self.parts if part.first <= high and part.last >= low]
-        for table in self._read_all(parts, ["image_sha256", *columns]):
-            if decoding is not None and _made_with(table) != decoding:
+        by_image = sorted(parts, key=lambda part: part.first)
+        if apart := all(one.last < other.first for one, other in pairwise(by_image)):
+            parts = by_image  # when they were written says nothing then
+        found = [*zip(parts, self._read_all(parts, columns), strict=True)]
+        self._held = {(part.name, *columns): table for part, table in found if table and part.last >= high}
+        tables = [SCHEMA.empty_table().select(columns)]
+        for table in (table for _, table in found if table):
+            made_with = _decoding((table.schema.metadata or {}).get(b"provenance", b"{}"))
+            if decoding not in (None, made_with) and pc.index(table["status"], "bad_image").as_py() >= 0:
                 table = table.filter(pc.not_equal(table["status"], "bad_image"))
             tables.append(table.replace_schema_metadata(None))
         rows = pa.concat_tables(tables)
+        if apart:  # as a rule they hold these very images, each once, and nothing need be looked up
+            begin = max(pc.index(rows["image_sha256"], images[0]).as_py(), 0)
+            mine, after = rows.slice(begin, len(images)), rows["image_sha256"].slice(begin + len(images), 1)
+            if mine["image_sha256"].equals(pa.chunked_array([images])) and after.to_pylist() != [images[-1].as_py()]:
+                return mine.select(columns[1:]).combine_chunks()
         number = pc.fill_null(pc.index_in(rows["image_sha256"], images), -1).to_numpy()
         mine = np.flatnonzero(number >= 0)  # the others' images are not asked for
         rank = pc.index_in(rows["status"], pa.array(STATUSES)).to_numpy()[mine].astype(np.int64)
@@ -143,18 +155,18 @@ class PerspectiveStore:
         np.minimum.at(best, number[mine], rank * len(rows) + last - mine)
         absent = best == none
         chosen = np.where(absent, 0, last - best % max(len(rows), 1))
-        return rows.select(columns).take(pa.array(chosen, mask=absent)).combine_chunks()
+        return rows.select(columns[1:]).take(pa.array(chosen, mask=absent)).combine_chunks()
 
-    def _read_all(self, parts: list[Part], columns: list[str]) -> Iterator[pa.Table]:
-        if is_remote(self.directory):  # what takes its time is the way there and back
-            with ThreadPoolExecutor(16) as threads:
-                tables = list(threads.map(self._read, parts, repeat(columns)))
-        else:
-            tables = map(self._read, parts, repeat(columns))
-        return (table for table in tables if table is not None)
+    def _read_all(self, parts: list[Part], columns: list[str]) -> list[pa.Table | None]:
+        if not is_remote(self.directory):
+            return [self._read(part, columns) for part in parts]
+        with ThreadPoolExecutor(16) as threads:  # what takes its time is the way there and back
+            return list(threads.map(self._read, parts, repeat(columns)))
 
     def _read(self, part: Part, columns: list[str]) -> pa.Table | None:
         """The rows of a part, unless it is damaged or made under another fingerprint: then it is set aside."""
+        if (part.name, *columns) in self._held:
+            return self._held[part.name, *columns]
         try:
             content = read(join(self.directory, part.name))
         except FileNotFoundError:  # another process has just set it aside
@@ -234,13 +246,6 @@ def alone(root: str | Path) -> Iterator[None]:
                     remedy = "wait for it; several GPUs share one run with --ray"
                     raise StoreError(f"{root}: another process captions into it; {remedy}") from None
         yield
-
-
-_EMPTY = SCHEMA.empty_table()
-
-
-def _made_with(table: pa.Table) -> Mapping | None:
-    return _decoding((table.schema.metadata or {}).get(b"provenance", b"{}"))
 
 
 @lru_cache(64)

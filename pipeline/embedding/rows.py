@@ -117,17 +117,13 @@ def caption_blocks(
         left_out = np.bincount(status[~usable].max(axis=1, initial=0), minlength=len(STATUSES))
         tally.without_row.update({name: int(n) for name, n in zip(STATUSES, left_out, strict=True) if n})
         tally.partial += int((usable & ~ok.all(axis=1)).sum())
-        mine = pa.array(np.flatnonzero(usable))
         columns = {"image_sha256": block.images, **{name: block.first(name) for name in ("width", "height")}}
-        labels = block.labels() if labelled else None
-        yield CaptionBlock(
-            low,
-            high,
-            pa.table(columns).take(mine),
-            {name: table.take(mine) for name, table in held.items()},
-            ok[usable],
-            [labels[image] for image in mine.to_pylist()] if labels else None,
-        )
+        rows, labels = pa.table(columns), block.labels() if labelled else None
+        if not usable.all():
+            mine = np.flatnonzero(usable)
+            rows, held = rows.take(mine), {name: table.take(mine) for name, table in held.items()}
+            ok, labels = ok[usable], labels and [labels[image] for image in mine]
+        yield CaptionBlock(low, high, rows, held, ok, labels)
         advance(len(block))
 
 
@@ -136,7 +132,7 @@ def _count(tally: Tally, held: Mapping[str, pa.Table], status: np.ndarray) -> No
     for (name, table), of_name in zip(held.items(), status.T, strict=True):
         counts = np.bincount(of_name, minlength=len(STATUSES))
         tally.status.setdefault(name, Counter()).update({s: int(n) for s, n in zip(STATUSES, counts, strict=True) if n})
-        good = table.filter(pa.array(of_name == _OK))
+        good = table if counts[_OK] == len(table) else table.filter(pa.array(of_name == _OK))
         reasons = pc.value_counts(good["finish_reason"]).to_pylist()
         tally.finish.setdefault(name, Counter()).update({reason["values"]: reason["counts"] for reason in reasons})
         tally.tokens[name] += pc.sum(good["n_tokens"], min_count=0).as_py()
@@ -149,15 +145,18 @@ def pool(vectors: Mapping[str, np.ndarray], pooling: str, apart: Iterable[str]) 
     name, L2-normalised; `joined` and `label`: the vectors are equal already, and their mean is that vector.
     Vectors can be kept apart only with `mean`: the columns of a release have one dim.
     """
-    unit = {name: _unit(vectors[name].astype(np.float64)) for name in sorted(vectors)}
-    of_names = list(unit.values())
-    pooled = np.concatenate(of_names, axis=-1) if pooling == "concat" else sum(of_names[1:], of_names[0]) / len(unit)
-    return np.stack([_unit(pooled), *(unit[name] for name in sorted(apart))], axis=1).astype(np.float16)
+    each = (_unit(vectors[name]) for name in sorted(vectors))  # one by one, so that they stay in the cache of a core
+    pooled = np.concatenate([*each], axis=-1) if pooling == "concat" else sum(each, next(each)) / len(vectors)
+    columns = [_unit(pooled), *(_unit(vectors[name]) for name in sorted(apart))]
+    return np.stack([column.astype(np.float16) for column in columns], axis=1)
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:
+    """In float64."""
+    vectors = vectors.astype(np.float64)
     # Row by row the very sum that numpy.linalg.norm takes of one vector, so that no bit depends on n.
-    return vectors / np.sqrt(vectors[:, None, :] @ vectors[:, :, None])[:, 0]
+    vectors /= np.sqrt(vectors[:, None, :] @ vectors[:, :, None])[:, 0]
+    return vectors
 
 
 def release_table(block: CaptionBlock, vectors: np.ndarray, apart: Iterable[str]) -> pa.Table:
