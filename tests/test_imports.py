@@ -15,8 +15,8 @@ from processes import printed
 
 ROOMS = ("shards", "teacher", "student", "pipeline")
 TORCH_FREE = (
-    "params sections progress files places images data.pairs data.degradations data.resize network.config training.config "
-    "evaluation.config"
+    "params sections progress files places images data.pairs data.degradations data.resize network.config "
+    "training.config evaluation.config"
 )
 """What `pipeline` may see of `student`."""
 

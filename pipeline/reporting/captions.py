@@ -32,7 +32,7 @@ def answers(inputs: Inputs) -> Iterator[Block]:
         for place in np.unique(np.linspace(0, len(members) - 1, max(1, CARDS // len(domains)), dtype=int)):
             sha256, said = sample.sha256s[members[place]], sample.captions[members[place]]
             texts = [(pretty(name), text) for name, text in said.items()]
-            cards.append((lambda sha256=sha256: clean(inputs.clean[sha256]), pretty(domain), texts))
+            cards.append((lambda sha256=sha256: clean(inputs.row_of(sha256)), pretty(domain), texts))
     yield from pictures("Images and what was said", "", cards)
 
 
@@ -51,7 +51,7 @@ def questions(inputs: Inputs) -> Iterator[Block]:
     except (KeyError, TypeError, AttributeError) as error:
         raise Missing(f"{inputs.paths.caption_stats} has another form: {error!r}", EMBED) from None
     columns = ["perspective", "question", "answers", "failed", "cut", "different", "most frequent (times)"]
-    yield Table("Questions", f"{told} The last two columns: {sample.rule}", columns, rows, (0, 1, 6))
+    yield Table("Questions", f"{told} {sample.rule} The last two columns are of those.", columns, rows, (0, 1, 6))
 
 
 def doubts(inputs: Inputs) -> Iterator[Block]:
@@ -74,7 +74,7 @@ def doubts(inputs: Inputs) -> Iterator[Block]:
             told += f"Of {found['no_common_word']} images content and object share no word. "
         yield Table("Do they look sound?", told, ["perspective", "captions", "most frequent", *FAULTS.values()], rows)
         for image in found["worst"]:
-            if row := inputs.clean.get(image["image_sha256"]):
+            if row := inputs.row_of(image["image_sha256"]):
                 texts = [
                     ("why", ", ".join(image["why"])),
                     *((pretty(k), text) for k, text in image["captions"].items()),
@@ -94,7 +94,7 @@ def priors(inputs: Inputs) -> Iterator[Block]:
     if len(distinct) < FEWEST:
         raise Missing(f"{len(distinct)} different priors are too few for a map ({FEWEST} at least)", EMBED)
     places = _places(distinct)
-    colours = style.colours({row["domain"] for row in inputs.pairs} | set(domains))
+    colours = style.colours({*inputs.pairs.domain_of.values(), *domains})
     figure, axes = style.canvas(4.6 + 0.15 * len(domains))
     for place, name in enumerate(domains):
         points, images = np.unique(number[sample.domains == name], return_counts=True)

@@ -3,7 +3,6 @@
 import io
 import json
 import zlib
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,26 +22,25 @@ SIDE = 192
 
 def counts(inputs: Inputs) -> Iterator[Block]:
     """Usable pairs per data set and split, and everything in the index that is not usable."""
-    splits = sorted({row["split"] for row in inputs.pairs}, key=lambda split: ("train val test".find(split), split))
-    rows = Counter((row["dataset"], row["split"]) for row in inputs.pairs)
-    sets = {row["dataset"]: [pretty(row[key]) for key in ("dataset", "domain", "task")] for row in inputs.pairs}
-    sides = [row[side] for row in inputs.pairs for side in ("width", "height")]
-    bad = Counter(row["status"] for row in inputs.index if row["status"] != "ok")
-    told = (
-        f"{len(inputs.pairs):,} pairs of a degraded and a clean image, made of {len(inputs.clean):,} different clean "
-    )
-    told += f"images of {min(sides)} to {max(sides)} pixels a side."
-    if bad:
-        told += f" Left out: {listed(f'{n} {status}' for status, n in sorted(bad.items()))}; see {INDEX} --check."
-    table = [[*about, *(f"{rows[name, split]:,}" for split in splits)] for name, about in sets.items()]
+    pairs = inputs.pairs
+    splits = sorted({split for *_, split in pairs.of_set}, key=lambda split: ("train val test".find(split), split))
+    told = f"{pairs.n:,} pairs of a degraded and a clean image, made of {pairs.images:,} different clean images of "
+    told += f"{pairs.sides[0]} to {pairs.sides[1]} pixels a side."
+    if bad := sorted(pairs.left_out.items()):
+        told += f" Left out: {listed(f'{n} {status}' for status, n in bad)}; see {INDEX} --check."
+    sets = sorted({of_set[:3] for of_set in pairs.of_set})
+    table = [
+        [pretty(name), pretty(domain), pretty(task), *(f"{pairs.of_set[domain, name, task, s]:,}" for s in splits)]
+        for domain, name, task in sets
+    ]
     yield Table("Pairs by data set", told, ["data set", "domain", "task", *splits], table, (0, 1, 2))
 
 
 def examples(inputs: Inputs) -> Iterator[Block]:
     """One pair of every data set, degraded beside clean."""
-    first = {row["dataset"]: row for row in reversed(inputs.pairs)}
-    shown = list(reversed(first.items()))[: inputs.config.max_datasets]
-    told = f"{len(shown)} of {len(first)} data sets. " if len(shown) < len(first) else ""
+    rows = sorted(inputs.pairs.first.values(), key=lambda row: (row["domain"], row["dataset"]))
+    shown = [(row["dataset"], row) for row in rows[: inputs.config.max_datasets]]
+    told = f"{len(shown)} of {len(rows)} data sets. " if len(shown) < len(rows) else ""
     told += "Left what the student gets, right the clean image."
     yield from pictures("Examples", told, [(lambda row=row: pair(row), pretty(name), ()) for name, row in shown])
 
@@ -63,8 +61,10 @@ def pictures(title: str, told: str, wanted: list[tuple[Callable[[], bytes], str,
         )
 
 
-def clean(row: dict[str, Any]) -> bytes:
+def clean(row: dict[str, Any] | None) -> bytes:
     """The clean image alone."""
+    if row is None:
+        raise KeyError("an image of the release is not in the index")
     return png(pixels(row, row["gt_path"]))
 
 

@@ -1,12 +1,16 @@
 """What the report reads, each file once and only when a section asks; what is not there raises `Missing`."""
 
 import json
-from collections import defaultdict
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 import shards
 from pipeline.reporting.blocks import Missing
@@ -37,55 +41,103 @@ class Sample(NamedTuple):
     rule: str
 
 
+@dataclass
+class Pairs:
+    """What the report tells of the usable rows of the index."""
+
+    n: int = 0
+    images: int = 0
+    "different clean images"
+    of_set: Counter = field(default_factory=Counter)
+    "(domain, data set, task, split) → pairs"
+    sides: tuple[int, int] = (2**31, 0)
+    "smallest and largest side"
+    left_out: Counter = field(default_factory=Counter)
+    "rows that are not usable, by status"
+    first: dict[str, dict[str, Any]] = field(default_factory=dict)
+    "data set → its row with the smallest sha256"
+
+    @property
+    def domain_of(self) -> dict[str, str]:
+        """Data set → domain, in order of both."""
+        return {dataset: domain for domain, dataset, *_ in sorted(self.of_set)}
+
+    def add(self, table: pa.Table) -> None:
+        """The rows of one file: no clean image has rows in two."""
+        usable = table.filter(pc.field("status") == "ok")
+        self.left_out.update(table["status"].to_pylist())
+        del self.left_out["ok"]
+        if not len(usable):
+            return
+        self.n += len(usable)
+        self.images += pc.count_distinct(usable["gt_sha256"]).as_py()
+        ends = [pc.min_max(usable[side]).as_py() for side in ("width", "height")]
+        self.sides = min(self.sides[0], *(e["min"] for e in ends)), max(self.sides[1], *(e["max"] for e in ends))
+        groups = usable.group_by(["domain", "dataset", "task", "split"]).aggregate([([], "count_all")])
+        self.of_set.update({tuple(group): n for *group, n in zip(*groups.to_pydict().values(), strict=True)})
+        for name in pc.unique(usable["dataset"]).to_pylist():
+            mine = usable.filter(pc.field("dataset") == name).sort_by("gt_sha256").slice(0, 1).to_pylist()[0]
+            self.first[name] = min(self.first.get(name, mine), mine, key=lambda row: row["gt_sha256"])
+
+
 class Inputs:
     """Lazy, cached access to every artifact."""
 
     def __init__(self, paths: Paths, config: ReportConfig):
         self.paths, self.config = paths, config
 
-    @cached_property
-    def index(self) -> list[dict[str, Any]]:
-        """All rows of the index."""
-        file = self.paths.index
+    def _index(self) -> Iterator[pa.Table]:
+        """All rows of the index, one of its files after the other."""
         try:
-            return read_index_file(index_files(file), COLUMNS).to_pylist()
+            for file in index_files(self.paths.index):
+                yield read_index_file(file, COLUMNS)
         except (OSError, ValueError) as error:
-            raise Missing(f"{file}: {_reason(error)}", INDEX) from None
+            raise Missing(f"{self.paths.index}: {_reason(error)}", INDEX) from None
 
     @cached_property
-    def pairs(self) -> list[dict[str, Any]]:
-        """The rows that training and evaluation use, by domain and data set; there is at least one."""
-        pairs = [row for row in self.index if row["status"] == "ok"]
-        if not pairs:
+    def pairs(self) -> Pairs:
+        """The rows that training and evaluation use; there is at least one."""
+        found = Pairs()
+        for table in self._index():
+            found.add(table)
+        if not found.n:
             raise Missing(f"{self.paths.index} has no usable row", f"{INDEX} --check")
-        return sorted(pairs, key=lambda row: (row["domain"], row["dataset"], row["gt_sha256"]))
+        return found
 
-    @cached_property
-    def clean(self) -> dict[str, dict[str, Any]]:
-        """One row of every clean image, by sha256."""
-        return {row["gt_sha256"]: row for row in self.pairs}
+    def row_of(self, sha256: str) -> dict[str, Any] | None:
+        """A usable row of a clean image."""
+        for table in self._index():
+            mine = table.filter((pc.field("gt_sha256") == sha256) & (pc.field("status") == "ok"))
+            if len(mine):
+                return mine.slice(0, 1).to_pylist()[0]
+        return None
 
     @cached_property
     def sample(self) -> Sample:
         """At most `report.max_priors` images of the release, an equal share of each data set."""
-        groups: dict[str, set[str]] = defaultdict(set)
-        of: dict[str, str] = {}
         try:
             release = shards.open_release(self.paths.release)
-            for row in release.aliases().to_pylist():
-                groups[row["dataset"]].add(row["image_sha256"])
-                of[row["image_sha256"]] = min(row["domain"], of.get(row["image_sha256"], row["domain"]))
-            if not of:
+            aliases = release.aliases().select(["image_sha256", "dataset", "domain"])
+            if not len(aliases):
                 raise Missing(f"{self.paths.release} does not say where its images come from", EMBED)
-            limit, chosen, rule = self.config.max_priors, sorted(of), f"All {len(of)} images of the release."
-            if len(of) > limit:
-                share = max(1, limit // len(groups))
-                chosen = sorted({sha256 for group in groups.values() for sha256 in sorted(group)[:share]})[:limit]
-                rule = f"{len(chosen)} of {len(of)} images: {share} of each data set, those of the smallest sha256."
+            limit, share = self.config.max_priors, None
+            if len(release) > limit:
+                sets = pc.unique(aliases["dataset"])
+                share = max(1, limit // len(sets))
+                heads = [pc.unique(aliases.filter(pc.field("dataset") == name)["image_sha256"]) for name in sets]
+                some = sorted({sha256 for head in heads for sha256 in head.sort()[:share].to_pylist()})[:limit]
+                aliases = aliases.filter(pc.is_in(aliases["image_sha256"], pa.array(some)))
+            of = aliases.group_by("image_sha256").aggregate([("domain", "min")]).sort_by("image_sha256")
+            chosen, domains = of["image_sha256"].to_pylist(), of["domain_min"].to_numpy()
+            rule = f"All {len(release)} images of the release."
+            if share:
+                rule = (
+                    f"{len(chosen)} of {len(release)} images: {share} of each data set, those of the smallest sha256."
+                )
             captions, vectors = [release.captions(sha256) for sha256 in chosen], release.lookup(chosen)[0]
         except (shards.ReleaseError, KeyError, OSError) as error:
             raise Missing(f"no usable caption release: {error}", EMBED) from None
-        return Sample(chosen, np.array([of[sha256] for sha256 in chosen]), vectors, captions, rule)
+        return Sample(chosen, domains, vectors, captions, rule)
 
     @cached_property
     def log(self) -> list[dict[str, Any]]:

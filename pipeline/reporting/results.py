@@ -85,7 +85,7 @@ def facts(inputs: Inputs) -> list[tuple[str, str]]:
         overall = inputs.results["overall"]
         found.append((f"change in PSNR, mean over tasks: {verdict(overall)}", change(overall)))
     with suppress(Missing):
-        found += [("pairs", f"{len(inputs.pairs):,}"), ("clean images", f"{len(inputs.clean):,}")]
+        found += [("pairs", f"{inputs.pairs.n:,}"), ("clean images", f"{inputs.pairs.images:,}")]
     with suppress(Missing):
         found.append(("training steps", f"{inputs.log[-1]['step']:,}"))
     return found

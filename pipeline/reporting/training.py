@@ -46,7 +46,7 @@ def validation(inputs: Inputs) -> Iterator[Block]:
     names = sorted({name for row in rows for name, score in row["val"].items() if score.get("psnr_gain") is not None})
     if not names:
         return  # clean inputs have nothing to win
-    domain_of = {row["dataset"]: row["domain"] for row in inputs.pairs}
+    domain_of = inputs.pairs.domain_of
     colours = style.colours(domain_of.values())
     figure, axes = style.canvas(3.4 + 0.14 * len(names))
     for place, name in enumerate(names):
