@@ -8,7 +8,6 @@ import argparse
 import hashlib
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any, NamedTuple
 from pipeline.ablation.config import AblateConfig
 from pipeline.ablation.statistics import markdown
 from pipeline.params import load_all
+from pipeline.stopping import finish
 from student.data.pairs import index_files
 from student.files import write_file
 from student.params import ParamsError, Paths, add_params_arguments, read_params
@@ -94,7 +94,7 @@ def prepare(config: AblateConfig) -> None:
     dvc("repro", "embed", show=True)
     for variant in config.variants.values():
         changes = [part for override in variant.set if override.startswith("caption.") for part in ("--set", override)]
-        if changes and subprocess.run([sys.executable, "-m", "pipeline.caption", *changes]).returncode:
+        if changes and finish([sys.executable, "-m", "pipeline.caption", *changes], os.environ).returncode:
             raise AblateError(f"captions for {' '.join(variant.set)} could not be made; see above")
 
 
@@ -128,8 +128,6 @@ def run(missing: list[Experiment], copied: list[str]) -> list[str]:
                 dvc("exp", "run", "--quiet", "--temp", "--name", experiment.name, *folders, *changes, "evaluate")
             except AblateError as error:  # the others do not depend on it
                 failed.append(f"{experiment.name}: {error}")
-            except KeyboardInterrupt:
-                raise AblateError("stopped; the same command resumes") from None
             advance(1)
     return failed
 
@@ -142,7 +140,7 @@ def dvc(*arguments: str, show: bool = False) -> str:
     """
     here = os.pathsep.join(filter(None, [".", os.environ.get("PYTHONPATH")]))
     command = [sys.executable, "-m", "dvc", *arguments]
-    done = subprocess.run(command, capture_output=not show, text=True, env={**os.environ, "PYTHONPATH": here})
+    done = finish(command, {**os.environ, "PYTHONPATH": here}, capture=not show)
     if done.returncode:
         reason = "see above" if show else (done.stderr.strip().splitlines() or ["no reason given"])[-1]
         raise AblateError(f"dvc {' '.join(arguments[:2])} failed: {reason}")
@@ -196,6 +194,8 @@ def main(arguments: list[str] | None = None) -> None:
         print(ablate(parser.parse_args(arguments)))
     except (ParamsError, AblateError, OSError) as error:
         raise SystemExit(f"ablate: {error}") from None
+    except KeyboardInterrupt:
+        raise SystemExit("ablate: stopped; the same command resumes") from None
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
 import contextlib
 import signal
-from collections.abc import Iterator
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
 
 
 class Stopped(BaseException):
@@ -43,3 +44,28 @@ class NeverStopped:
     """In place of `Stop` where signals are somebody else's business, such as Ray's."""
 
     interruptible = staticmethod(contextlib.nullcontext)
+
+
+def finish(command: Sequence[str], env: Mapping[str, str], capture: bool = False) -> subprocess.CompletedProcess[str]:
+    """Run a command that saves when it is stopped, and wait until it has: `subprocess.run` kills it at Ctrl-C.
+
+    It gets the terminal's Ctrl-C itself, and is handed SIGTERM, which a scheduler sends to this process alone. Raises
+    `KeyboardInterrupt` when it has ended after one of them.
+    """
+    pipe = subprocess.PIPE if capture else None
+    process, stopped = subprocess.Popen(command, env=env, stdout=pipe, stderr=pipe, text=True), []
+
+    def note(number: int, _frame) -> None:
+        stopped.append(number)
+        if number == signal.SIGTERM:
+            process.terminate()
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        out, error = process.communicate()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if stopped:
+        raise KeyboardInterrupt
+    return subprocess.CompletedProcess(command, process.returncode, out, error)

@@ -48,12 +48,15 @@ def save(*_):
     (here / "saved").write_text("")
     raise SystemExit(1)
 signal.signal(signal.SIGINT, save)
+signal.signal(signal.SIGTERM, save)
 (here / "works").write_text("")
 time.sleep(60)
 """
 
 
-def test_ctrl_c_lets_the_stage_save(tmp_path):
+@pytest.mark.parametrize(("kill", "number"), [(os.killpg, signal.SIGINT), (os.kill, signal.SIGTERM)])
+def test_ctrl_c_and_a_scheduler_let_the_stage_save(tmp_path, kill, number):
+    """A terminal tells the whole group, a scheduler the command alone."""
     (tmp_path / "photos").mkdir()
     stand_in = tmp_path / "python"
     stand_in.write_text(STAGE.format(python=sys.executable, here=tmp_path))
@@ -65,6 +68,6 @@ def test_ctrl_c_lets_the_stage_save(tmp_path):
     while not (tmp_path / "works").exists():
         assert started.poll() is None
         time.sleep(0.05)
-    os.killpg(started.pid, signal.SIGINT)
+    kill(started.pid, number)
     assert b"stopped; what is finished is kept" in started.communicate()[1]
     assert (tmp_path / "saved").exists() and started.returncode == 1

@@ -10,7 +10,6 @@ import argparse
 import csv
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from pipeline.captioning.gallery import write_gallery
+from pipeline.stopping import finish
 from shards import open_release
 from shards.reader import Release
 from student.files import no_formula, publish, write_file
@@ -53,14 +53,12 @@ def caption_folder(args: argparse.Namespace) -> str:
     asked = {"caption": ["--retry-errors"] * args.retry_errors + ["--plan"] * args.plan}
     for stage in ("index", "caption") if args.plan else ("index", "caption", "embed"):
         command = [sys.executable, "-P", "-m", f"pipeline.{stage}", "--params", str(parameters), *given]
-        process = subprocess.Popen([*command, *asked.get(stage, [])], env=environment)
         try:
-            process.wait()
-        except KeyboardInterrupt:  # the stage has got it, too, and saves: `subprocess.run` would kill it
-            process.wait()
+            code = finish([*command, *asked.get(stage, [])], environment).returncode
+        except KeyboardInterrupt:
             raise SystemExit("caption: stopped; what is finished is kept, the same command resumes") from None
-        if process.returncode:
-            raise SystemExit(process.returncode)
+        if code:
+            raise SystemExit(code)
     if args.plan:
         return "caption: nothing was captioned; without --plan it is"
     release = open_release(out / "release")
