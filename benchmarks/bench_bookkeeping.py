@@ -32,17 +32,21 @@ STEPS = {
 }
 
 
-def make(images: int) -> None:
-    """Index, store and parameters in the current folder, for this checkout and (`before/`) for version 0.1."""
+def make(images: int, before: bool) -> None:
+    """Index, store and parameters in the current folder, for this checkout and (in `before/`) for version 0.1."""
     import numpy as np
+    import pyarrow as pa
+    import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
     from pipeline.captioning.config import CaptionConfig
     from pipeline.captioning.store import PerspectiveStore
     from pipeline.indexing.table import SCHEMA
     from pipeline.indexing.writer import write_index
+    from shards.arrays import hex_of
     from teacher.identity import caption_identities
 
+    os.fsync = lambda _: None  # for 50,000 parts it would take longer than all else, and nothing here need last
     Path("model").mkdir()
     Path("model/model.safetensors").write_bytes(b"never loaded")
     paths = {
@@ -57,36 +61,48 @@ def make(images: int) -> None:
     }
     config = CaptionConfig(**params["caption"])
     Path("params.yaml").write_text(json.dumps(params))
-    sha256s = [hashlib.sha256(b"%d" % number).hexdigest() for number in range(images)]
     fixed = dict.fromkeys(SCHEMA.names) | {"domain": "natural", "task": "t", "split": "train", "mode": "RGB"}
     fixed |= {"width": 512, "height": 512, "status": "ok"}
+    # 32 bytes an image are all that is held.
+    digests = np.fromiter((hashlib.sha256(b"%d" % number).digest() for number in range(images)), "S32", images)
+
+    def sha256s(start: int, end: int) -> list[str]:
+        return hex_of(np.frombuffer(digests[start:end].tobytes(), ">u8").reshape(-1, 4))
 
     def rows():
-        for number, sha256 in enumerate(sha256s):
-            name = f"set-{number % 97:03d}"
-            yield fixed | {"dataset": name, "gt_path": f"/data/{name}/{number:09d}.png", "gt_sha256": sha256}
+        for start in range(0, images, 1000):
+            for number, sha256 in enumerate(sha256s(start, start + 1000), start):
+                name = f"set-{number % 97:03d}"
+                yield fixed | {"dataset": name, "gt_path": f"/data/{name}/{number:09d}.png", "gt_sha256": sha256}
 
     write_index(rows(), "index.parquet", lambda: True, images)
-    os.mkdir("before")
-    write_index(rows(), "before/index.parquet", lambda: True, 0)
-    params["paths"] = paths | {"index": "before/index.parquet", "caption_store": "before/store"}
-    params["paths"] |= {"release": "before/release", "caption_stats": "before/stats.json"}
-    Path("before/params.yaml").write_text(json.dumps(params))
-    rng, words = np.random.default_rng(0), np.array(WORDS)
-    sha256s.sort()
+    if before:
+        os.mkdir("before")
+        write_index(rows(), "before/index.parquet", lambda: True, 0)
+        params["paths"] = paths | {"index": "before/index.parquet", "caption_store": "before/store"}
+        params["paths"] |= {"release": "before/release", "caption_stats": "before/stats.json"}
+        Path("before/params.yaml").write_text(json.dumps(params))
+    rng, words = np.random.default_rng(0), pa.array(WORDS)
+    digests.sort()
     for name, identity in caption_identities(**config.identity).items():
         store = PerspectiveStore("store", name, identity)
+        row = {"perspective": name, "n_tokens": 14, "finish_reason": "stop", "status": "ok", "error": None}
         for start in range(0, images, 1000):
-            chunk = sha256s[start : start + 1000]
-            texts = [" ".join(line) for line in words[rng.integers(len(words), size=(len(chunk), 12))]]
-            row = {"perspective": name, "n_tokens": 14, "finish_reason": "stop", "status": "ok", "error": None}
+            chunk = sha256s(start, start + 1000)
+            said = words.take(rng.integers(len(words), size=(len(chunk), 12)).ravel())
+            texts = pc.binary_join(pa.ListArray.from_arrays(np.arange(0, len(said) + 1, 12, np.int32), said), " ")
             row |= {"path": f"/data/set-001/{start:09d}.png", "run": "r", "batch_images": 32}
-            store.append([row | {"image_sha256": s, "caption": t} for s, t in zip(chunk, texts, strict=True)], "r", {})
-        folder = Path("before/store", store.fingerprint)
-        folder.mkdir(parents=True)
-        for part in store.parts:
-            os.link(Path(store.directory, part.name), folder / f"part-{part.written}-{part.digest}.parquet")
-    assert pq.read_table("index.parquet", partitioning=None).num_rows == images
+            some = zip(chunk, texts.to_pylist(), strict=True)
+            store.append([row | {"image_sha256": sha256, "caption": text} for sha256, text in some], "r", {})
+        if before:
+            folder = Path("before/store", store.fingerprint)
+            folder.mkdir(parents=True)
+            for part in store.parts:
+                os.link(Path(store.directory, part.name), folder / f"part-{part.written}-{part.digest}.parquet")
+    written = Path("index.parquet")
+    assert images == sum(
+        pq.read_metadata(file).num_rows for file in ([written] if written.is_file() else written.iterdir())
+    )
 
 
 class RandomVectors:
@@ -179,7 +195,8 @@ def rows_of(images: int, against: Path | None) -> list[dict]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         environment = os.environ | {"PYTHONPATH": str(ROOT)}
-        subprocess.run([sys.executable, __file__, "--make", str(images)], cwd=folder, env=environment, check=True)
+        command = [sys.executable, __file__, "--make", str(images), *(["--against", str(against)] if against else [])]
+        subprocess.run(command, cwd=folder, env=environment, check=True)
         took = {}
         for step in STEPS:
             for side, (code, p) in sides.items():
@@ -211,7 +228,7 @@ def main() -> None:
     parser.add_argument("--params", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.make:
-        return make(args.make)
+        return make(args.make, before=bool(args.against))
     if args.step:
         STEPS[args.step] = (*STEPS[args.step], "--params", args.params)
         return step(args.step)

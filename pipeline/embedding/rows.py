@@ -16,6 +16,7 @@ from pipeline.indexing.table import Index
 from shards.schema import vector_columns
 
 _OK = STATUSES.index("ok")
+_ESCAPED = np.frombuffer(b'"\\', np.uint8)
 
 
 class EmbedError(ValueError):
@@ -58,15 +59,24 @@ class CaptionBlock:
     def digests(self) -> list[str]:
         """Of each image the sha256 over perspectives and texts: what its vector depends on besides the embedder."""
         # As json.dumps({perspective: text}, sort_keys=True) writes it, in a fraction of the time.
-        columns = []
-        for name, of_name in self.texts.items():
-            key = f"{_quoted(name)}: "
-            columns.append(["" if text is None else key + _quoted(text) for text in of_name.to_pylist()])
-        if self.ok.all():
-            rows = map(", ".join, zip(*columns, strict=True))
+        keys, columns = [f"{_quoted(name)}: " for name in self.texts], list(self.texts.values())
+        if self.ok.all() and all(map(_plain, columns)):
+            pieces = [piece for key, column in zip(keys, columns, strict=True) for piece in (f', {key}"', column, '"')]
+            rows = pc.binary_join_element_wise("{" + pieces[0][2:], *pieces[1:], "}", "").to_pylist()
         else:
-            rows = (", ".join(filter(None, row)) for row in zip(*columns, strict=True))
-        return [sha256(f"{{{row}}}".encode()).hexdigest() for row in rows]
+            said = zip(*(column.to_pylist() for column in columns), strict=True)
+            some = ([key + _quoted(t) for key, t in zip(keys, texts, strict=True) if t is not None] for texts in said)
+            rows = [f"{{{', '.join(row)}}}" for row in some]
+        return [sha256(row.encode()).hexdigest() for row in rows]
+
+
+def _plain(texts: pa.Array | pa.ChunkedArray) -> bool:
+    """Whether JSON writes all of them as they are: printable ASCII but for two characters."""
+    for chunk in texts.chunks if isinstance(texts, pa.ChunkedArray) else [texts]:
+        content = np.frombuffer(chunk.buffers()[2] or b" ", np.uint8)
+        if content.min(initial=32) < 32 or content.max(initial=32) > 126 or np.isin(content, _ESCAPED).any():
+            return False
+    return True
 
 
 @dataclass
