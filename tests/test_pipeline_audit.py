@@ -5,7 +5,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.embedding.audit import TOLD, audit, faults_of, script_of, warnings
+from pipeline.embedding.audit import TOLD, audit, faults_of, in_another_language, script_of, warnings
 from pipeline.indexing.table import SCHEMA, Index
 from shards import open_release, write_release
 
@@ -32,6 +32,43 @@ def test_faults_are_told_from_what_people_say(text, fault):
 def test_scripts():
     said = ["Größe", "这是一张图片", "Это фото", "12 %"]
     assert [script_of(text) for text in said] == ["LATIN", "CJK", "CYRILLIC", None]
+
+
+ENGLISH = [
+    "The image features a large brown dog lying on a wooden floor next to a couch.",
+    "A man is riding a wave on top of a surfboard in the ocean.",
+    "Two giraffes are standing in a grassy field with trees in the background.",
+    "The image depicts a plate of food, including broccoli, rice and chicken.",
+    "A red double-decker bus drives down a street in London.",
+    "A bowl of fresh fruit sits on a table.",
+    "A cat sleeps on a keyboard in front of a computer monitor.",
+    "An old train travels through a forest.",
+]
+FOREIGN = [
+    "L'image montre une femme dans un parc avec un chien brun.",
+    "Das Bild zeigt einen großen Hund, der auf dem Boden liegt.",
+    "La imagen muestra un perro grande acostado en el suelo.",
+    "A imagem mostra um grande cachorro deitado no chão.",
+    "На изображении большая собака.",
+    "这张图片显示了一只大狗躺在地板上。",
+]
+
+
+def test_a_caption_in_another_language_is_told_whatever_most_are_in():
+    many = [f"{text[:-1]} number {i}." for text in ENGLISH for i in range(5)]
+    assert in_another_language([*many, *FOREIGN]) == set(FOREIGN)
+    things, places = ("einen Hund", "eine Katze", "ein Auto"), ("der Straße", "dem Boden", "der Wiese", "dem Dach")
+    german = [f"Das Bild zeigt {thing} auf {place}." for thing in things for place in places]
+    assert in_another_language([*german, ENGLISH[0]]) == {ENGLISH[0]}
+    chinese = [
+        f"这张图片显示了一只{thing}躺在{place}上。" for thing in "狗猫鸟马" for place in ("地板", "草地", "沙发")
+    ]
+    assert in_another_language([*chinese, ENGLISH[0]]) == {ENGLISH[0]}
+    assert in_another_language(ENGLISH) == in_another_language([]) == set()
+    templates = ["It was taken from space, looking straight down.", "It is a cross-sectional view by a scanner."]
+    assert in_another_language(templates) == set(), "few different texts"
+    names = [f"{a}a {a}b {a}c {a}d {a}e" for a in "bdfghklm"]
+    assert in_another_language(names) == set(), "where no words are usual they tell nothing"
 
 
 def make(folder, captions, vectors, datasets):
@@ -70,13 +107,15 @@ def test_counts_and_the_worst_images(tmp_path):
     content, thing = found["perspectives"]["content"], found["perspectives"]["object"]
     assert found["images"] == content["captions"] == 60 and content["different"] == 60
     assert {fault: content[fault] for fault in TOLD} == {
-        "refusal": 1, "repeats_question": 0, "loop": 0, "other_script": 1
+        "refusal": 1, "repeats_question": 0, "loop": 0, "other_language": 1
     }  # fmt: skip
     assert (thing["different"], thing["most_frequent"]) == (1, 60) and not any(thing[fault] for fault in TOLD)
     assert found["no_common_word"] == 60 - 58 and found["far"] >= 1
     worst = {int(image["image_sha256"], 16): image["why"] for image in found["worst"]}
-    assert list(worst)[:3] == [3, 7, 20] and worst[3] == ["content: refusal"] and worst[7] == ["content: other_script"]
-    assert worst[20][0].startswith("like the others of dogs: 0.0")
+    assert (
+        list(worst)[:3] == [3, 7, 20] and worst[3] == ["content: refusal"] and worst[7] == ["content: other_language"]
+    )
+    assert worst[20][0].startswith("unlike the rest of dogs: similarity 0.0")
     told = warnings(found)
     assert any("100% of the captions of object are one and the same text" in line for line in told)
     assert any("2% of the captions of content refuse to answer" in line for line in told)

@@ -15,7 +15,7 @@ FAULTS = {
     "refusal": "refuse",
     "repeats_question": "repeat the question",
     "loop": "repeat themselves",
-    "other_script": "in another script",
+    "other_language": "in another language",
 }
 FEWEST = 6
 """Priors below which a map of them says nothing."""
