@@ -1,5 +1,6 @@
 """Captions to vectors, block by block: what the cache lacks is embedded, and the release's rows stream out of it."""
 
+import ctypes
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -92,7 +93,7 @@ class Embedding:
                 self.cache.append(images, [block.digests[image] for image in missing], cut_of, vectors)
                 truncated.update(name for names in cut_of for name in names)
                 n_new += len(missing)
-        pa.default_memory_pool().release_unused()  # the release needs other sizes
+        _hand_back_memory()
         return n_new, truncated
 
     def release_tables(self, advance: Callable[[int], None]) -> Iterator[pa.Table]:
@@ -148,6 +149,13 @@ def embed_images(
             pooled = np.empty((len(number), *made.shape[1:]), np.float16) if pooled is None else pooled
             pooled[some] = made
     return cut_of, pooled
+
+
+def _hand_back_memory() -> None:
+    """What is free, to the system: texts and vectors leave 100 MB that the release, of other sizes, cannot use."""
+    pa.default_memory_pool().release_unused()
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):  # other C libraries than glibc have none
+        trim(0)
 
 
 def _chunks(column: pa.Array | pa.ChunkedArray) -> list[pa.Array]:
