@@ -27,8 +27,6 @@ from student.places import is_folder
 from student.progress import progress
 from student.training.config import losses_without_pool
 
-SAVE_SECONDS = 60.0
-
 
 def listed(config: IndexConfig) -> tuple[IndexConfig, int, list[str]]:
     """`config` without the splits that are not there, the number of pairs, and why each of those cannot be listed.
@@ -163,22 +161,19 @@ def _run(params: Params, config: IndexConfig, args: argparse.Namespace) -> int:
     if faults and not args.check:
         remedy = "fix the names" + ", or leave out what is not there with --skip-missing" * bool(absent)
         raise ParamsError("\n  ".join([*faults, remedy]))
-    try:
-        with progress("index", total) as advance:
-            rows = _saving(index_rows(config, cache, marks=args.check), cache, advance)
-            if args.check:
-                from pipeline.indexing.check import Check
+    with progress("index", total) as advance:
+        rows = _showing(index_rows(config, cache, marks=args.check), advance)
+        if args.check:
+            from pipeline.indexing.check import Check
 
-                seen = Check(config)
-                for row, lq in rows:
-                    seen.add(tally.add(row), lq)
-                return seen.report(tally, faults)
-            out = params.paths.index
-            taken = (tally.add(row) for row, _ in rows)
-            schema = SCHEMA.append(UPSAMPLE) if any(dataset.upsample for dataset in config.datasets) else SCHEMA
-            written = write_index(taken, out, lambda: tally.acceptable(config), total, schema)
-    finally:
-        cache.save()
+            seen = Check(config)
+            for row, lq in rows:
+                seen.add(tally.add(row), lq)
+            return seen.report(tally, faults)
+        out = params.paths.index
+        taken = (tally.add(row) for row, _ in rows)
+        schema = SCHEMA.append(UPSAMPLE) if any(dataset.upsample for dataset in config.datasets) else SCHEMA
+        written = write_index(taken, out, lambda: tally.acceptable(config), total, schema)
     for error in tally.first:
         print(f"  {error}", file=sys.stderr)
     if not written:
@@ -186,24 +181,20 @@ def _run(params: Params, config: IndexConfig, args: argparse.Namespace) -> int:
         remedy = f"fix them, or allow them with --set index.max_bad_fraction={tally.fraction:g}. Nothing was written."
         print(f"index: {share} ({tally.faults}); the first {len(tally.first)} are above: {remedy}", file=sys.stderr)
         return 1
-    summary = f"{tally.statuses['ok']} pairs, {len(tally.images)} distinct clean images, {tally.faults}"
+    summary = f"{tally.statuses['ok']} pairs, {tally.images} distinct clean images, {tally.faults}"
     print(f"index: {summary}, {time.monotonic() - begun:.1f} s → {out}")
     return 0
 
 
-def _saving(rows: Iterator, cache: ProbeCache, advance: Callable[[int], None]) -> Iterator:
-    """Pass rows through; saves the cache now and then, so that a killed run repeats a minute at most."""
-    saved = shown = time.monotonic()
-    done = 0
+def _showing(rows: Iterator, advance: Callable[[int], None]) -> Iterator:
+    """Pass rows through, and show how many."""
+    shown, done = time.monotonic(), 0
     for row in rows:
         yield row
         done += 1
         if time.monotonic() - shown > 0.2:
             advance(done)
             shown, done = time.monotonic(), 0
-        if shown - saved > SAVE_SECONDS:
-            cache.save()
-            saved = time.monotonic()
     advance(done)
 
 

@@ -33,7 +33,7 @@ class Paths(Section):
 
     samples: str = "artifacts/samples"
     index: str = "artifacts/index.parquet"
-    hash_cache: str = "artifacts/hash_cache.parquet"
+    hash_cache: str = "artifacts/hash_cache.sqlite"
     caption_store: str = "artifacts/caption_store"
     release: str = "artifacts/caption_shards"
     caption_stats: str = "artifacts/caption_stats.json"

@@ -135,7 +135,7 @@ def indexed(folder: Path, **more) -> PairDataset:
     split = {"gt": "gt", "lq": "lq"}
     spec = {"name": "d", "domain": "natural", "task": "denoising", "splits": {"train": split}, **more}
     config = IndexConfig(root=str(folder), datasets=[spec])
-    rows = (row for row, _ in index_rows(config, ProbeCache(folder / "cache.parquet")))
+    rows = (row for row, _ in index_rows(config, ProbeCache(folder / "cache.sqlite")))
     assert write_index(rows, folder / "index.parquet", lambda: True)
     pairs = read_pairs(folder / "index.parquet", "train")
     assert len(pairs), "nothing usable"

@@ -16,7 +16,7 @@ from pipeline.indexing.table import SCHEMA
 from student.images.workers import ImageWorkers
 
 PARAMS = """
-paths: {{index: index.parquet, hash_cache: cache.parquet}}
+paths: {{index: index.parquet, hash_cache: cache.sqlite}}
 index:
   root: data
   workers: 2
@@ -149,9 +149,9 @@ def test_another_picture_of_the_same_size_and_time_is_noticed(project, way):
     assert index.main([]) == 0
     wanted = hashlib.sha256(new.read_bytes()).hexdigest()
     if way == "rehash":  # a disk that lies about everything
-        table = pq.read_table("cache.parquet")
-        table = table.set_column(table.schema.get_field_index("sha256"), "sha256", [[wanted] * len(table)])
-        pq.write_table(table, "cache.parquet")
+        cache, path = ProbeCache(Path("cache.sqlite")), "data/gt/0.bmp"
+        (known,) = cache.get([path], [stamp_of(path)])
+        cache.put([(path, stamp_of(path), known._replace(sha256=wanted))])
         assert index.main([]) == 0 and rows()[0]["gt_sha256"] == wanted, "it came from the cache"
         wanted = hashlib.sha256(old.read_bytes()).hexdigest()
     elif way == "renamed":
@@ -173,21 +173,34 @@ def workers():
 def test_bad_files_and_larger_limits_are_never_taken_from_the_cache(tmp_path, workers):
     good, bad = picture(tmp_path / "good.png", 1), tmp_path / "bad.png"
     bad.write_bytes(b"no image")
-    cache = ProbeCache(tmp_path / "cache.parquet")
+    cache = ProbeCache(tmp_path / "cache.sqlite")
     paths = [str(good), str(bad)]
     first = list(probe_all(paths, cache, workers, 10**6))
-    cache.save()
-    again = ProbeCache(tmp_path / "cache.parquet")
+    again = ProbeCache(tmp_path / "cache.sqlite")
     assert again.get(paths, [*map(stamp_of, paths)]) == [first[0], None]
     assert "more than 50 pixels; index.max_pixels = 50" in list(probe_all(paths, again, workers, 50))[0].error
 
 
-def test_a_damaged_cache_is_started_anew(project):
+def flipped(content: bytes) -> bytes:
+    """Another hash of the first image, as a bad disk makes it."""
+    known = hashlib.sha256(Path("data/gt/0.png").read_bytes()).hexdigest().encode()
+    assert content.count(known) == 1
+    return content.replace(known, (b"0" if known[:1] != b"0" else b"1") + known[1:])
+
+
+@pytest.mark.parametrize("damage", [lambda _: b"garbage", flipped, lambda content: content[:5000], lambda _: b""])
+def test_a_damaged_cache_is_made_again(project, damage):
     assert index.main([]) == 0
-    Path("cache.parquet").write_bytes(b"garbage")
-    assert index.main([]) == 0
+    cache, before = Path("cache.sqlite"), rows()
+    cache.write_bytes(damage(cache.read_bytes()))
+    assert index.main([]) == 0 and rows() == before
     path = "data/gt/0.png"
-    assert ProbeCache(Path("cache.parquet")).get([path], [stamp_of(path)])[0].width == 12
+    assert index.main([]) == 0 and ProbeCache(cache).get([path], [stamp_of(path)])[0].sha256 == before[0]["gt_sha256"]
+
+
+def test_a_cache_that_cannot_be_written_is_one_line(project, capsys):
+    assert index.main(["--set", "paths.hash_cache=params.yaml/cache.sqlite"]) == 1
+    assert capsys.readouterr().err.startswith("index: ")
 
 
 def test_files_go_through_processes_in_order(tmp_path, workers):

@@ -56,10 +56,7 @@ def section(root, split: dict, **more) -> dict:
 def index(root: str, cache: Path, split: dict, **more) -> list[dict]:
     config, _, faults = listed(IndexConfig(**section(root, split, workers=2, **more)))
     assert not faults, faults
-    held = ProbeCache(cache)
-    rows = [row for row, _ in index_rows(config, held)]
-    held.save()
-    return rows
+    return [row for row, _ in index_rows(config, ProbeCache(cache))]
 
 
 def told(rows: list[dict], root: str) -> list[dict]:
@@ -168,20 +165,20 @@ def test_archives_that_cannot_be_read_in_parts_are_refused(bucket, tmp_path, nam
     upload(tmp_path, f"{bucket}/{tmp_path.name}")
     for root in (tmp_path, f"{bucket}/{tmp_path.name}"):
         with pytest.raises(ParamsError, match=message) as error:
-            next(index_rows_of(root, name))
+            next(index_rows_of(root, name, tmp_path / "cache"))
         assert "\n" not in str(error.value)
 
 
-def index_rows_of(root, gt: str):
-    return index_rows(IndexConfig(**section(root, {"gt": gt, **CLEAN}, workers=1)), ProbeCache(Path("/nowhere")))
+def index_rows_of(root, gt: str, cache: Path):
+    return index_rows(IndexConfig(**section(root, {"gt": gt, **CLEAN}, workers=1)), ProbeCache(cache))
 
 
 def test_a_folder_of_tars_says_how_they_are_named(data, tmp_path, capsys):
     shutil.copy(data / "gt.tar", tmp_path / "shard-0.tar")
     Image.fromarray(np.zeros((9, 9, 3), np.uint8)).save(tmp_path / "a.png")
-    assert len(list(index_rows_of(tmp_path, "."))) == 1
+    assert len(list(index_rows_of(tmp_path, ".", data / "cache"))) == 1
     assert f"1 .tar; name archives as {tmp_path}/*.tar" in capsys.readouterr().err
-    assert len(list(index_rows_of(tmp_path, "shard-*.tar"))) == 8
+    assert len(list(index_rows_of(tmp_path, "shard-*.tar", data / "cache"))) == 8
 
 
 def test_a_saved_hugging_face_data_set_lies_in_a_bucket(data, bucket, tmp_path):

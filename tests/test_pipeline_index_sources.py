@@ -28,7 +28,7 @@ def run(tmp_path, monkeypatch):
     def call(splits: dict, *arguments: str):
         entry = {"name": "x", "domain": "d", "task": "t", "splits": splits}
         section = {"root": "data", "datasets": [entry], "extracted": "extracted"}
-        paths = {"index": "index.parquet", "hash_cache": "cache.parquet"}
+        paths = {"index": "index.parquet", "hash_cache": "cache.sqlite"}
         Path("params.yaml").write_text(json.dumps({"paths": paths, "index": section}))
         code = index.main(list(arguments))
         return code, pq.read_table("index.parquet").to_pylist() if Path("index.parquet").exists() else []
@@ -197,7 +197,7 @@ def test_everything_that_fits_no_data_is_said_at_once_and_can_be_left_out(tmp_pa
     Path("data/there/broken.png").write_bytes(b"no image")
     splits = {name: {"train": {"gt": name, "degradation": {"kind": "identity"}}} for name in ("there", "gone", "lost")}
     data = [{"name": name, "domain": "d", "task": "t", "splits": split} for name, split in splits.items()]
-    paths = {"index": "index.parquet", "hash_cache": "cache.parquet"}
+    paths = {"index": "index.parquet", "hash_cache": "cache.sqlite"}
     params = {"paths": paths, "index": {"root": "data", "datasets": data}, "train": {"dataset_weights": {"theer": 2}}}
     params["model"] = {"domain_pool": False}
     Path("params.yaml").write_text(json.dumps(params))
@@ -232,7 +232,7 @@ def test_dvc_repro_sees_images_behind_links_and_in_absolute_folders(tmp_path, mo
     stage = {**stages["index"], "deps": ["data"], "outs": ["index.parquet"]}
     later = {"cmd": "cat index.parquet | wc -c >> later.txt", "deps": ["index.parquet"]}
     (project / "dvc.yaml").write_text(json.dumps({"stages": {"index": stage, "later": later}}))
-    paths = {"index": "index.parquet", "hash_cache": "cache.parquet"}
+    paths = {"index": "index.parquet", "hash_cache": "cache.sqlite"}
     (project / "params.yaml").write_text(json.dumps({"paths": paths, "index": {"root": "data", "datasets": data}}))
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = os.environ | {"PATH": path, "PYTHONPATH": str(root)}

@@ -46,7 +46,7 @@ def options(tmp_path_factory):
         (root / "data/test/Rain100L_10" / side).mkdir(parents=True)
         picture(1, False).save(root / "data/test/Rain100L_10" / side / f"{name}-1.png")
     given = SMALL | {"index.root": str(root / "data"), "paths.caption_store": str(root / "store")}
-    names = "index.parquet hash_cache.parquet caption_shards caption_stats.json student metrics.json evaluation".split()
+    names = "index.parquet hash_cache.sqlite caption_shards caption_stats.json student metrics.json evaluation".split()
     keys = "index hash_cache release caption_stats student metrics evaluation".split()
     given |= {f"paths.{key}": str(root / name) for key, name in zip(keys, names, strict=True)}
     words = ["--params", str(RECIPE)]

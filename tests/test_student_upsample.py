@@ -37,7 +37,7 @@ def indexed(scale: str, *args: str, **of: object) -> int:
         {"name": "sr", "domain": "natural", "task": "sr", **of}
         | {"splits": {split: {"gt": "gt", "lq": scale} for split in ("train", "val")}}
     ]
-    paths = {"index": "index.parquet", "hash_cache": "cache.parquet", "metrics": "metrics.json", "evaluation": "e"}
+    paths = {"index": "index.parquet", "hash_cache": "cache.sqlite", "metrics": "metrics.json", "evaluation": "e"}
     Path("params.yaml").write_text(json.dumps({"paths": paths, "index": {"root": "data", "datasets": sets}}))
     return index.main(list(args))
 

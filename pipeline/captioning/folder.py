@@ -103,7 +103,7 @@ def _write_table(file: Path, names: list[str], texts: pa.Table, files: pa.Table)
 
 def _parameters(folder: str, out: Path, stages: Path, args: argparse.Namespace) -> dict:
     paths = {name: str(stages / name) for name in ("samples", "student", "metrics", "evaluation", "report")}
-    paths |= {"index": str(stages / "index.parquet"), "hash_cache": str(stages / "hash_cache.parquet")}
+    paths |= {"index": str(stages / "index.parquet"), "hash_cache": str(stages / "hash_cache.sqlite")}
     paths |= {"caption_store": str(stages / "caption_store"), "caption_stats": str(stages / "caption_stats.json")}
     split = {"gt": ".", "degradation": {"kind": "identity"}}
     data = {"name": "folder", "domain": "images", "task": "captions", "splits": {"train": split}}

@@ -130,7 +130,7 @@ class Check:
         if tally.fraction > self.config.max_bad_fraction:
             verdict += f" (index.max_bad_fraction = {self.config.max_bad_fraction:g}; these need {tally.fraction:g})"
         console.print(
-            f"index --check: {tally.statuses['ok']} pairs, {len(tally.images)} distinct clean images, {tally.faults}, "
+            f"index --check: {tally.statuses['ok']} pairs, {tally.images} distinct clean images, {tally.faults}, "
             f"{self.warnings.total()} warnings, {len(leaks)} leaked clean images, {len(alike)} alike; {verdict}"
         )
         return int(fails)

@@ -1,70 +1,102 @@
-"""What is known of image files: one parquet file, a row a good image, so that an unchanged file is read once."""
+"""What is known of image files, in SQLite: a row a good image, so that an unchanged file is read once."""
 
-from collections.abc import Generator, Iterable
-from contextlib import suppress
+import json
+import sqlite3
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
+from zlib import crc32
 
 from pipeline.indexing import folders
 from pipeline.indexing.probe import Probe, probe_chunk
-from student.files import write_file
 from student.images.workers import FileGivenUp, ImageWorkers
 from student.places import Stamp, stamp
 from student.places.tars import member
 
 WINDOW = 8192
-"""Files in flight at once: what bounds the memory."""
+"""Files in flight at once: what bounds the memory, and what a killed run repeats."""
 CHUNK = 32
-_STAMP = ("size", "mtime_ns", "ctime_ns", "inode")
-SCHEMA = pa.schema(
-    [("path", pa.string()), *((name, pa.uint64()) for name in _STAMP), ("sha256", pa.string())]
-    + [("width", pa.int32()), ("height", pa.int32()), ("mode", pa.string())]
-    + [("low", pa.float64()), ("high", pa.float64()), ("marks", pa.binary())]
-)
+VERSION = 1
+"""Of the table; that of another version is started anew."""
+_CREATE = "CREATE TABLE images (path TEXT PRIMARY KEY, stamp TEXT, found TEXT, marks BLOB, crc INT) WITHOUT ROWID"
 
 
 class ProbeCache:
-    """Good images of earlier runs. A damaged cache is started anew, and what is wrong with a file never remembered."""
+    """Good images of earlier runs. A damaged cache is started anew, and what is wrong with a file never remembered.
+
+    Nothing of it is in memory, and each window of files is written when it is known. Raises `OSError` where the file
+    cannot be read or written.
+    """
 
     def __init__(self, file: Path, rehash: bool = False):
-        self.file, self._table, self._saved = file, SCHEMA.empty_table(), True
-        with suppress(OSError, pa.ArrowException):
-            table = pq.read_table(file, page_checksum_verification=True, partitioning=None)
-            if table.schema.equals(SCHEMA) and not rehash:
-                self._table = table
+        self.file, self._there = file, False
+        if file.is_file() and not rehash:
+            with self._sound():
+                self._there = self._connect().execute("PRAGMA user_version").fetchone()[0] == VERSION
 
     def get(self, paths: list[str], stamps: list[Stamp | None]) -> list[Probe | None]:
-        """What is known of files that are still as they were, None for the others."""
-        at = pc.index_in(pa.array(paths, pa.string()), value_set=self._table["path"])
-        rows = zip(*(column.to_pylist() for column in self._table.take(at).columns[1:]), strict=True)
+        """What is known of at most `WINDOW` files that are still as they were, None for the others."""
+        known = {}
+        with self._sound():
+            wanted = f"SELECT * FROM images WHERE path IN ({','.join('?' * len(paths))})"
+            for path, *row, crc in self._connect().execute(wanted, paths) if self._there else ():
+                if _crc(path, *row) == crc:
+                    known[path] = row
         return [
-            Probe._make((*row[4:8], None, *row[8:])) if row[:4] == stamp else None
-            for row, stamp in zip(rows, stamps, strict=True)
+            _probe(*known[path][1:]) if path in known and known[path][0] == json.dumps(now) else None
+            for path, now in zip(paths, stamps, strict=True)
         ]
 
     def put(self, found: Iterable[tuple[str, Stamp | None, Probe]]) -> None:
-        """Remember good images: path, stamp from before it was read, what is in it."""
-        rows = [
-            {"path": path, **dict(zip(_STAMP, stamp, strict=True)), **probe._asdict()}
-            for path, stamp, probe in found
-            if stamp and not probe.error
-        ]
+        """Remember good images, for good: path, stamp from before it was read, what is in it."""
+        rows = []
+        for path, before, probe in found:
+            if before and not probe.error:
+                told = json.dumps([probe.sha256, probe.width, probe.height, probe.mode, probe.low, probe.high])
+                row = (path, json.dumps(before), told, probe.marks)
+                rows.append((*row, _crc(*row)))
         if rows:
-            fresh = pa.Table.from_pylist(rows, schema=SCHEMA)
-            kept = self._table.filter(pc.invert(pc.is_in(self._table["path"], value_set=fresh["path"])))
-            self._table, self._saved = pa.concat_tables([kept, fresh]).combine_chunks(), False
+            with self._sound():
+                if not self._there:
+                    self._start_anew()
+                with self._connect() as base:
+                    base.executemany("INSERT OR REPLACE INTO images VALUES (?, ?, ?, ?, ?)", rows)
 
-    def save(self) -> None:
-        """Write the cache file, if there is anything new."""
-        if not self._saved:
-            sink = pa.BufferOutputStream()
-            pq.write_table(self._table, sink, compression="zstd", write_page_checksum=True)
-            write_file(self.file, sink.getvalue())
-            self._saved = True
+    @contextmanager
+    def _sound(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.OperationalError as error:  # no place, no room, or another run that does not end
+            raise OSError(f"{self.file}: {error}") from None
+        except sqlite3.DatabaseError:  # damaged
+            self._there = False
+
+    def _connect(self) -> sqlite3.Connection:
+        if not hasattr(self, "_base"):
+            self._base = sqlite3.connect(self.file, timeout=60)  # another run writes a window in far less
+        return self._base
+
+    def _start_anew(self) -> None:
+        if hasattr(self, "_base"):
+            self._base.close()
+            del self._base
+        self.file.unlink(missing_ok=True)
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        with self._connect() as base:
+            base.execute(_CREATE)
+            base.execute(f"PRAGMA user_version = {VERSION}")
+        self._there = True
+
+
+def _crc(path: str, stamp: str, found: str, marks: bytes | None) -> int:
+    """SQLite has no checksums, and a flipped bit in a hash would be another image."""
+    return crc32(json.dumps([path, stamp, found]).encode() + (marks or b""))
+
+
+def _probe(found: str, marks: bytes | None) -> Probe:
+    sha256, width, height, mode, low, high = json.loads(found)
+    return Probe(sha256, width, height, mode, None, low, high, marks)
 
 
 def stamp_of(path: str) -> Stamp | None:

@@ -1,7 +1,10 @@
 """What an indexing run has counted on the way."""
 
 import math
+from array import array
 from collections import Counter
+
+import numpy as np
 
 from pipeline.indexing.config import IndexConfig
 
@@ -14,17 +17,22 @@ class Tally:
 
     def __init__(self):
         self.statuses: Counter = Counter()
-        self.images: set[int] = set()
+        self._images = array("Q")  # a number a row: a set of a million would take 70 MB
         self.first: list[str] = []
 
     def add(self, row: dict) -> dict:
         """Count one row; returns it."""
         self.statuses[row["status"]] += 1
         if row["status"] == "ok":
-            self.images.add(int(row["gt_sha256"][:15], 16))
+            self._images.append(int(row["gt_sha256"][:16], 16))
         elif len(self.first) < FIRST:
             self.first.append(row["error"])
         return row
+
+    @property
+    def images(self) -> int:
+        """Distinct clean images."""
+        return len(np.unique(np.frombuffer(self._images, np.uint64)))
 
     @property
     def bad(self) -> int:

@@ -50,7 +50,7 @@ def evaluate(paths: Paths, config: EvalConfig, model: Model, state: PartialState
             raise EvalError(f"the baseline {name} needs a package: {remedy}; or name the others in eval.baselines")
     dataset, rows = _select(paths, config)
     settings = [config.variant, config.crop_border, config.tile, config.extra_metrics, config.baselines]
-    measured = json.dumps([model.weights_sha256, *settings, version("torch")])
+    measured = json.dumps([model.weights_sha256, *settings, version("torch"), state.device.type])
     identity = hashlib.sha256(measured.encode()).hexdigest()[:16]  # changes whenever a result could
     finished = Path(paths.evaluation, "finished")
     known = _known(finished, identity)
