@@ -10,6 +10,7 @@ from accelerate.utils import gather_object
 from student.data.dataset import PairDataset
 from student.evaluation.metrics import mean_psnr, psnr
 from student.network.prompts import Prompts
+from student.training.stopping import TrainingStopped
 
 Network = Callable[..., tuple[torch.Tensor, Prompts]]
 Scores = dict[str, dict[str, float]]
@@ -33,7 +34,7 @@ def validate(
 
     Returns, on every process, the scores (dataset → psnr, psnr_input, psnr_gain; variant `basicsr`), the usage
     (pool → task or domain → mean weight of each prompt, [N]) and, on the main process, a panel lq | restored | gt of
-    each dataset's first image, uint8 [H, W, 3].
+    each dataset's first image, uint8 [H, W, 3]. Raises `TrainingStopped` for an output that is not finite.
     """
     pairs, processes, mine = dataset.pairs, accelerator.num_processes, accelerator.process_index
     first = {pairs.dataset[row]: row for row in reversed(rows)}
@@ -49,6 +50,11 @@ def validate(
             for name, pool in (("task", prompts.task), ("domain", prompts.domain))
             if pool is not None
         }
+        if not np.isfinite(restored).all():
+            raise TrainingStopped(
+                f"validation: {pairs.gt_path[row]} is restored to pixels that are not finite; the last checkpoint is "
+                "before it: resume with train.mixed_precision=bf16 or no, or begin anew with a lower train.lr"
+            )
         records.append((row, psnr(restored, gt), psnr(lq, gt), usage))
         if first[pairs.dataset[row]] == row:
             panels[pairs.dataset[row]] = _panel(lq, restored, gt)
