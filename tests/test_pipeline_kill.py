@@ -112,7 +112,7 @@ def test_kills_at_random_moments_equal_an_uninterrupted_run(tmp_path, monkeypatc
             wait_for_parts(killed, process, len(parts(killed)) + 1)
             time.sleep(rng.uniform(0, 6 / kills))
         else:
-            time.sleep(rng.uniform(0, 8))
+            time.sleep(rng.uniform(0, 4))
         kill(process)
         interrupted += len(killed.store_rows()) < 4000
     assert interrupted == kills
