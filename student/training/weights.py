@@ -37,8 +37,8 @@ class TrainedWeights:
         else:
             optimizer = torch.optim.Adam(student.parameters(), **options)
         if config.compile:
-            # For the one size of all crops. Left to itself torch makes it dynamic once the process (or, by its profile on
-            # disk, an earlier one) has seen others, and Inductor (2.13) fails at strides of a padded side of any size.
+            # For the one size of all crops. Left to itself torch makes it dynamic once the process (or, by its profile
+            # on disk, an earlier one) has seen others, and Inductor (2.13) fails at strides of a padded side then.
             student.compile(dynamic=False)
         self.model, self.optimizer = accelerator.prepare(student, optimizer)
         self._fit_optimizer()
